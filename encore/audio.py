@@ -1,0 +1,95 @@
+"""Audio files in and out: soundfile for the formats, torchaudio for the resampling; no ffmpeg."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.functional import resample
+
+from encore.errors import EncoreError
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+def find_audio_files(folder: Path) -> list[Path]:
+    """All wav, flac, ogg and mp3 files below `folder`, sorted; hidden files and folders are passed over.
+
+    Raises:
+        EncoreError: the folder does not exist or holds no such file.
+    """
+    if not folder.is_dir():
+        raise EncoreError(f"{folder}: no such folder; give a folder with {', '.join(AUDIO_SUFFIXES)} files")
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise EncoreError(f"{folder}: no {', '.join(AUDIO_SUFFIXES)} file in it; give a folder of music")
+    return found
+
+
+def to_channels(audio: Tensor, channels: int) -> Tensor:
+    """`[C, N]` to `[channels, N]`: mono is the mean of all channels, stereo repeats mono or keeps the first two."""
+    if audio.shape[0] == channels:
+        return audio
+    if channels == 1:
+        return audio.mean(0, keepdim=True)
+    return audio.expand(channels, -1) if audio.shape[0] == 1 else audio[:channels]
+
+
+def read_audio(path: Path, sample_rate: int, channels: int) -> Tensor:
+    """Reads a file as float32 `[channels, N]` at `sample_rate` Hz.
+
+    Raises:
+        EncoreError: the file can't be read, is cut short, is empty, or holds values that are not finite.
+    """
+    try:
+        check_complete(path)
+        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.SoundFileError, struct.error) as error:
+        raise EncoreError(f"{path}: can't be read as audio ({error})") from error
+    if not len(samples):
+        raise EncoreError(f"{path}: holds no samples; remove it")
+    if not np.isfinite(samples).all():
+        raise EncoreError(f"{path}: holds NaN or infinite samples; export it again or remove it")
+    audio = to_channels(torch.from_numpy(samples.T), channels)
+    return resample(audio, file_rate, sample_rate).contiguous()
+
+
+def check_complete(path: Path) -> None:
+    """Raises EncoreError if a RIFF wav promises more data than the file holds.
+
+    libsndfile reads such a file without a word and returns what is there.
+    """
+    if path.suffix.lower() != ".wav":
+        return
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if file.read(4) != b"RIFF":
+            return
+        file.seek(12)
+        while len(header := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", header)
+            start = file.tell()
+            # Writers to a pipe leave the length at its greatest value: nothing was promised then.
+            if name == b"data" and length < 0xFFFFFFFF - 4096 and start + length > size:
+                raise EncoreError(
+                    f"{path}: truncated, its header promises {length} bytes of audio and {size - start} are there; "
+                    "copy or export it again"
+                )
+            file.seek(start + length + length % 2)
+
+
+def write_wav(path: Path, audio: Tensor, sample_rate: int) -> None:
+    """Writes `[C, N]` float audio as a 16-bit wav; samples beyond ±1 are clipped."""
+    samples = audio.detach().cpu().float().clamp(-1, 1).numpy().T
+    soundfile.write(path, samples, sample_rate, subtype="PCM_16")
