@@ -1,0 +1,191 @@
+"""The configuration of a training run: one frozen dataclass, from which the flags are made, checked once."""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from encore.errors import EncoreError
+
+
+def knob(default: Any, help: str, group: str, minimum: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A field of the configuration: its default, its help text (with unit), its group in `--help`, its bounds."""
+    return field(default=default, metadata={"help": help, "group": group, "minimum": minimum, "choices": choices})
+
+
+DATA, CODEC, MODEL, LOSSES = "Data", "Codec", "Model", "Losses"
+OPTIMISATION, RUN, RANKS, TRACKING = "Optimisation", "Run", "Ranks", "Tracking"
+SCHEDULERS = ("cosine", "plateau", "constant")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a training run."""
+
+    dataset_folder: Path | None = knob(None, "folder with train/ and val/ pairs (prepare_data.py makes it)", DATA)
+    cache_dir: Path | None = knob(None, "folder for encoded latents; default DATASET_FOLDER/.latents", DATA)
+    num_workers: int = knob(2, "processes that read audio, per rank", DATA, 0)
+    batch_size: int = knob(8, "pairs per step and rank", DATA, 1)
+    unity_test: bool = knob(False, "make the target the input: checks the whole pipeline", DATA)
+    shuffle_targets: bool = knob(False, "give every input another pair's target: a control", DATA)
+
+    codec: str = knob("encodec_24khz", "encodec_24khz, encodec_48khz, starter, or a path to own weights", CODEC)
+    codec_repository: Path | None = knob(None, "folder with the pretrained codecs' files, instead of a download", CODEC)
+    encodec_bandwidth: float | None = knob(None, "kbit/s of the quantiser; default: continuous latents", CODEC, 0)
+    decode_seconds: float | None = knob(
+        None,
+        "seconds decoded and compared per training step; default: the whole segment on a GPU, 2 on a CPU",
+        CODEC,
+        0,
+    )
+
+    d_model: int = knob(512, "width of the transformer", MODEL, 1)
+    nhead: int = knob(8, "attention heads", MODEL, 1)
+    num_layers: int = knob(4, "transformer layers", MODEL, 1)
+    dropout: float = knob(0.1, "dropout probability", MODEL, 0)
+
+    loss_weight_input: float = knob(0.0, "weight of the RMS error against the input", LOSSES, 0)
+    loss_weight_target: float = knob(1.0, "weight of the RMS error against the target", LOSSES, 0)
+    loss_weight_spectral: float = knob(0.0, "weight of the multi-resolution STFT loss", LOSSES, 0)
+    loss_weight_mel: float = knob(0.0, "weight of the log-mel L1", LOSSES, 0)
+
+    epochs: int = knob(200, "passes over the training pairs", OPTIMISATION, 1)
+    max_steps: int | None = knob(None, "optimiser steps after which training ends, whatever the epoch", OPTIMISATION, 1)
+    lr: float = knob(1e-4, "peak learning rate of AdamW", OPTIMISATION, 0)
+    weight_decay: float = knob(0.01, "weight decay of the weight matrices", OPTIMISATION, 0)
+    scheduler: str = knob("cosine", "course of the learning rate after the warm-up", OPTIMISATION, choices=SCHEDULERS)
+    warmup_steps: int = knob(100, "steps of linear warm-up", OPTIMISATION, 0)
+    clip_norm: float = knob(1.0, "greatest gradient norm; larger ones are scaled down to it", OPTIMISATION, 0)
+    grad_accumulation: int = knob(1, "batches per optimiser step", OPTIMISATION, 1)
+    ema_decay: float = knob(0.999, "decay per step of the averaged weights that are validated; 0: off", OPTIMISATION, 0)
+    bf16: bool = knob(True, "run the transformer in bfloat16 on GPUs that have it; losses stay float32", OPTIMISATION)
+    compile: bool = knob(False, "torch.compile the transformer", OPTIMISATION)
+    patience: int | None = knob(None, "epochs without a better validation loss before stopping", OPTIMISATION, 1)
+
+    checkpoint_dir: Path = knob(Path("checkpoints"), "folder for checkpoints, config.json and train.log", RUN)
+    save_every: int = knob(1, "epochs between saves of last.pt", RUN, 1)
+    resume: str | None = knob(None, "checkpoint to go on from, or auto: CHECKPOINT_DIR/last.pt if there", RUN)
+    seed: int = knob(0, "seed of weights, order of pairs, dropout and crops", RUN, 0)
+
+    world_size: int | None = knob(None, "ranks on this machine; default: all GPUs, else 1", RANKS, 1)
+    nnodes: str = knob("1", "machines, N or MIN:MAX", RANKS)
+    rdzv_endpoint: str = knob("", "HOST:PORT of the rendezvous, for several machines", RANKS)
+    max_restarts: int = knob(0, "times that failed workers are started again, from last.pt", RANKS, 0)
+
+    mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store", TRACKING)
+    experiment: str = knob("encore", "MLflow experiment", TRACKING)
+    run_name: str | None = knob(None, "name of the MLflow run", TRACKING)
+    artifact_every: int = knob(5, "epochs between validation examples (audio and picture) in MLflow", TRACKING, 1)
+
+    @property
+    def latent_folder(self) -> Path:
+        assert self.dataset_folder is not None
+        return self.cache_dir or self.dataset_folder / ".latents"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and checkpoints."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The opposite of `to_dict`; a name that is no field is left out, a field without value has its default."""
+        known = {name: kind for name, kind, _ in knobs()}
+        typed: dict[str, Any] = {
+            name: Path(value) if known[name] is Path and value is not None else value
+            for name, value in values.items()
+            if name in known
+        }
+        return cls(**typed)
+
+    def to_argv(self) -> list[str]:
+        """Flags that give this configuration again."""
+        argv = []
+        for name, value in self.to_dict().items():
+            if value is not None:
+                argv += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+        return argv
+
+
+def knobs() -> list[tuple[str, type, Field]]:
+    """Name, type (without `None`) and field of every setting, in order."""
+    hints = get_type_hints(TrainConfig)
+    return [(entry.name, _plain(hints[entry.name]), entry) for entry in fields(TrainConfig)]
+
+
+def _plain(hint: Any) -> type:
+    if get_origin(hint) in (types.UnionType, Union):
+        return next(kind for kind in get_args(hint) if kind is not type(None))
+    return hint
+
+
+def validate(config: TrainConfig) -> None:
+    """Checks a configuration as far as it can be without reading data.
+
+    Raises:
+        EncoreError: all problems together, a line each, with flag, value and remedy.
+    """
+    problems = []
+    for name, _, entry in knobs():
+        value, minimum, choices = getattr(config, name), entry.metadata["minimum"], entry.metadata["choices"]
+        # Written so that NaN, which is neither above nor below, is refused too.
+        if minimum is not None and value is not None and not minimum <= value < float("inf"):
+            problems.append(f"--{name} {value}: must be a finite number of at least {minimum:g}")
+        if choices and value not in choices:
+            problems.append(f"--{name} {value}: must be one of {', '.join(choices)}")
+    weights = [getattr(config, name) for name, _, _ in knobs() if name.startswith("loss_weight_")]
+    if not any(weights):
+        problems.append("--loss_weight_…: all weights are 0, there is nothing to train on; give one above 0")
+    problems += _relations(config) + _folders(config)
+    if problems:
+        raise EncoreError("\n".join(problems))
+
+
+def _relations(config: TrainConfig) -> list[str]:
+    problems = []
+    if config.nhead > 0 and (config.d_model % config.nhead or config.d_model // config.nhead % 2):
+        problems.append(
+            f"--d_model {config.d_model} --nhead {config.nhead}: every head needs the same even number of channels; "
+            f"d_model must be a multiple of {2 * config.nhead}"
+        )
+    for name in ("dropout", "ema_decay"):
+        if getattr(config, name) >= 1:
+            problems.append(f"--{name} {getattr(config, name)}: must be below 1")
+    for name in ("lr", "clip_norm", "decode_seconds", "encodec_bandwidth"):
+        if getattr(config, name) == 0:
+            problems.append(f"--{name} 0: must be above 0")
+    if config.unity_test and config.shuffle_targets:
+        problems.append("--unity_test true --shuffle_targets true: contradict each other; choose one")
+    counts = config.nnodes.split(":")
+    if not (len(counts) <= 2 and all(count.isdigit() and int(count) > 0 for count in counts)):
+        problems.append(f"--nnodes {config.nnodes}: must be a number of machines N or a range MIN:MAX")
+    elif int(counts[-1]) > 1 and not config.rdzv_endpoint:
+        problems.append(f"--nnodes {config.nnodes}: several machines need --rdzv_endpoint HOST:PORT")
+    return problems
+
+
+def _folders(config: TrainConfig) -> list[str]:
+    problems = []
+    folder = config.dataset_folder
+    if folder is None:
+        problems.append("--dataset_folder: missing; name a folder that prepare_data.py made")
+    elif not folder.is_dir():
+        problems.append(f"--dataset_folder {folder}: no such folder; python prepare_data.py MUSIC --output {folder}")
+    if config.codec_repository is not None and not config.codec_repository.is_dir():
+        problems.append(f"--codec_repository {config.codec_repository}: no such folder")
+    if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
+        problems.append(f"--resume {config.resume}: no such file; give a checkpoint or auto")
+    # The checkpoint folder is made here, before hours of training find out that it can't be.
+    try:
+        config.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(config.checkpoint_dir, os.W_OK):
+            raise PermissionError("no permission to write")
+    except OSError as error:
+        reason = error.strerror or error
+        problems.append(
+            f"--checkpoint_dir {config.checkpoint_dir}: can't be written to ({reason}); name another folder"
+        )
+    return problems

@@ -1,0 +1,11 @@
+"""Differentiable audio losses, usable on their own: `from losses import SpectralLoss`.
+
+Every loss is called `loss(prediction, target)` with float tensors `[B, C, N]` and falls when things get better. It
+returns the mean over the items of the batch, or one value per item with `reduction="none"`.
+"""
+
+from losses.modules import MelLoss, RMSLoss, SpectralLoss
+from losses.registry import REGISTRY, create
+from losses.spectra import shared_spectra
+
+__all__ = ["REGISTRY", "MelLoss", "RMSLoss", "SpectralLoss", "create", "shared_spectra"]

@@ -1,0 +1,26 @@
+#!/usr/bin/env python3
+"""Trains a continuation model: flags to configuration, checked once, then one worker per rank."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from encore import cli
+from encore.config import TrainConfig, validate
+from encore.launch import launch, ranks_here
+
+app = cli.new_app()
+
+
+def train(config: TrainConfig) -> None:
+    """Train a transformer to continue music, with a weighted sum of losses on the decoded audio."""
+    validate(config)
+    ranks_here(config)
+    sys.exit(launch(Path(__file__).resolve().with_name("train_worker.py"), config))
+
+
+cli.config_command(app, train)
+
+if __name__ == "__main__":
+    cli.run(app)
