@@ -1,0 +1,149 @@
+"""The state of a training run, its checkpoints, and models loaded from them."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from encore.codec import FrozenCodec, load_codec
+from encore.config import TrainConfig
+from encore.errors import EncoreError
+from encore.model import ContinuationTransformer
+from encore.optim import Schedule
+
+FORMAT = 1
+SHAPE = ("d_model", "nhead", "num_layers")  # settings that fix the model's tensors
+
+
+@dataclass
+class Progress:
+    """How far training is. All randomness follows from the seed and `step`, so no generator's state is needed."""
+
+    step: int = 0  # optimiser steps taken or skipped, in all
+    epoch: int = 0  # finished epochs
+    epoch_step: int = 0  # steps in the current epoch
+    skipped: int = 0  # steps left out because something was not finite, in all
+    best: float = math.inf  # lowest validation loss
+    waited: int = 0  # epochs since then
+    run_id: str | None = None  # of MLflow
+    sums: dict[str, float] = field(default_factory=dict)  # of the current epoch's training figures, over all ranks
+
+
+@dataclass
+class TrainState:
+    """All that changes during training."""
+
+    model: nn.Module
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    objective: nn.Module
+    progress: Progress
+
+    def save(self, path: Path, config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> None:
+        """Writes everything to a temporary name, then renames it: there is never half a checkpoint."""
+        content = {
+            "format": FORMAT,
+            "config": config.to_dict(),
+            "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
+            "segment_frames": segment_frames,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "objective": self.objective.state_dict(),
+            "progress": vars(self.progress),
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(content, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path, config: TrainConfig, codec: FrozenCodec) -> None:
+        """Continues from a checkpoint.
+
+        Raises:
+            EncoreError: not a checkpoint, or one of another model or codec.
+        """
+        content = read(path)
+        saved = TrainConfig.from_dict(content["config"])
+        problems = [
+            f"--resume {path}: was trained with --{name} {getattr(saved, name)}, not {getattr(config, name)}"
+            for name in SHAPE
+            if getattr(saved, name) != getattr(config, name)
+        ]
+        if content["codec"]["identity"] != codec.identity:
+            problems.append(f"--resume {path}: was trained with another codec (--codec {saved.codec}); name that one")
+        if (content["ema"] is None) != (self.ema is None):
+            problems.append(f"--resume {path}: was trained with --ema_decay {saved.ema_decay:g}, keep it on or off")
+        if problems:
+            raise EncoreError("\n".join(problems))
+        self.model.load_state_dict(content["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.load_state_dict(content["schedule"])
+        self.objective.load_state_dict(content["objective"])
+        self.progress = Progress(**content["progress"])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; only tensors and plain values are ever unpickled.
+
+    Raises:
+        EncoreError: no such file, or no checkpoint of ours.
+    """
+    if not path.is_file():
+        raise EncoreError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise KeyError("format")
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise EncoreError(f"{path}: not a checkpoint of this version of Encore ({reason})") from error
+    return content
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained model, ready to continue music, with its codec.
+
+    `segment_frames` is the length in latent frames of the contexts and continuations that it was trained on.
+    """
+
+    model: ContinuationTransformer
+    codec: FrozenCodec
+    config: TrainConfig
+    segment_frames: int
+
+
+def load_generator(path: Path, device: torch.device, codec_repository: Path | None = None) -> Generator:
+    """The averaged weights of a checkpoint (the plain ones where none were kept), in evaluation mode.
+
+    Raises:
+        EncoreError: no checkpoint, or its codec can't be had or has changed since.
+    """
+    content = read(path)
+    config = TrainConfig.from_dict(content["config"])
+    codec = load_codec(config.codec, codec_repository or config.codec_repository, config.encodec_bandwidth).to(device)
+    if codec.identity != content["codec"]["identity"]:
+        raise EncoreError(f"{path}: was trained with other weights of --codec {config.codec} than are there now")
+    model = build_model(config, codec)
+    weights = content["model"]
+    if content["ema"] is not None:
+        prefix = "module."
+        weights = {k.removeprefix(prefix): v for k, v in content["ema"].items() if k.startswith(prefix)}
+    model.load_state_dict(weights)
+    return Generator(model.to(device).eval(), codec, config, content["segment_frames"])
+
+
+def build_model(config: TrainConfig, codec: FrozenCodec) -> ContinuationTransformer:
+    """A new model for a configuration and the codec whose latents it works on."""
+    return ContinuationTransformer(codec.latent_dim, config.d_model, config.nhead, config.num_layers, config.dropout)
