@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets this machine up (once) and runs every check: lint, format, types, tests. Arguments go to pytest, for example
+#   ./run_tests.sh tests/test_audio.py -k truncated
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+./setup_venv.sh dev
+
+# One thread per process: the tests start several ranks at a time, and more threads than cores are slower than none.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+python=.venv/bin/python
+$python -m ruff check .
+$python -m ruff format --check .
+$python -m mypy
+exec $python -m pytest "$@"
