@@ -1,0 +1,78 @@
+"""Pictures of sound: log-magnitude spectrograms as PNG, without matplotlib's global state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+N_FFT = 1024
+HOP_LENGTH = 256
+MOST_FRAMES = 2000  # more than a picture has columns
+RANGE_DB = 80.0
+FLOOR_DB = -200.0
+
+
+def decibels(signal: Tensor, sample_rate: int) -> tuple[Tensor, float]:
+    """Magnitudes `20 · log10 |STFT|` in dB, `[513, frames]`, and the seconds from one frame to the next.
+
+    `signal` is `[C, N]`; the power is the mean over the channels. The Hann window is scaled to a sum of 1, so that a
+    sine of amplitude 1 is at −6 dB. What is not finite counts as silence (−200 dB).
+    """
+    signal = torch.nan_to_num(signal.detach().float().cpu(), nan=0.0, posinf=0.0, neginf=0.0)
+    signal = torch.nn.functional.pad(signal, (0, max(0, N_FFT - signal.shape[-1])))
+    hop = max(HOP_LENGTH, math.ceil(signal.shape[-1] / MOST_FRAMES))
+    window = torch.hann_window(N_FFT)
+    spectrum = torch.stft(signal, N_FFT, hop, window=window / window.sum(), pad_mode="constant", return_complex=True)
+    power = spectrum.abs().square().mean(0)
+    return 10 * power.clamp_min(10 ** (FLOOR_DB / 10)).log10(), hop / sample_rate
+
+
+def peak(signal: Tensor, sample_rate: int) -> float:
+    """The loudest point of a signal's spectrogram, in dB."""
+    return float(decibels(signal, sample_rate)[0].max())
+
+
+def spectrograms(named: Mapping[str, Tensor], sample_rate: int, path: Path, reference_db: float | None = None) -> None:
+    """Writes one PNG with a log-magnitude spectrogram per signal, below each other on shared axes.
+
+    Time in seconds, frequency in Hz, colour in dB relative to the loudest point of the first signal, over 80 dB.
+
+    Args:
+        named: at least one signal `[C, N]` by the title of its panel.
+        reference_db: what is 0 dB instead (see `peak`), to compare several pictures.
+    """
+    spectra = [decibels(signal, sample_rate) for signal in named.values()]
+    if reference_db is None:
+        reference_db = float(spectra[0][0].max())
+    figure = Figure(figsize=(8, 0.9 + 1.9 * len(named)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(named), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for panel, title, (levels, seconds) in zip(panels, named, spectra, strict=True):
+        image = panel.imshow(
+            (levels - reference_db).numpy(),
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=-RANGE_DB,
+            vmax=0,
+            # Frames and bins are points: each fills the half step on both its sides.
+            extent=(-seconds / 2, (levels.shape[1] - 0.5) * seconds, *_bin_edges(sample_rate)),
+        )
+        panel.set_title(title, loc="left", parse_math=False)
+        panel.set_ylabel("Hz")
+    panels[-1].set_xlabel("seconds")
+    panels[-1].set_xlim(0, max(signal.shape[-1] for signal in named.values()) / sample_rate)
+    panels[-1].set_ylim(0, sample_rate / 2)
+    figure.colorbar(image, ax=list(panels), label="dB", pad=0.015)
+    figure.savefig(path, format="png")
+
+
+def _bin_edges(sample_rate: int) -> tuple[float, float]:
+    half_step = sample_rate / N_FFT / 2
+    return -half_step, sample_rate / 2 + half_step
