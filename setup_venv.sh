@@ -23,7 +23,7 @@ stamp_of() {
 }
 
 stamped() {
-    [ "$(cat ".venv/.installed-$1" 2>/dev/null)" = "$(stamp_of "$1" 2>/dev/null)" ]
+    [ -e ".venv/.installed-$1" ] && [ "$(<".venv/.installed-$1")" = "$(stamp_of "$1" 2>/dev/null)" ]
 }
 
 # The first Python that is new enough and can make environments; says what is missing where there is none.
