@@ -24,11 +24,11 @@ from encore.linear_codec import OFFSET, Rows
 
 LEVEL = 60.0  # a filter's root mean square, in units of ELU's bend: large, so that f(x) is close to |x|
 DRIVE = 1 / 12  # the envelope's scale in the decoder
-CARRIER = 3.0  # deviation of r against the envelope's: mostly larger, so that mostly only its sign counts
+CARRIER = 3.0  # deviation of r against the envelope's level: mostly larger, so that mostly only its sign counts
 GAIN = 0.8  # texture of the full level costs more of the waveform's accuracy than it gives to the spectrum
 MEAN_MAGNITUDE = 0.8  # mean |x| of a unit normal variable
 # Shares of the learning rate: a step of Adam is the same for all weights, and these are far smaller than others.
-PATTERN_RATE, ENVELOPE_RATE, CONTEXT_RATE = 0.01, 0.2, 0.02
+PATTERN_RATE, ENVELOPE_RATE, CONTEXT_RATE = 0.01, 0.2, 0.05
 
 
 def band_edges(block: int, count: int, bands: int) -> list[int]:
@@ -151,7 +151,8 @@ def _write_decoder(
     # The carriers r listen to the upper half of the path, which has something to say wherever there is a high band.
     carrier = torch.zeros(sets, bands, count)
     carrier[..., count // 2 :] = torch.randn(sets, bands, count - count // 2, generator=generator)
-    carrier = CARRIER * deviation[:, None] * torch.nn.functional.normalize(carrier, dim=-1)
+    level = (mean.square() + deviation.square()).sqrt()
+    carrier = CARRIER * level[:, None] * torch.nn.functional.normalize(carrier, dim=-1)
     weight, bias = torch.zeros(sets, bands, 4, first.in_channels), torch.zeros(sets, bands, 4)
     for unit, (envelope_sign, carrier_sign) in enumerate([(1, 1), (-1, -1), (1, -1), (-1, 1)]):
         weight[:, :, unit, :count] = carrier_sign * carrier
