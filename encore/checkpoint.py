@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import pickle
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,11 @@ from encore.codec import FrozenCodec, load_codec
 from encore.config import TrainConfig
 from encore.errors import EncoreError
 from encore.model import ContinuationTransformer
+from encore.objective import Regression
 from encore.optim import Schedule
 
 FORMAT = 1
+RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", "missed_mlflow.jsonl")
 SHAPE = ("d_model", "nhead", "num_layers")  # settings that fix the model's tensors
 
 
@@ -30,6 +35,7 @@ class Progress:
     epoch: int = 0  # finished epochs
     epoch_step: int = 0  # steps in the current epoch
     skipped: int = 0  # steps left out because something was not finite, in all
+    skipped_in_a_row: int = 0
     best: float = math.inf  # lowest validation loss
     waited: int = 0  # epochs since then
     run_id: str | None = None  # of MLflow
@@ -44,7 +50,7 @@ class TrainState:
     ema: AveragedModel | None
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    objective: nn.Module
+    objective: Regression
     progress: Progress
 
     def save(self, path: Path, config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> None:
@@ -147,3 +153,23 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
 def build_model(config: TrainConfig, codec: FrozenCodec) -> ContinuationTransformer:
     """A new model for a configuration and the codec whose latents it works on."""
     return ContinuationTransformer(codec.latent_dim, config.d_model, config.nhead, config.num_layers, config.dropout)
+
+
+def resume_source(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from; workers that the elastic agent started again go on from the last one."""
+    last = config.checkpoint_dir / "last.pt"
+    if config.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        return last if last.is_file() else None
+    return Path(config.resume) if config.resume else None
+
+
+def set_aside(folder: Path, source: Path | None) -> None:
+    """Moves an earlier run's files to `earlier_<n>/`, unless this run goes on from there."""
+    continues = source is not None and source.resolve().parent == folder.resolve()
+    if continues or not any((folder / name).exists() for name in ("last.pt", "best_model.pt")):
+        return
+    number = next(n for n in itertools.count(1) if not (folder / f"earlier_{n}").exists())
+    (folder / f"earlier_{number}").mkdir()
+    for name in RUN_FILES:
+        if (folder / name).exists():
+            shutil.move(folder / name, folder / f"earlier_{number}" / name)

@@ -154,7 +154,7 @@ def _relations(config: TrainConfig) -> list[str]:
     for name in ("dropout", "ema_decay"):
         if getattr(config, name) >= 1:
             problems.append(f"--{name} {getattr(config, name)}: must be below 1")
-    for name in ("lr", "clip_norm", "decode_seconds", "encodec_bandwidth"):
+    for name in ("lr", "clip_norm", "encodec_bandwidth"):
         if getattr(config, name) == 0:
             problems.append(f"--{name} 0: must be above 0")
     if config.unity_test and config.shuffle_targets:

@@ -27,6 +27,10 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def has_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
 
 def start() -> Ranks:
     """Joins the process group that the environment describes: torchrun's variables, or Slurm's under srun.

@@ -64,6 +64,7 @@ class Regression(nn.Module):
         self.losses = nn.ModuleDict({component.name: component.loss for component in components})
         # In a tuple, so that the codec's weights are no part of this module's state.
         self._codec = (codec,)
+        self.sample_rate = codec.sample_rate
         self.margin, self.shared, self.autocast = margin, shared, autocast
 
     def predict(self, model: nn.Module, batch: Batch, crop: Crop) -> Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from encore.audio import check_complete, read_audio
+from encore.codec import FrozenCodec
 from encore.errors import EncoreError, listing
 from encore.latents import LatentCache
 
@@ -134,16 +135,15 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         self,
         pairs: Sequence[Pair],
         cache: LatentCache,
-        sample_rate: int,
-        channels: int,
-        hop_length: int,
+        codec: FrozenCodec,
         frames: int,
         unity: bool = False,
         shuffle_seed: int | None = None,
     ):
         self.pairs, self.cache = pairs, cache
-        self.sample_rate, self.channels, self.hop_length, self.frames = sample_rate, channels, hop_length, frames
-        self.unity = unity
+        # The numbers and not the codec: a dataset travels to the loader's processes.
+        self.sample_rate, self.channels, self.hop_length = codec.sample_rate, codec.channels, codec.hop_length
+        self.frames, self.unity = frames, unity
         self.partner = list(range(len(pairs)))
         if shuffle_seed is not None:
             order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(shuffle_seed)).tolist()
@@ -167,3 +167,36 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         first = whole - self.frames if from_end else 0
         last = first + self.frames
         return latents[:, first:last].float(), audio[:, first * self.hop_length : last * self.hop_length]
+
+
+class EpochSampler(Sampler[list[int]]):
+    """This rank's training batches: a new order every epoch, the same for a seed, disjoint over the ranks.
+
+    A step takes `batch_size · world_size · accumulation` pairs; a rest too small for a step is left out, other pairs
+    in every epoch.
+
+    Raises:
+        EncoreError: there are too few pairs for one step.
+    """
+
+    def __init__(self, items: int, batch_size: int, accumulation: int, rank: int, world_size: int, seed: int):
+        self.items, self.batch_size, self.accumulation = items, batch_size, accumulation
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.steps = items // (batch_size * world_size * accumulation)
+        if not self.steps:
+            raise EncoreError(
+                f"--batch_size {batch_size}: a step takes {batch_size * world_size * accumulation} pairs ({world_size} "
+                f"ranks, --grad_accumulation {accumulation}), but there are only {items} training pairs; lower one"
+            )
+        self.epoch = self.skip = 0
+
+    def start_at(self, epoch: int, step: int) -> None:
+        """The next iteration gives the batches of `epoch` from step `step` on."""
+        self.epoch, self.skip = epoch, step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.items, generator=generator).tolist()
+        for number in range(self.skip * self.accumulation, self.steps * self.accumulation):
+            first = (number * self.world_size + self.rank) * self.batch_size
+            yield order[first : first + self.batch_size]

@@ -1,0 +1,152 @@
+"""What the user sees: a live display on a terminal, plain lines in a pipe, and always plain lines in train.log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from encore.objective import Component
+
+Values = Mapping[str, float]
+
+
+@dataclass
+class EpochFigures:
+    """The means of one epoch over all ranks' samples; "loss" is the weighted total, other names are components'."""
+
+    epoch: int
+    epochs: int
+    train: Values
+    lr: float
+    throughput: float  # seconds of audio per second
+    skipped: int  # steps of the whole run
+    val: Values = field(default_factory=dict)
+    best: bool = False
+
+    def metrics(self) -> dict[str, float]:
+        """All figures under their names in MLflow."""
+        named = {"learning_rate": self.lr, "throughput": self.throughput, "skipped_steps": self.skipped}
+        for split, values in (("train", self.train), ("val", self.val)):
+            named |= {f"{split}_{name}": value for name, value in values.items() if name != "grad_norm"}
+        if "grad_norm" in self.train:
+            named["grad_norm"] = self.train["grad_norm"]
+        return named
+
+
+class Screen:
+    """The output of rank 0; on the other ranks it is silent.
+
+    Args:
+        active: whether this rank prints.
+    """
+
+    def __init__(self, active: bool):
+        self.active = active
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.live = active and self.console.is_terminal
+        self.log: TextIO | None = None
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.live,
+            transient=True,
+        )
+        self.progress.start()
+        self.components: Sequence[Component] = ()
+        self.floor: Values = {}
+        self.copy: Values = {}
+
+    def open_log(self, path: Path) -> None:
+        """From now on every line goes to this file too."""
+        self.log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
+
+    def close(self) -> None:
+        self.progress.stop()
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+    def say(self, line: str, style: str | None = None) -> None:
+        """One line, to the screen and the log."""
+        self._write(line)
+        if self.active:
+            self.console.print(line, style=style, markup=False)
+            sys.stdout.flush()
+
+    def task(self, description: str, total: int, done: int = 0) -> TaskID:
+        return self.progress.add_task(description, total=total, completed=done, note="")
+
+    def advance(self, task: TaskID, note: str = "") -> None:
+        self.progress.update(task, advance=1, note=note)
+
+    def finish(self, task: TaskID) -> None:
+        self.progress.remove_task(task)
+
+    def epoch(self, figures: EpochFigures) -> None:
+        """The figures of an epoch: lines to the log (and a pipe), a table to a terminal."""
+        lines = [
+            f"Epoch {figures.epoch}/{figures.epochs}:",
+            f"  Train Loss: {figures.train['loss']:.4f} ({self._parts(figures.train)})",
+            f"  Val Loss:   {figures.val['loss']:.4f} ({self._parts(figures.val)})",
+            f"  LR: {figures.lr:.2e}",
+        ]
+        if figures.skipped:
+            lines.append(f"  Skipped: {figures.skipped} steps that were not finite")
+        if self.live:
+            self._write("\n".join(lines))
+            self.console.print(self._table(figures))
+        else:
+            self.say("\n".join(lines))
+
+    def baselines(self, components: Sequence[Component], floor: Values, copy: Values) -> None:
+        """Keeps the terms, the codec's floor and the copy baseline for the tables, and writes the figures once."""
+        self.components, self.floor, self.copy = components, floor, copy
+        self.say(f"Codec floor:   {floor['loss']:.4f} ({self._parts(floor)})")
+        self.say(f"Copy baseline: {copy['loss']:.4f} ({self._parts(copy)})")
+
+    def _write(self, text: str) -> None:
+        if self.log is not None:
+            self.log.write(text + "\n")
+
+    def _parts(self, values: Values) -> str:
+        """Every component's value; one that was not computed is off."""
+        return ", ".join(
+            f"{c.label}: {values[c.name]:.4f}" if c.name in values else f"{c.label}: off" for c in self.components
+        )
+
+    def _table(self, figures: EpochFigures) -> Table:
+        note = f"  {figures.skipped} steps skipped" if figures.skipped else ""
+        norm = figures.train.get("grad_norm", 0.0)
+        table = Table(
+            title=f"Epoch {figures.epoch}/{figures.epochs}{'  ★ best' if figures.best else ''}",
+            caption=f"lr {figures.lr:.2e}  grad norm {norm:.3g}  {figures.throughput:.1f} s/s{note}",
+            title_justify="left",
+            caption_justify="left",
+        )
+        table.add_column("component")
+        for name in ("weight", "train", "val", "share", "floor", "copy"):
+            table.add_column(name, justify="right")
+        for c in self.components:
+            share = c.weight * figures.val[c.name] / figures.val["loss"] if figures.val["loss"] else 0.0
+            table.add_row(c.name, f"{c.weight:g}", *self._row(c.name, figures, f"{share:.0%}"))
+        table.add_section()
+        table.add_row("total", "", *self._row("loss", figures, "100%"), style="bold")
+        return table
+
+    def _row(self, name: str, figures: EpochFigures, share: str) -> list[str]:
+        train, val, floor, copy = (
+            f"{values[name]:.4f}" if name in values else "–"
+            for values in (figures.train, figures.val, self.floor, self.copy)
+        )
+        return [train, val, share, floor, copy]

@@ -1,0 +1,362 @@
+#!/usr/bin/env python3
+"""One rank of a training run. Started by train_ddp.py; also runs under torchrun and srun, with the same flags."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+import losses
+from encore import cli, distributed
+from encore.audio import write_wav
+from encore.checkpoint import Progress, TrainState, build_model, resume_source, set_aside
+from encore.codec import FrozenCodec, load_codec
+from encore.config import TrainConfig, validate
+from encore.console import EpochFigures, Screen
+from encore.distributed import Ranks
+from encore.errors import EncoreError
+from encore.figures import Sums, means
+from encore.latents import LatentCache
+from encore.objective import Component, Crop, Regression
+from encore.optim import Schedule, adamw, averaged
+from encore.pairs import Batch, EpochSampler, Pair, PairDataset, collate, find_pairs, segment_frames
+from encore.pictures import spectrograms
+from encore.tracking import Tracker
+
+DIVERGED = 3  # exit status after a run of steps that were not finite
+NOT_FINITE_IN_A_ROW = 10
+CPU_DECODE_SECONDS = 2.0
+LABELS = {"rms_input": "rms_in", "rms_target": "rms_tgt", "spectral": "spec"}  # in the log's lines
+
+Values = dict[str, float]
+Loader = Iterable[Batch]
+
+
+class Diverged(EncoreError):
+    """Too many steps in a row whose loss or gradient was not finite."""
+
+
+class StopSignal:
+    """Notes SIGINT and SIGTERM, so that the loop can finish its step and save."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+
+
+def main(config: TrainConfig) -> None:
+    """One rank of a training run: set up, build, resume, loop, close."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends the process
+    share_cores()
+    ranks = distributed.start()
+    screen, tracker, outcome = Screen(ranks.is_main), None, "FAILED"
+    try:
+        distributed.together(partial(validate, config))
+        source = resume_source(config)
+        if ranks.is_main:
+            set_aside(config.checkpoint_dir, source)
+            (config.checkpoint_dir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+            screen.open_log(config.checkpoint_dir / "train.log")
+
+        # Data and codec
+        load = partial(load_codec, config.codec, config.codec_repository, config.encodec_bandwidth)
+        codec = distributed.together(load).to(ranks.device)
+        pairs, cache = encode_pairs(config, codec, ranks, screen)
+        frames = segment_frames(pairs, codec.hop_length)
+        dataset = partial(
+            PairDataset,
+            cache=cache,
+            codec=codec,
+            frames=frames,
+            unity=config.unity_test,
+            shuffle_seed=config.seed if config.shuffle_targets else None,
+        )
+        train_set, val_set = dataset(pairs["train"]), dataset(pairs["val"])
+        sampler = EpochSampler(
+            len(train_set), config.batch_size, config.grad_accumulation, ranks.rank, ranks.world_size, config.seed
+        )
+        mine = range(ranks.rank, len(val_set), ranks.world_size)
+        loader = partial(DataLoader, num_workers=config.num_workers, collate_fn=collate, pin_memory=ranks.has_gpu)
+        train_loader = loader(train_set, batch_sampler=sampler, persistent_workers=config.num_workers > 0)
+        val_loader = loader(val_set, config.batch_size, sampler=mine)
+
+        # Model and objective
+        torch.manual_seed(config.seed)
+        torch.set_float32_matmul_precision("high")
+        model = build_model(config, codec)
+        model.set_statistics(*distributed.from_main(cache.statistics([pair.input for pair in pairs["train"]])))
+        model.to(ranks.device)
+        bf16 = config.bf16 and ranks.has_gpu and torch.cuda.is_bf16_supported()
+        margin = distributed.from_main(codec.measure_margin(val_set[0][0][None].to(ranks.device)))
+        objective = Regression(
+            components_of(config, codec.sample_rate),
+            codec,
+            margin,
+            shared=losses.shared_spectra,
+            autocast=partial(torch.autocast, "cuda", torch.bfloat16) if bf16 else contextlib.nullcontext,
+        )
+        objective.to(ranks.device)
+        optimizer = adamw(model, config.lr, config.weight_decay)
+        total_steps = min(config.max_steps or math.inf, config.epochs * sampler.steps)
+        schedule = Schedule(config.scheduler, config.lr, config.warmup_steps, int(total_steps))
+        ema = averaged(model, config.ema_decay) if config.ema_decay else None
+        state = TrainState(model, ema, optimizer, schedule, objective, Progress())
+        if source is not None:
+            distributed.together(lambda: state.load(source, config, codec))
+        progress = state.progress
+        ddp = DistributedDataParallel(torch.compile(model) if config.compile else model, gradient_as_bucket_view=True)
+
+        # Baselines, and the run in MLflow
+        floor, copy = baselines(objective, val_loader, ranks)
+        screen.baselines(objective.components, floor, copy)
+        if source is not None:
+            screen.say(f"resumed from {source} at epoch {progress.epoch + 1}, step {progress.epoch_step}")
+        if ranks.is_main:
+            journal = config.checkpoint_dir / "missed_mlflow.jsonl"
+            tracker = Tracker(
+                config.mlflow_uri, config.experiment, config.run_name, progress.run_id, journal, screen.say
+            )
+            tracker.params(config.to_dict())
+            tracker.metrics({f"floor_{name}": value for name, value in floor.items()}, step=0)
+            tracker.metrics({f"copy_{name}": value for name, value in copy.items()}, step=0)
+            tracker.artifact(config.checkpoint_dir / "config.json")
+            tracker.flush()
+            progress.run_id = tracker.run_id
+
+        # The loop
+        seconds = config.decode_seconds or (math.inf if ranks.has_gpu else CPU_DECODE_SECONDS)
+        crop_frames = int(min(frames, seconds * codec.frame_rate))
+        stop = StopSignal()
+        save = partial(state.save, config=config, codec=codec, segment_frames=frames)
+        evaluated = ema.module if ema is not None else model
+        last = progress.epoch >= config.epochs or progress.step >= total_steps
+        while not last:
+            sampler.start_at(progress.epoch, progress.epoch_step)
+            figures = train_epoch(config, ranks, state, ddp, train_loader, sampler, crop_frames, stop, screen)
+            if figures is None:
+                if ranks.is_main:
+                    save(config.checkpoint_dir / "last.pt")
+                screen.say(f"stopped in epoch {progress.epoch + 1} after step {progress.step}; --resume auto goes on")
+                outcome = "KILLED"
+                break
+            figures.val = validation(objective, evaluated, val_loader, ranks)
+            figures.best = figures.val["loss"] < progress.best
+            progress.best = min(figures.val["loss"], progress.best)
+            progress.waited = 0 if figures.best else progress.waited + 1
+            if progress.epoch_step == sampler.steps:  # else --max_steps has ended it early
+                progress.epoch, progress.epoch_step, progress.sums = figures.epoch, 0, {}
+                schedule.epoch_ended(figures.val["loss"])
+            impatient = config.patience is not None and progress.waited >= config.patience
+            last = progress.epoch >= config.epochs or progress.step >= total_steps or impatient
+            screen.epoch(figures)
+            if tracker is not None:
+                tracker.metrics(figures.metrics(), step=figures.epoch)
+                if figures.epoch % config.artifact_every == 0 or last:
+                    folder = config.checkpoint_dir / "examples" / f"epoch_{figures.epoch:04d}"
+                    write_example(folder, objective, evaluated, val_set, ranks.device, codec.sample_rate)
+                    tracker.artifact(folder, f"examples/{folder.name}")
+                tracker.flush()
+                progress.run_id = tracker.run_id
+                if figures.best:
+                    save(config.checkpoint_dir / "best_model.pt")
+                if figures.epoch % config.save_every == 0 or last:
+                    save(config.checkpoint_dir / "last.pt")
+            if impatient:
+                screen.say(f"stopped early: no better validation loss for {config.patience} epochs")
+        else:
+            outcome = "FINISHED"
+            screen.say(f"best validation loss {progress.best:.4f}, in {config.checkpoint_dir / 'best_model.pt'}")
+    except EncoreError as error:
+        outcome = "FAILED"
+        if ranks.is_main:
+            cli.print_error(error)
+        sys.exit(cli.USER_ERROR)
+    except Diverged as error:
+        if ranks.is_main:
+            cli.print_error(error)
+        sys.exit(DIVERGED)
+    finally:
+        if tracker is not None:
+            if (config.checkpoint_dir / "best_model.pt").is_file():
+                tracker.artifact(config.checkpoint_dir / "best_model.pt", "checkpoints")
+            tracker.close(outcome)
+        screen.close()
+        distributed.stop()
+    if outcome == "KILLED":
+        sys.exit(128 + (stop.number or signal.SIGTERM))
+
+
+def train_epoch(
+    config: TrainConfig,
+    ranks: Ranks,
+    state: TrainState,
+    model: DistributedDataParallel,
+    loader: Loader,
+    sampler: EpochSampler,
+    crop_frames: int,
+    stop: StopSignal,
+    screen: Screen,
+) -> EpochFigures | None:
+    """Trains to the end of the epoch (or of --max_steps); None if a signal stopped it, after a whole step.
+
+    Raises:
+        Diverged: too many steps in a row were not finite.
+    """
+    progress, objective = state.progress, state.objective
+    sums = Sums(progress.sums if ranks.is_main else {})
+    task = screen.task(f"epoch {progress.epoch + 1}/{config.epochs}", sampler.steps, progress.epoch_step)
+    begun, seconds, stopped, lr = time.monotonic(), 0.0, False, 0.0
+    batches = iter(loader)
+    model.train()
+    while progress.epoch_step < sampler.steps and progress.step < state.schedule.total_steps and not stopped:
+        # All randomness of a step follows from its number, so that a resumed run draws what an uninterrupted one does.
+        torch.manual_seed((config.seed << 40) + (progress.step << 16) + ranks.rank)
+        step_sums, finite = Sums(sums.sums), True
+        for remaining in reversed(range(config.grad_accumulation)):
+            batch = next(batches).to(ranks.device)
+            whole = batch.context.shape[-1]
+            crop = Crop(int(torch.randint(whole - crop_frames + 1, ())), crop_frames)
+            with model.no_sync() if remaining else contextlib.nullcontext():
+                values = objective(model, batch, crop)
+                total = objective.total(values)
+                (total.mean() / config.grad_accumulation).backward()
+            finite = finite and bool(total.isfinite().all())
+            step_sums.add(values, total)
+            seconds += len(batch) * ranks.world_size * batch.input_audio.shape[-1] / objective.sample_rate
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        step_sums.add_value("grad_norm", float(norm) * len(batch) * config.grad_accumulation)
+        flags = torch.tensor([not (finite and norm.isfinite()), stop.number > 0], dtype=torch.int, device=ranks.device)
+        not_finite, stopped = (count > 0 for count in distributed.total(flags).tolist())
+        lr = state.schedule.lr(progress.step)
+        if not_finite:
+            progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
+            screen.say(f"step {progress.step + 1} skipped: its loss or gradient is not finite", style="yellow")
+        else:
+            progress.skipped_in_a_row, sums = 0, step_sums
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            state.optimizer.step()
+            if state.ema is not None:
+                state.ema.update_parameters(state.model)
+        state.optimizer.zero_grad(set_to_none=True)
+        progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
+        throughput = seconds / (time.monotonic() - begun)
+        screen.advance(task, f"loss {total.mean().item():.4f}  {throughput:.1f} s/s")
+        if progress.skipped_in_a_row >= NOT_FINITE_IN_A_ROW:
+            raise Diverged(
+                f"loss or gradient was not finite for {NOT_FINITE_IN_A_ROW} steps in a row, training can't go on; the "
+                f"last good checkpoint is in {config.checkpoint_dir}. Lower --lr ({config.lr:g}) or --clip_norm"
+            )
+    screen.finish(task)
+    progress.sums = sums.over_ranks(ranks.device)
+    if stopped:
+        return None
+    throughput = seconds / (time.monotonic() - begun)
+    return EpochFigures(progress.epoch + 1, config.epochs, means(progress.sums), lr, throughput, progress.skipped)
+
+
+@torch.no_grad()
+def validation(objective: Regression, model: nn.Module, loader: Loader, ranks: Ranks) -> Values:
+    """Means of all components over every validation pair of all ranks, each counted once."""
+    model.eval()
+    sums = Sums()
+    for batch in loader:
+        batch = batch.to(ranks.device)
+        values = objective.measure(objective.predict(model, batch, objective.whole(batch)), batch)
+        sums.add(values, objective.total(values))
+    return means(sums.over_ranks(ranks.device))
+
+
+def baselines(objective: Regression, loader: Loader, ranks: Ranks) -> tuple[Values, Values]:
+    """The codec's floor and the copy baseline (the output is the input), like `validation`."""
+    floor, copy = Sums(), Sums()
+    for batch in loader:
+        batch = batch.to(ranks.device)
+        for sums, values in ((floor, objective.floor(batch)), (copy, objective.measure(batch.input_audio, batch))):
+            sums.add(values, objective.total(values))
+    return means(floor.over_ranks(ranks.device)), means(copy.over_ranks(ranks.device))
+
+
+@torch.no_grad()
+def write_example(
+    folder: Path, objective: Regression, model: nn.Module, val_set: PairDataset, device: torch.device, sample_rate: int
+) -> None:
+    """One validation pair, as audio and as a picture of spectrograms."""
+    batch = collate([val_set[0]]).to(device)
+    prediction = objective.predict(model.eval(), batch, objective.whole(batch))
+    signals = {"input": batch.input_audio[0], "target": batch.target_audio[0], "prediction": prediction[0]}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, audio in signals.items():
+        write_wav(folder / f"{name}.wav", audio, sample_rate)
+    spectrograms(signals, sample_rate, folder / "spectrograms.png")
+
+
+def components_of(config: TrainConfig, sample_rate: int) -> list[Component]:
+    """The objective's terms: the RMS error against input and target, then every other registered loss."""
+    terms = [("rms_input", "rms", config.loss_weight_input), ("rms_target", "rms", config.loss_weight_target)]
+    terms += [(name, name, getattr(config, f"loss_weight_{name}")) for name in losses.REGISTRY if name != "rms"]
+    return [
+        Component(name, LABELS.get(name, name), weight, name == "rms_input", losses.create(loss, sample_rate))
+        for name, loss, weight in terms
+    ]
+
+
+def encode_pairs(
+    config: TrainConfig, codec: FrozenCodec, ranks: Ranks, screen: Screen
+) -> tuple[dict[str, list[Pair]], LatentCache]:
+    """The pairs, checked, and their latents, encoded by all ranks together where the cache has none."""
+    assert config.dataset_folder is not None
+    pairs = distributed.together(partial(find_pairs, config.dataset_folder, codec.sample_rate))
+    files = [path for split in pairs.values() for pair in split for path in (pair.input, pair.output)]
+    open_cache = partial(LatentCache.open, config.latent_folder, codec.identity, files)
+    # Rank 0 hashes new files; the others then find the index done.
+    first = distributed.together(lambda: open_cache() if ranks.is_main else None)
+    cache = first or open_cache()
+    missing = distributed.from_main(cache.missing(files))
+    share = missing[ranks.rank :: ranks.world_size]
+    task = screen.task("encoding", len(share))
+
+    def encode() -> None:
+        for _ in cache.encode(share, codec, ranks.device):
+            screen.advance(task)
+
+    distributed.together(encode)
+    screen.finish(task)
+    seconds = segment_frames(pairs, codec.hop_length) / codec.frame_rate
+    screen.say(
+        f"{len(pairs['train'])} training and {len(pairs['val'])} validation pairs of {seconds:.2f} s, "
+        f"{len(missing)} of {len(set(files))} files newly encoded"
+    )
+    return pairs, cache
+
+
+def share_cores() -> None:
+    """Shares the cores among the ranks of this machine, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or "1")
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+
+
+app = cli.new_app()
+cli.config_command(app, main)
+
+if __name__ == "__main__":
+    cli.run(app)
