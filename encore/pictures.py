@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,6 +17,8 @@ HOP_LENGTH = 256
 MOST_FRAMES = 2000  # more than a picture has columns
 RANGE_DB = 80.0
 FLOOR_DB = -200.0
+# Light on dark, as the colours of the levels are: it sits well on a light page and on a dark one.
+BACKGROUND, NO_SIGNAL, INK = "#16181d", "#30343c", "#e8e8ea"
 
 
 def decibels(signal: Tensor, sample_rate: int) -> tuple[Tensor, float]:
@@ -38,19 +41,22 @@ def peak(signal: Tensor, sample_rate: int) -> float:
     return float(decibels(signal, sample_rate)[0].max())
 
 
-def spectrograms(named: Mapping[str, Tensor], sample_rate: int, path: Path, reference_db: float | None = None) -> None:
+def spectrograms(
+    named: Mapping[str, Tensor], sample_rate: int, path: Path | BinaryIO, reference_db: float | None = None
+) -> None:
     """Writes one PNG with a log-magnitude spectrogram per signal, below each other on shared axes.
 
     Time in seconds, frequency in Hz, colour in dB relative to the loudest point of the first signal, over 80 dB.
 
     Args:
         named: at least one signal `[C, N]` by the title of its panel.
+        path: file to write, or an open binary one.
         reference_db: what is 0 dB instead (see `peak`), to compare several pictures.
     """
     spectra = [decibels(signal, sample_rate) for signal in named.values()]
     if reference_db is None:
         reference_db = float(spectra[0][0].max())
-    figure = Figure(figsize=(8, 0.9 + 1.9 * len(named)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6.4, 0.8 + 1.7 * len(named)), dpi=150, layout="constrained", facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(named), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for panel, title, (levels, seconds) in zip(panels, named, spectra, strict=True):
@@ -64,12 +70,16 @@ def spectrograms(named: Mapping[str, Tensor], sample_rate: int, path: Path, refe
             # Frames and bins are points: each fills the half step on both its sides.
             extent=(-seconds / 2, (levels.shape[1] - 0.5) * seconds, *_bin_edges(sample_rate)),
         )
-        panel.set_title(title, loc="left", parse_math=False)
-        panel.set_ylabel("Hz")
-    panels[-1].set_xlabel("seconds")
-    panels[-1].set_xlim(0, max(signal.shape[-1] for signal in named.values()) / sample_rate)
+        panel.set_facecolor(NO_SIGNAL)
+        panel.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+        panel.set_ylabel("Hz", color=INK)
+        panel.tick_params(colors=INK)
+    panels[-1].set_xlabel("seconds", color=INK)
+    panels[-1].set_xlim(0, max((levels.shape[1] - 1) * seconds for levels, seconds in spectra))
     panels[-1].set_ylim(0, sample_rate / 2)
-    figure.colorbar(image, ax=list(panels), label="dB", pad=0.015)
+    bar = figure.colorbar(image, ax=list(panels), pad=0.015)
+    bar.set_label("dB", color=INK)
+    bar.ax.tick_params(colors=INK)
     figure.savefig(path, format="png")
 
 
