@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Sets this machine up (once) and trains. Arguments go to train_ddp.py, for example
+#   ./run_train.sh --dataset_folder pairs --loss_weight_target 0.5 --loss_weight_spectral 0.5
+# Without arguments: a demonstration on synthesised music, in demo/, that takes a few minutes.
+set -euo pipefail
+
+if [ $# -gt 0 ]; then
+    # From the folder of the caller, so that the paths among the arguments mean what they say.
+    here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    "$here/setup_venv.sh"
+    exec "$here/.venv/bin/python" "$here/train_ddp.py" "$@"
+fi
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+./setup_venv.sh
+python=.venv/bin/python
+
+[ -e demo/music/demo_11.wav ] || $python -m encore.demo demo/music
+[ -e demo/pairs/metadata.csv ] || $python prepare_data.py demo/music --output demo/pairs --segment_seconds 4 --val_fraction 0.17
+
+ranks=()
+if [ "$($python -c 'import torch; print(torch.cuda.device_count())')" = 0 ]; then
+    ranks=(--world_size 2)
+    # Two ranks share the cores; more threads than cores are slower than none.
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))}"
+fi
+$python train_ddp.py --dataset_folder demo/pairs --codec starter --checkpoint_dir demo/checkpoints --run_name demo \
+    --d_model 128 --num_layers 4 --batch_size 4 --epochs 20 --lr 1e-3 --warmup_steps 10 --ema_decay 0.9 --num_workers 0 \
+    --loss_weight_target 0.5 --loss_weight_spectral 0.5 --loss_weight_mel 0.5 "${ranks[@]}"
+
+song=$(awk -F, '$4 ~ /val/ { print $2; exit }' demo/pairs/metadata.csv)
+$python inference_sample.py --checkpoint demo/checkpoints/best_model.pt --input "demo/music/$song" --start 8 --seconds 8 \
+    --output demo/continuation
+
+cat <<TEXT
+
+The demonstration is done. What it made:
+  demo/music                     synthesised music, cut into pairs in demo/pairs
+  demo/checkpoints               the model: best_model.pt, last.pt, train.log
+  demo/continuation/index.html   how the model goes on with $song, to listen to and to look at
+To compare runs:
+  .venv/bin/python -m mlflow ui --backend-store-uri sqlite:///mlflow.db
+To train on your own music:
+  .venv/bin/python prepare_data.py MUSIC_FOLDER --output pairs
+  ./run_train.sh --dataset_folder pairs --codec starter
+TEXT
