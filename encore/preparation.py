@@ -144,6 +144,8 @@ def cut(path: Path, name: str, folder: Path, recipe: Recipe) -> Source:
         audio = read_audio(path, recipe.sample_rate, recipe.channels)
     except EncoreError as error:
         return Source(name, str(error).removeprefix(f"{path}: "), unreadable=True)
+    except UnicodeError:
+        return Source(name, "its name is not UTF-8; rename it", unreadable=True)
     except MemoryError:
         return Source(name, "does not fit into memory; cut it into shorter files", unreadable=True)
     size, length = recipe.segment, audio.shape[-1]
