@@ -144,6 +144,7 @@ def download_best(run_id: str, uri: str, folder: Path) -> Path:
         raise EncoreError(f"--mlflow_uri {uri}: no such file; name the store that the run was logged to")
     # The default retries for minutes before it says that a server can't be reached.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Importing MLflow takes seconds, so only who needs it does.
     import mlflow
     from mlflow.exceptions import MlflowException

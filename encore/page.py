@@ -160,7 +160,11 @@ article p, .legend, caption { color: var(--soft); font-size: 0.9rem; }
 article:first-child { grid-column: 1 / -1; }
 audio { width: 100%; margin-top: auto; }
 img { display: block; width: 100%; height: auto; border-radius: 0.4rem; }
-article:first-child img { max-width: 56rem; margin: 0 auto; }
+@media (min-width: 60rem) {
+  article:first-child { display: grid; grid-template: auto auto 1fr / 1fr 1.8fr; gap: 0.6rem 1.5rem; }
+  article:first-child img { grid-area: 1 / 2 / 4 / 3; }
+  article:first-child audio { margin: 0; }
+}
 .legend { margin-top: 0.8rem; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 0.75rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; overflow-wrap: normal; }

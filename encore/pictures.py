@@ -56,7 +56,8 @@ def spectrograms(
     spectra = [decibels(signal, sample_rate) for signal in named.values()]
     if reference_db is None:
         reference_db = float(spectra[0][0].max())
-    figure = Figure(figsize=(6.4, 0.8 + 1.7 * len(named)), dpi=150, layout="constrained", facecolor=BACKGROUND)
+    # Small in inches, so that the text is still read where the picture is as wide as a phone.
+    figure = Figure(figsize=(5.2, 0.7 + 1.45 * len(named)), dpi=180, layout="constrained", facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(named), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for panel, title, (levels, seconds) in zip(panels, named, spectra, strict=True):
@@ -71,7 +72,7 @@ def spectrograms(
             extent=(-seconds / 2, (levels.shape[1] - 0.5) * seconds, *_bin_edges(sample_rate)),
         )
         panel.set_facecolor(NO_SIGNAL)
-        panel.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+        panel.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)
         panel.set_ylabel("Hz", color=INK)
         panel.tick_params(colors=INK)
     panels[-1].set_xlabel("seconds", color=INK)
