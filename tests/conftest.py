@@ -1,0 +1,107 @@
+"""A tiny codec, a tiny data set and real training runs through the door, shared by the tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from mlflow.tracking import MlflowClient
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE_RATE = 24000
+TRAIN_PAIRS, VAL_PAIRS = 8, 5
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+Door = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    """A door, or `-m` and a module, with its arguments."""
+    return [sys.executable, script if script == "-m" else str(ROOT / script), *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
+    """Runs a door of the repository in a folder, as a user would: `door("train_ddp.py", "--flag", 1, cwd=folder)`."""
+
+    def run(
+        script: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(script, *arguments),
+            cwd=cwd,
+            env={**ENVIRONMENT, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+def melody(seconds: float, seed: int) -> np.ndarray:
+    """A few decaying tones, float32, peak about 0.5."""
+    random = np.random.default_rng(seed)
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    audio = np.zeros_like(time)
+    for onset in np.arange(0, seconds, 0.25):
+        since = time - onset
+        note = np.sin(2 * np.pi * random.uniform(100, 2000) * since) * np.exp(-6 * since)
+        audio += np.where(since >= 0, note, 0)
+    return (0.4 * audio / np.abs(audio).max()).astype(np.float32)
+
+
+def write_pairs(folder: Path, counts: dict[str, int], seconds: float = 1.0, sample_rate: int = SAMPLE_RATE) -> Path:
+    seed = 0
+    for split, count in counts.items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            audio, seed = melody(2 * seconds, seed), seed + 1
+            half = len(audio) // 2
+            for part, samples in (("input", audio[:half]), ("output", audio[half:])):
+                soundfile.write(folder / split / f"pair_{number:04d}_{part}.wav", samples, sample_rate)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 training and 5 validation pairs of one second."""
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs", {"train": TRAIN_PAIRS, "val": VAL_PAIRS})
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow store for all runs: making one takes seconds. Tests take an experiment each."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    MlflowClient(uri).create_experiment("Default artifacts", artifact_location=str(folder / "artifacts"))
+    return uri
+
+
+@pytest.fixture(scope="session")
+def train_flags(tiny_pairs: Path, store: str) -> list[object]:
+    """Flags of a small, fast run; later flags win over them."""
+    return [
+        *("--dataset_folder", tiny_pairs, "--codec", "starter", "--batch_size", 2, "--num_workers", 0),
+        *("--d_model", 32, "--nhead", 2, "--num_layers", 1, "--warmup_steps", 2, "--lr", 1e-2, "--decode_seconds", 0.5),
+        *("--mlflow_uri", store),
+    ]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, door: Door, train_flags: list[object]) -> Path:
+    """The folder of a finished run of 6 epochs on 2 ranks, in experiment "trained"; its output is in stdout.txt."""
+    folder = tmp_path_factory.mktemp("trained")
+    weights = ("--loss_weight_target", 0.5, "--loss_weight_spectral", 0.25, "--loss_weight_mel", 0.25)
+    result = door(
+        "train_ddp.py", *train_flags, *weights, "--epochs", 6, "--world_size", 2, "--experiment", "trained", cwd=folder
+    )
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout.txt").write_text(result.stdout)
+    return folder

@@ -1,0 +1,170 @@
+"""The frozen codec: shapes, gradients, crops, files, and the pretrained models' loading code on weights made here."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from encodec import EncodecModel
+from torch import nn
+
+from encore.codec import STARTER_WEIGHTS, Architecture, FrozenCodec, load_codec, load_codec_file, save_codec
+from encore.errors import EncoreError
+from tests.conftest import SAMPLE_RATE, Door, melody
+
+
+@pytest.fixture(scope="module")
+def starter() -> FrozenCodec:
+    return load_codec("starter")
+
+
+@pytest.fixture(scope="module")
+def latents(starter: FrozenCodec) -> torch.Tensor:
+    return starter.encode(torch.from_numpy(melody(8, 3))[None, None])
+
+
+def test_starter_has_the_documented_shape(starter: FrozenCodec, latents: torch.Tensor) -> None:
+    assert (starter.sample_rate, starter.channels, starter.frame_rate, starter.latent_dim) == (24000, 1, 75, 128)
+    assert latents.shape == (1, 128, 600)
+    assert starter.decode(latents).shape == (1, 1, 8 * SAMPLE_RATE)
+    assert starter.encode(torch.zeros(1, 1, 321)).shape[-1] == 2  # a begun frame is a frame
+
+
+def test_gradients_reach_the_latents_and_weights_stay(starter: FrozenCodec, latents: torch.Tensor) -> None:
+    before = starter.identity
+    part = latents[..., :20].clone().requires_grad_()
+    starter.decode(part).square().sum().backward()
+    assert part.grad is not None and part.grad.isfinite().all() and part.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in starter.parameters())
+    assert starter._identity() == before
+    assert not starter.encode(torch.randn(1, 1, 3200, requires_grad=True)).requires_grad
+
+
+def test_only_the_decoders_lstm_is_ever_in_training_mode(starter: FrozenCodec) -> None:
+    starter.train()
+    training = {name for name, module in starter.named_modules() if module.training}
+    lstms = {name for name, module in starter.decoder.named_modules(prefix="decoder") if isinstance(module, nn.LSTM)}
+    assert training == lstms and lstms
+
+
+def test_a_crop_sounds_as_in_the_whole_decoding(starter: FrozenCodec, latents: torch.Tensor) -> None:
+    """The margin is measured on one half of one signal; it must hold at other places of another signal too."""
+    margin = starter.measure_margin(latents)
+    other = starter.encode(torch.from_numpy(melody(6, 17))[None, None])
+    whole = starter.decode(other)
+    for start, frames in ((0, 30), (200, 40), (311, 139)):
+        crop = starter.decode_crop(other, start, frames, margin)
+        wanted = whole[..., start * 320 : (start + frames) * 320]
+        assert crop.shape == wanted.shape
+        assert 20 * torch.log10((crop - wanted).norm() / wanted.norm()) < -50
+    assert 8 <= margin < 300
+    bare = starter.decode_crop(other, 311, 139, 0) - whole[..., 311 * 320 : 450 * 320]
+    assert 20 * torch.log10(bare.norm() / wanted.norm()) > -50  # without a margin the test would notice
+
+
+def test_a_codec_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    architecture = Architecture(n_filters=2, dimension=16, ratios=(4, 2), channels=2, sample_rate=8000)
+    encoder, decoder = architecture.build()
+    for module in (encoder, decoder):
+        module.half().float()  # what half precision keeps
+    save_codec(tmp_path / "own.safetensors", architecture, encoder, decoder)
+    codec = load_codec(str(tmp_path / "own.safetensors"))
+    assert (codec.sample_rate, codec.channels, codec.latent_dim, codec.hop_length) == (8000, 2, 16, 8)
+    audio = torch.randn(3, 2, 800)
+    with torch.no_grad():
+        assert torch.equal(codec.encode(audio), encoder(audio))
+        assert torch.equal(codec.decode(encoder(audio)), decoder(encoder(audio)))
+    assert load_codec(str(tmp_path / "own.safetensors")).identity == codec.identity
+    with torch.no_grad():
+        decoder.model[0].conv.conv.bias[0] += 1
+    save_codec(tmp_path / "other.safetensors", architecture, encoder, decoder)
+    assert load_codec(str(tmp_path / "other.safetensors")).identity != codec.identity
+
+
+@pytest.mark.parametrize("content", [b"no codec", STARTER_WEIGHTS.read_bytes()[:5000]])
+def test_what_is_no_codec_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(EncoreError, match=f"--codec {path}: not a codec"):
+        load_codec_file(path)
+
+
+def test_a_codec_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(EncoreError, match="--codec encodec_32khz: no such file; give starter, encodec_24khz"):
+        load_codec("encodec_32khz")
+    with pytest.raises(EncoreError, match="--encodec_bandwidth 6: codec 'starter' has no quantiser"):
+        load_codec("starter", bandwidth=6)
+
+
+def repository(folder: Path, name: str) -> EncodecModel:
+    """Writes randomly initialised weights as the package's files are named: with their own checksum."""
+    torch.manual_seed(1)
+    build = {"encodec_24khz": EncodecModel.encodec_model_24khz, "encodec_48khz": EncodecModel.encodec_model_48khz}
+    model = build[name](pretrained=False)
+    for quantiser in model.quantizer.vq.layers:
+        quantiser._codebook.embed.normal_()
+    torch.save(model.state_dict(), folder / "weights")
+    checksum = hashlib.sha256((folder / "weights").read_bytes()).hexdigest()[:8]
+    (folder / "weights").rename(folder / f"{name}-{checksum}.th")
+    return model
+
+
+def test_encodec_24khz_from_a_repository_is_the_packages_model(tmp_path: Path) -> None:
+    reference = repository(tmp_path, "encodec_24khz")
+    codec = load_codec("encodec_24khz", tmp_path)
+    audio = torch.from_numpy(melody(0.5, 1))[None, None]
+    with torch.no_grad():
+        wanted = reference.encoder(audio)
+        assert torch.allclose(codec.encode(audio), wanted, atol=1e-4)  # weight norm is folded: other rounding
+        assert torch.allclose(codec.decode(wanted), reference.decoder(wanted), atol=1e-4)
+    assert not any("weight_g" in name for name in codec.state_dict())
+
+    quantised = load_codec("encodec_24khz", tmp_path, bandwidth=6.0)
+    reference.set_target_bandwidth(6.0)
+    with torch.no_grad():
+        codes, _ = reference.encode(audio)[0]
+        expected = reference.quantizer.decode(codes.transpose(0, 1))
+    assert torch.allclose(quantised.encode(audio), expected, atol=1e-4)
+    assert quantised.identity != codec.identity
+    with pytest.raises(EncoreError, match="--encodec_bandwidth 7: encodec_24khz has 1.5, 3, 6, 12, 24 kbit/s"):
+        load_codec("encodec_24khz", tmp_path, bandwidth=7.0)
+
+    (file,) = tmp_path.glob("*.th")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(EncoreError, match="is damaged"):
+        load_codec("encodec_24khz", tmp_path)
+
+
+def test_encodec_48khz_keeps_each_seconds_volume_as_a_latent(tmp_path: Path) -> None:
+    reference = repository(tmp_path, "encodec_48khz")
+    codec = load_codec("encodec_48khz", tmp_path)
+    assert (codec.channels, codec.frame_rate, codec.latent_dim, codec.segment_frames) == (2, 150, 129, 150)
+    audio = torch.randn(2, 2, 72000) * torch.tensor([0.1, 0.5])[:, None, None]
+    latents = codec.encode(audio)
+    assert latents.shape == (2, 129, 225)
+    with torch.no_grad():
+        scale = audio[..., :48000].mean(1, keepdim=True).square().mean(2, keepdim=True).sqrt() + 1e-8
+        assert torch.allclose(latents[:, :128, :150], reference.encoder(audio[..., :48000] / scale), atol=1e-3)
+        assert torch.allclose(latents[:, 128:, :150].exp(), scale.expand(-1, 1, 150))
+        decoded = codec.decode(latents[..., :150])
+        assert torch.allclose(decoded, reference.decoder(latents[:, :128, :150]) * scale, atol=1e-3)
+    # Segments are independent, so a crop inside the second one is decoded with it and exactly.
+    whole = codec.decode(latents)
+    assert torch.allclose(codec.decode_crop(latents, 160, 20, margin=0), whole[..., 160 * 320 : 180 * 320], atol=1e-5)
+
+
+def test_weights_that_can_not_be_had_are_explained(door: Door, tmp_path: Path, tiny_pairs: Path) -> None:
+    with pytest.raises(EncoreError, match=r"no encodec_24khz-d7cc33bc.th in it; put it there, or use --codec starter"):
+        load_codec("encodec_24khz", tmp_path)
+
+
+def test_a_download_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # A proxy on a closed port: the download fails the same way with and without a network.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(EncoreError) as caught:
+        load_codec("encodec_24khz")
+    for part in ("could not be downloaded", "encodec_24khz-d7cc33bc.th", "--codec_repository", "--codec starter"):
+        assert part in str(caught.value)

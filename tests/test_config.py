@@ -1,0 +1,114 @@
+"""The configuration and the flags that are made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import losses
+from encore import cli
+from encore.config import TrainConfig, knobs, validate
+from encore.errors import EncoreError
+from encore.launch import ranks_here
+from tests.conftest import Door
+
+
+def parse(*flags: str) -> TrainConfig:
+    app, seen = cli.new_app(), []
+    cli.config_command(app, seen.append)
+    result = CliRunner().invoke(app, flags, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (config,) = seen
+    return config
+
+
+def test_defaults_come_from_the_fields() -> None:
+    assert parse() == TrainConfig()
+
+
+def test_flags_set_fields_with_underscores_dashes_and_booleans() -> None:
+    config = parse(
+        *("--dataset_folder", "a b", "--loss-weight-mel", "0.25", "--unity_test", "true", "--compile", "False"),
+        *("--max_steps", "7", "--resume", "auto"),
+    )
+    expected = TrainConfig(
+        dataset_folder=Path("a b"), loss_weight_mel=0.25, unity_test=True, compile=False, max_steps=7, resume="auto"
+    )
+    assert config == expected
+
+
+def test_a_configuration_survives_flags_and_json() -> None:
+    changed = {
+        "dataset_folder": Path("x"), "codec_repository": Path("y z"), "decode_seconds": 1.5, "bf16": False,
+        "world_size": 3, "run_name": "a run", "lr": 3e-5,
+    }  # fmt: skip
+    config = dataclasses.replace(TrainConfig(), **changed)
+    assert parse(*config.to_argv()) == config
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_every_field_has_help_group_and_default() -> None:
+    for name, _, entry in knobs():
+        assert entry.metadata["help"] and entry.metadata["group"], name
+        assert entry.default is not dataclasses.MISSING, name
+
+
+def test_every_registered_loss_has_its_weight() -> None:
+    weights = {name.removeprefix("loss_weight_") for name, _, _ in knobs() if name.startswith("loss_weight_")}
+    assert weights == {"input", "target"} | set(losses.REGISTRY) - {"rms"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"loss_weight_mel": -0.5}, "--loss_weight_mel -0.5"),
+        ({"loss_weight_target": 0.0}, "all weights are 0"),
+        ({"lr": float("nan")}, "--lr nan"),
+        ({"lr": 0.0}, "--lr 0"),
+        ({"scheduler": "step"}, "--scheduler step"),
+        ({"nhead": 7}, "--d_model 512 --nhead 7"),
+        ({"dropout": 1.0}, "--dropout 1.0"),
+        ({"dataset_folder": None}, "--dataset_folder"),
+        ({"dataset_folder": Path("/no/such")}, "--dataset_folder /no/such"),
+        ({"resume": "/no/such.pt"}, "--resume /no/such.pt"),
+        ({"checkpoint_dir": Path("/proc/no")}, "--checkpoint_dir /proc/no"),
+        ({"codec_repository": Path("/no/such")}, "--codec_repository /no/such"),
+        ({"unity_test": True, "shuffle_targets": True}, "--unity_test true --shuffle_targets true"),
+        ({"nnodes": "two"}, "--nnodes two"),
+        ({"nnodes": "2"}, "--rdzv_endpoint"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_flag(changes: dict, flag: str, tmp_path: Path) -> None:
+    good = TrainConfig(dataset_folder=tmp_path, checkpoint_dir=tmp_path / "checkpoints")
+    validate(good)
+    with pytest.raises(EncoreError, match="(?s).*" + flag.replace("(", r"\(")) as caught:
+        validate(dataclasses.replace(good, **changes))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_all_problems_are_reported_together(door: Door, tmp_path: Path) -> None:
+    flags = ("--dataset_folder", "nowhere", "--lr", "-1", "--scheduler", "x", "--loss_weight_target", "0")
+    result = door("train_ddp.py", *flags, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4 and all(line.startswith("error: --") for line in lines)
+    for flag in ("--dataset_folder nowhere", "--lr -1.0", "--scheduler x", "--loss_weight_"):
+        assert flag in result.stderr
+
+
+def test_an_unknown_flag_is_refused_with_a_suggestion(door: Door, tmp_path: Path) -> None:
+    result = door("train_ddp.py", "--loss_weight_targt", "1", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--loss_weight_targt" in result.stderr and "--loss_weight_target" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # there is no such machine at hand
+    assert ranks_here(TrainConfig()) == 2
+    with pytest.raises(EncoreError, match="--world_size 3: this machine has 2 GPUs"):
+        ranks_here(TrainConfig(world_size=3))

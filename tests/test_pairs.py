@@ -1,0 +1,175 @@
+"""Pairs on disk: what is found, what is refused, what a step gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from encore.codec import load_codec
+from encore.errors import EncoreError
+from encore.latents import LatentCache
+from encore.pairs import EpochSampler, PairDataset, collate, find_pairs, segment_frames
+from tests.conftest import SAMPLE_RATE, Door, write_pairs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "pairs", {"train": 3, "val": 2}, seconds=0.5)
+
+
+def first(folder: Path, part: str = "input") -> Path:
+    return folder / "train" / f"pair_0000_{part}.wav"
+
+
+def test_pairs_of_a_good_folder(folder: Path) -> None:
+    found = find_pairs(folder, SAMPLE_RATE)
+    assert [pair.input.name for pair in found["train"]] == [f"pair_{n:04d}_input.wav" for n in range(3)]
+    assert found["val"][1].output == folder / "val" / "pair_0001_output.wav"
+    assert {pair.samples for pair in found["train"]} == {SAMPLE_RATE // 2}
+    assert segment_frames(found, 320) == 37  # 12000 samples are 37.5 frames
+
+
+def remove_output(folder: Path) -> Path:
+    first(folder, "output").unlink()
+    return first(folder)
+
+
+def remove_input(folder: Path) -> Path:
+    first(folder).unlink()
+    return first(folder, "output")
+
+
+def other_rate(folder: Path) -> Path:
+    audio, _ = soundfile.read(first(folder))
+    soundfile.write(first(folder), audio, 44100)
+    return first(folder)
+
+
+def truncate(folder: Path) -> Path:
+    content = first(folder).read_bytes()
+    first(folder).write_bytes(content[: len(content) // 2])
+    return first(folder)
+
+
+def empty(folder: Path) -> Path:
+    soundfile.write(first(folder), np.zeros(0), SAMPLE_RATE)
+    return first(folder)
+
+
+def not_audio(folder: Path) -> Path:
+    first(folder).write_text("no audio")
+    return first(folder)
+
+
+def shorter(folder: Path) -> Path:
+    audio, _ = soundfile.read(first(folder))
+    soundfile.write(first(folder), audio[:-1000], SAMPLE_RATE)
+    return first(folder)
+
+
+def no_val(folder: Path) -> Path:
+    for path in (folder / "val").iterdir():
+        path.unlink()
+    return folder / "val"
+
+
+DAMAGES = [
+    (remove_output, "its output pair_0000_output.wav is missing"),
+    (remove_input, "its input is missing"),
+    (other_rate, "44100 Hz, but the codec works at 24000 Hz"),
+    (truncate, "truncated, its header promises 24000 bytes"),
+    (empty, "0 samples long"),
+    (not_audio, "can't be read as audio"),
+    (shorter, "11000 samples, but pair_0000_output.wav has 12000"),
+    (no_val, "no pair_"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
+def test_a_damaged_pair_is_named_with_the_reason(folder: Path, damage, reason: str) -> None:
+    culprit = damage(folder)
+    with pytest.raises(EncoreError) as caught:
+        find_pairs(folder, SAMPLE_RATE)
+    message = str(caught.value)
+    assert str(culprit) in message and reason in message and len(message.splitlines()) == 1
+
+
+def test_all_damaged_pairs_are_reported_together_without_a_traceback(folder: Path, door: Door) -> None:
+    other_rate(folder)
+    (folder / "val" / "pair_0001_output.wav").unlink()
+    result = door(
+        *("train_ddp.py", "--dataset_folder", folder, "--codec", "starter", "--world_size", 2), cwd=folder.parent
+    )
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    assert len(lines) == 2 and all(line.startswith("error: ") for line in lines), result.stderr
+
+
+def test_nan_samples_are_found_when_the_latents_are_made(folder: Path, door: Door) -> None:
+    audio, _ = soundfile.read(first(folder))
+    audio[100] = np.nan
+    soundfile.write(first(folder), audio, SAMPLE_RATE, subtype="FLOAT")
+    flags = ("--dataset_folder", folder, "--codec", "starter", "--world_size", 2)
+    result = door("train_ddp.py", *flags, cwd=folder.parent)
+    assert result.returncode == 2
+    assert f"error: {first(folder)}: holds NaN or infinite samples" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(folder: Path, door: Door) -> None:
+    flags = ("--dataset_folder", folder, "--codec", "starter", "--batch_size", 4)
+    result = door("train_ddp.py", *flags, cwd=folder.parent)
+    assert result.returncode == 2
+    assert "--batch_size 4: a step takes 4 pairs" in result.stderr and "only 3 training pairs" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_items_are_the_cached_latents_and_the_waveforms(folder: Path) -> None:
+    codec = load_codec("starter")
+    pairs = find_pairs(folder, SAMPLE_RATE)
+    files = [path for split in pairs.values() for pair in split for path in (pair.input, pair.output)]
+    cache = LatentCache.open(folder / ".latents", codec.identity, files)
+    list(cache.encode(cache.missing(files), codec, torch.device("cpu")))
+    data = PairDataset(pairs["train"], cache, codec, frames=30)
+    batch = collate([data[0], data[2]])
+    audio = torch.from_numpy(soundfile.read(pairs["train"][2].input, dtype="float32")[0])
+    # Of an input the last frames count, of an output the first: they meet where the one ends and the other begins.
+    assert torch.equal(batch.input_audio[1, 0], audio[7 * 320 : 37 * 320])
+    following = torch.from_numpy(soundfile.read(pairs["train"][2].output, dtype="float32")[0])
+    assert torch.equal(batch.target_audio[1, 0], following[: 30 * 320])
+    expected = codec.encode(audio[None, None])[0, :, 7:37]
+    assert torch.allclose(batch.context[1], expected, atol=1e-2, rtol=1e-3)
+
+    unity = PairDataset(pairs["train"], cache, codec, frames=30, unity=True)[1]
+    assert torch.equal(unity[0], unity[3]) and torch.equal(unity[1], unity[2])
+    shuffled = PairDataset(pairs["train"], cache, codec, frames=30, shuffle_seed=0)
+    for number in range(3):
+        assert torch.equal(shuffled[number][1], data[number][1])
+        assert not torch.equal(shuffled[number][2], data[number][2])
+    assert len({shuffled[number][2].sum().item() for number in range(3)}) == 3
+
+
+def test_ranks_share_an_epoch_without_overlap_and_orders_differ_between_epochs() -> None:
+    samplers = [EpochSampler(23, 2, 2, rank, 3, seed=5) for rank in range(3)]
+    assert samplers[0].steps == 1
+    orders = []
+    for epoch in range(2):
+        batches = []
+        for sampler in samplers:
+            sampler.start_at(epoch, 0)
+            batches += list(sampler)
+        orders.append([index for batch in batches for index in batch])
+        assert len(orders[-1]) == len(set(orders[-1])) == 12
+    assert orders[0] != orders[1]
+
+
+def test_an_epoch_is_taken_up_where_it_was_left() -> None:
+    sampler = EpochSampler(20, 2, 2, 1, 2, seed=0)
+    sampler.start_at(4, 0)
+    whole = list(sampler)
+    sampler.start_at(4, 1)
+    assert list(sampler) == whole[2:]

@@ -1,0 +1,125 @@
+"""Tracking: nothing is lost when MLflow can't be reached, and training goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from encore.tracking import Tracker
+from tests.conftest import ENVIRONMENT, Door
+
+NOWHERE = "http://127.0.0.1:9"  # nothing listens on this port
+
+
+def test_a_run_without_its_server_ends_well_and_is_logged_later(
+    tmp_path: Path, door: Door, train_flags: list[object], store: str
+) -> None:
+    flags = (*train_flags, "--epochs", 2, "--mlflow_uri", NOWHERE, "--experiment", "later", "--run_name", "offline")
+    result = door("train_ddp.py", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    journal = tmp_path / "checkpoints" / "missed_mlflow.jsonl"
+    assert result.stdout.count("MLflow can't be reached") == 1 and journal.name in result.stdout
+    assert "Traceback" not in result.stderr and "Epoch 2/2" in result.stdout
+
+    refused = door("-m", "encore.tracking", journal, "--mlflow_uri", NOWHERE, cwd=tmp_path)
+    assert refused.returncode == 2 and journal.is_file()
+    sent = door("-m", "encore.tracking", journal, "--mlflow_uri", store, cwd=tmp_path)
+    assert sent.returncode == 0, sent.stderr
+    assert not journal.exists()
+    client = MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("later").experiment_id])
+    assert run.info.run_name == "offline" and run.info.status == "FINISHED"
+    losses = [metric.value for metric in client.get_metric_history(run.info.run_id, "val_loss")]
+    log = (tmp_path / "checkpoints" / "train.log").read_text()
+    assert [f"{value:.4f}" for value in losses] == [
+        line.split()[2] for line in log.splitlines() if line.startswith("  Val Loss:")
+    ]
+    assert run.data.params["epochs"] == "2"
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"config.json", "checkpoints", "examples"}
+
+
+class Server:
+    """A real tracking server on a port of this machine."""
+
+    def __init__(self, folder: Path, store: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.command = [
+            *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(self.port)),
+            *("--default-artifact-root", str(folder / "artifacts"), "--workers", "1"),
+        ]
+
+    def __enter__(self) -> Server:
+        self.process = subprocess.Popen(
+            self.command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:  # ends with the process
+            seen.append(line)
+            if "startup complete" in line.lower():
+                return self
+        raise AssertionError("".join(seen))
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["pkill", "-P", str(self.process.pid)], check=False)
+        self.process.terminate()
+        self.process.wait(timeout=30)
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(self.uri, timeout=5)
+
+
+def test_a_server_that_goes_away_and_comes_back_gets_everything_in_order(tmp_path: Path, store: str) -> None:
+    server, said, journal = Server(tmp_path, store), [], tmp_path / "missed.jsonl"
+    note = tmp_path / "note.txt"
+    note.write_text("kept")
+    with server:
+        tracker = Tracker(server.uri, "away", "run", None, journal, said.append)
+        tracker.params({"lr": 0.1, "path": Path("x")})
+        tracker.metrics({"loss": 3.0}, step=1)
+        tracker.flush()
+        assert not said and not journal.exists()
+    for step in (2, 3):
+        tracker.metrics({"loss": 3.0 - step / 2}, step=step)
+        tracker.artifact(note, "notes")
+        tracker.flush()
+    assert len(said) == 1 and "can't be reached" in said[0]
+    kinds = [json.loads(line).get("kind") for line in journal.read_text().splitlines()]
+    assert kinds == [None, "metrics", "artifact", "metrics", "artifact"]
+    with server:
+        tracker.close("FINISHED")
+        assert len(said) == 2 and "again" in said[1] and not journal.exists()
+        client = MlflowClient(server.uri)
+        assert tracker.run_id is not None
+        run = client.get_run(tracker.run_id)
+        history = client.get_metric_history(tracker.run_id, "loss")
+        assert [(metric.step, metric.value) for metric in history] == [(1, 3.0), (2, 2.0), (3, 1.5)]
+        assert run.data.params == {"lr": "0.1", "path": "x"} and run.info.status == "FINISHED"
+        assert [item.path for item in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
+
+
+def test_a_resumed_run_goes_on_and_marks_what_it_does_differently(tmp_path: Path, store: str) -> None:
+    first = Tracker(store, "resume", None, None, tmp_path / "missed.jsonl", print)
+    first.params({"lr": 0.1, "epochs": 3})
+    first.close("KILLED")
+    second = Tracker(store, "resume", None, first.run_id, tmp_path / "missed.jsonl", print)
+    second.params({"lr": 0.1, "epochs": 6})
+    second.flush()
+    client = MlflowClient(store)
+    assert first.run_id is not None
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    second.close("FINISHED")
+    run = client.get_run(first.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "0.1", "epochs": "3"}
+    assert run.data.tags["resumed_epochs"] == "6" and "resumed_lr" not in run.data.tags

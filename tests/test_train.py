@@ -1,0 +1,186 @@
+"""Training through its door: what a user gets from real runs on tiny data."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from encore.checkpoint import read
+from encore.config import TrainConfig
+from tests.conftest import ENVIRONMENT, VAL_PAIRS, Door, command
+
+COMPONENTS = ("rms_input", "rms_target", "spectral", "mel")
+
+
+def only_run(store: str, experiment: str) -> Run:
+    client = MlflowClient(store)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id])
+    return run
+
+
+def history(store: str, run: Run, name: str) -> list[float]:
+    metrics = MlflowClient(store).get_metric_history(run.info.run_id, name)
+    return [metric.value for metric in sorted(metrics, key=lambda metric: metric.step)]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    content = read(path)
+    return {**content["model"], **{f"ema.{name}": value for name, value in content["ema"].items()}}
+
+
+def test_loss_falls_and_the_log_has_the_promised_form(trained: Path) -> None:
+    log = (trained / "checkpoints" / "train.log").read_text()
+    number = r"\d+\.\d{4}"
+    epoch = re.compile(
+        rf"Epoch (\d)/6:\n  Train Loss: ({number}) \(rms_in: off, rms_tgt: {number}, spec: {number}, mel: {number}\)\n"
+        rf"  Val Loss:   ({number}) \(rms_in: {number}, rms_tgt: {number}, spec: {number}, mel: {number}\)\n"
+        r"  LR: \d\.\d\de-\d\d\n"
+    )
+    found = epoch.findall(log)
+    assert [number for number, _, _ in found] == list("123456")
+    assert float(found[-1][2]) < 0.8 * float(found[0][2])
+    assert epoch.findall((trained / "stdout.txt").read_text()) == found
+
+
+def test_mlflow_holds_parameters_components_baselines_and_artifacts(trained: Path, store: str) -> None:
+    client, run = MlflowClient(store), only_run(store, "trained")
+    assert run.info.status == "FINISHED"
+    config = TrainConfig.from_dict(json.loads((trained / "checkpoints" / "config.json").read_text()))
+    assert run.data.params == {name: str(value) for name, value in config.to_dict().items()}
+    for name in (
+        "train_loss",
+        "val_loss",
+        "learning_rate",
+        "throughput",
+        "grad_norm",
+        *(f"val_{c}" for c in COMPONENTS),
+    ):
+        assert len(history(store, run, name)) == 6, name
+    assert "train_rms_input" not in run.data.metrics  # its weight is 0: not computed in training
+    val = {c: history(store, run, f"val_{c}")[-1] for c in COMPONENTS}
+    total = 0.5 * val["rms_target"] + 0.25 * val["spectral"] + 0.25 * val["mel"]
+    assert history(store, run, "val_loss")[-1] == pytest.approx(total, rel=1e-5)
+    assert run.data.metrics["copy_rms_input"] == 0
+    assert run.data.metrics["floor_loss"] > 0
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"config.json", "checkpoints", "examples"} <= artifacts
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "checkpoints")] == [
+        "checkpoints/best_model.pt"
+    ]
+    example = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "examples/epoch_0006")}
+    assert example == {"input.wav", "target.wav", "prediction.wav", "spectrograms.png"}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_validation_figures_do_not_depend_on_the_number_of_ranks(
+    ranks: int, tmp_path: Path, door: Door, train_flags: list[object], store: str
+) -> None:
+    """5 validation pairs on 1 and 3 ranks against 2 ranks, which do not divide them either."""
+    assert VAL_PAIRS % 2 and VAL_PAIRS % 3
+    figures = {}
+    for world_size in (2, ranks):
+        folder = tmp_path / str(world_size)
+        folder.mkdir()
+        # A learning rate that changes nothing: different numbers of ranks take different steps.
+        flags = (*train_flags, "--max_steps", 1, "--batch_size", 1, "--lr", 1e-12, "--loss_weight_mel", 1)
+        name = f"{world_size} against {ranks}"
+        result = door("train_ddp.py", *flags, "--world_size", world_size, "--experiment", name, cwd=folder)
+        assert result.returncode == 0, result.stderr
+        metrics = only_run(store, name).data.metrics
+        figures[world_size] = {n: v for n, v in metrics.items() if n.startswith(("val_", "floor_", "copy_"))}
+    assert len(figures[2]) == 3 * (len(COMPONENTS) + 1)
+    assert figures[ranks] == pytest.approx(figures[2], rel=1e-4)
+
+
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    trained: Path, tmp_path: Path, door: Door, train_flags: list[object], store: str
+) -> None:
+    """SIGTERM after epoch 3 of 6, then --resume auto: the same weights bit for bit, in the same MLflow run."""
+    arguments = [*train_flags, "--loss_weight_target", 0.5, "--loss_weight_spectral", 0.25, "--loss_weight_mel", 0.25]
+    arguments += ["--epochs", 6, "--world_size", 2, "--experiment", "resumed"]
+    process = subprocess.Popen(
+        command("train_ddp.py", *arguments), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Epoch 3/6"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    stopped = read(tmp_path / "checkpoints" / "last.pt")["progress"]
+    assert 3 <= stopped["epoch"] < 6
+    result = door("train_ddp.py", *arguments, "--resume", "auto", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    ours, uninterrupted = (weights(folder / "checkpoints" / "last.pt") for folder in (tmp_path, trained))
+    assert ours.keys() == uninterrupted.keys()
+    assert all(torch.equal(ours[name], uninterrupted[name]) for name in ours)
+    resumed, reference = only_run(store, "resumed"), only_run(store, "trained")
+    for name in ("train_loss", "val_loss"):
+        assert history(store, resumed, name) == pytest.approx(history(store, reference, name), rel=1e-6)
+
+
+def test_resuming_in_the_middle_of_an_epoch_and_with_accumulation_is_exact(
+    tmp_path: Path, door: Door, train_flags: list[object]
+) -> None:
+    """4 steps of 2 batches an epoch, ended by --max_steps after step 6 and resumed to 8, against 8 at a stretch."""
+    flags = [*train_flags, "--batch_size", 1, "--grad_accumulation", 2, "--scheduler", "constant", "--world_size", 1]
+    for name, limits in {"halves": (6, 8), "whole": (8,)}.items():
+        (tmp_path / name).mkdir()
+        for limit in limits:
+            result = door("train_ddp.py", *flags, "--max_steps", limit, "--resume", "auto", cwd=tmp_path / name)
+            assert result.returncode == 0, result.stderr
+    halves, whole = (weights(tmp_path / name / "checkpoints" / "last.pt") for name in ("halves", "whole"))
+    assert all(torch.equal(halves[name], whole[name]) for name in whole)
+
+
+def test_unity_reaches_the_codecs_floor(tmp_path: Path, door: Door, train_flags: list[object], store: str) -> None:
+    flags = (*train_flags, "--unity_test", "true", "--epochs", 30, "--lr", 3e-3, "--dropout", 0)
+    result = door("train_ddp.py", *flags, "--save_every", 30, "--experiment", "unity", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = only_run(store, "unity")
+    rms, floor = history(store, run, "val_rms_input"), run.data.metrics["floor_rms_input"]
+    assert run.data.metrics["floor_rms_target"] == floor
+    assert rms[-1] == pytest.approx(floor, rel=0.1)
+    assert rms[0] > rms[-1]
+
+
+def test_values_that_are_not_finite_are_skipped_and_end_the_run_with_the_last_checkpoint_intact(
+    trained: Path, tmp_path: Path, door: Door, train_flags: list[object]
+) -> None:
+    flags = (*train_flags, "--epochs", 200, "--world_size", 2, "--clip_norm", 1e30, "--lr", 1e30)
+    result = door("train_ddp.py", *flags, "--resume", trained / "checkpoints" / "last.pt", cwd=tmp_path)
+    assert result.returncode == 3
+    assert result.stdout.count("skipped: its loss or gradient is not finite") == 10
+    assert "not finite for 10 steps in a row" in result.stderr and "--lr" in result.stderr
+    assert "Traceback" not in result.stderr
+    for checkpoint in (tmp_path / "checkpoints").glob("*.pt"):
+        assert all(value.isfinite().all() for value in weights(checkpoint).values()), checkpoint
+    assert all(value.isfinite().all() for value in weights(trained / "checkpoints" / "last.pt").values())
+
+
+def test_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path, train_flags: list[object]) -> None:
+    arguments = [*train_flags, "--epochs", 12, "--world_size", 2, "--max_restarts", 1]
+    process = subprocess.Popen(
+        command("train_ddp.py", *arguments), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("Epoch 4/12") and sum("Epoch 4/12" in seen for seen in lines) == 1:
+            children = subprocess.run(
+                ["pgrep", "-P", str(process.pid), "-f", "train_worker"], capture_output=True, text=True, check=True
+            )
+            subprocess.run(["kill", "-9", children.stdout.split()[-1]], check=True)
+    assert process.wait(timeout=120) == 0
+    assert any(line.startswith("resumed from") for line in lines)
+    assert read(tmp_path / "checkpoints" / "last.pt")["progress"]["epoch"] == 12
