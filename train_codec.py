@@ -19,6 +19,7 @@ from encore.cli import new_app, run
 from encore.codec import Architecture, save_codec
 from encore.codec_texture import initialise_texture
 from encore.codec_training import (
+    LEAST_SECONDS,
     CodecTrainer,
     CodecTraining,
     CropSampler,
@@ -75,8 +76,8 @@ def main(
         problems.append(f"--minutes {minutes:g}: must be above 0")
     if not 0 < val_fraction < 1:
         problems.append(f"--val_fraction {val_fraction:g}: must lie between 0 and 1")
-    if crop_seconds < 0.1:
-        problems.append(f"--crop_seconds {crop_seconds:g}: must be at least 0.1, the losses need that much")
+    if crop_seconds < LEAST_SECONDS:
+        problems.append(f"--crop_seconds {crop_seconds:g}: must be at least {LEAST_SECONDS}, the losses need that much")
     if lr <= 0:
         problems.append(f"--lr {lr:g}: must be above 0")
     if problems:
@@ -118,7 +119,7 @@ def main(
         "spectral": lambda prediction, target: functional.spectral(prediction, target).mean(),
         "mel": lambda prediction, target: functional.mel(prediction, target, rate).mean(),
     }
-    settings = CodecTraining(steps, minutes, batch_size, crop_seconds, lr, validate_every, seed)
+    settings = CodecTraining(steps, minutes, batch_size, lr, validate_every)
     target_file = output / "codec.safetensors"
     began, done = time.monotonic(), 0
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()

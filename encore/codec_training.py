@@ -19,6 +19,7 @@ from encore.errors import EncoreError
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 VALIDATION_SECONDS = 4.0
+LEAST_SECONDS = 0.1  # the losses need that much
 QUIETEST_GAIN_DB = -60.0
 
 
@@ -68,12 +69,20 @@ def excerpts(recordings: Sequence[Tensor], samples: int) -> Tensor:
 
 
 def validation_crops(recordings: Sequence[Tensor], sample_rate: int) -> list[Tensor]:
-    """Two stretches of 4 s of each recording, a third and two thirds in (or the whole of a shorter one)."""
+    """Two stretches of 4 s of each recording, a third and two thirds in (or the whole of a shorter one).
+
+    Raises:
+        EncoreError: all recordings are shorter than 0.1 s.
+    """
     length = int(VALIDATION_SECONDS * sample_rate)
-    crops = []
+    crops: list[Tensor] = []
     for recording in recordings:
+        if recording.shape[-1] < LEAST_SECONDS * sample_rate:
+            continue
         room = max(recording.shape[-1] - length, 0)
         crops += [recording[:, start : start + length] for start in sorted({room // 3, 2 * room // 3})]
+    if not crops:
+        raise EncoreError(f"no held-out file is as long as {LEAST_SECONDS} s: use longer music or another --seed")
     return crops
 
 
@@ -107,10 +116,8 @@ class CodecTraining:
     steps: int | None  # stop after so many steps …
     minutes: float | None  # … or so many minutes, whichever comes first
     batch_size: int
-    crop_seconds: float
     learning_rate: float
     validate_every: int  # steps
-    seed: int
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the training that is done, 0 to 1."""

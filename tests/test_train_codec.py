@@ -1,8 +1,6 @@
 """The door train_codec.py, run as a user would on seconds of synthesised music and a codec of few filters."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,8 +20,8 @@ from encore.codec_training import (
     validation_crops,
 )
 from encore.errors import EncoreError
+from tests.conftest import Door
 
-ROOT = Path(__file__).resolve().parent.parent
 RATE = 24000
 SMALL = ["--n_filters", "8", "--dimension", "32", "--coefficients", "26"]
 
@@ -41,15 +39,10 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def door(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train_codec.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-def test_training_improves_on_the_start_and_writes_a_codec(music: Path, tmp_path: Path) -> None:
+def test_training_improves_on_the_start_and_writes_a_codec(door: Door, music: Path, tmp_path: Path) -> None:
     result = door(
-        music, "--output", tmp_path, *SMALL, "--steps", "12", "--batch_size", "2", "--crop_seconds", "0.3",
-        "--lr", "0.002", "--val_fraction", "0.25", "--validate_every", "4", "--seed", "1",
+        "train_codec.py", music, "--output", tmp_path, *SMALL, "--steps", 12, "--batch_size", 2, "--crop_seconds", 0.3,
+        "--lr", 0.002, "--val_fraction", 0.25, "--validate_every", 4, "--seed", 1, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     held_out = re.findall(r"^held out: (.*)$", result.stdout, re.M)
@@ -85,8 +78,8 @@ def test_what_the_user_can_put_right_is_said(music: Path, tmp_path: Path, argume
     assert re.search(message, str(result.exception), re.S), result.exception
 
 
-def test_a_missing_folder_is_named_in_one_line(tmp_path: Path) -> None:
-    result = door(tmp_path / "nowhere", "--output", tmp_path, "--steps", "1")
+def test_a_missing_folder_is_named_in_one_line(door: Door, tmp_path: Path) -> None:
+    result = door("train_codec.py", tmp_path / "nowhere", "--output", tmp_path, "--steps", 1, cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "nowhere" in result.stderr and "Traceback" not in result.stderr
 
@@ -118,6 +111,8 @@ def test_validation_crops_are_two_a_file_and_no_longer_than_it() -> None:
     crops = validation_crops([torch.arange(10.0 * RATE)[None], torch.ones(1, RATE)], RATE)
     assert [crop.shape[-1] for crop in crops] == [4 * RATE, 4 * RATE, RATE]
     assert [float(crop[0, 0]) for crop in crops[:2]] == [2 * RATE, 4 * RATE]
+    with pytest.raises(EncoreError, match="0.1 s"):
+        validation_crops([torch.ones(1, 100)], RATE)
 
 
 def test_figures_of_known_errors() -> None:
@@ -135,7 +130,7 @@ def test_rates_scale_the_step_and_zero_keeps_constants() -> None:
     rates = {"decoder.weight": torch.tensor([0.0, 0.1, 1.0, 1.0]).view(1, 4, 1)}
     encoder.requires_grad_(False)
     before = decoder.weight.detach().clone(), encoder.weight.detach().clone()
-    settings = CodecTraining(1, None, 2, 0.1, 0.1, 10, 0)
+    settings = CodecTraining(1, None, 2, 0.1, 10)
     trainer = CodecTrainer(encoder, decoder, rates, lambda p, t: (p - t - 1).square().mean(), settings)
     sampler = CropSampler([torch.randn(1, 1000)], 100, 0)
     assert trainer.fit(sampler, lambda: 0.0, lambda *_: None, lambda: None) == 1
@@ -148,7 +143,7 @@ def test_rates_scale_the_step_and_zero_keeps_constants() -> None:
 def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing() -> None:
     encoder, decoder = torch.nn.Conv1d(1, 2, 1), torch.nn.Conv1d(2, 1, 1)
     before = decoder.weight.detach().clone()
-    settings = CodecTraining(50, None, 2, 0.1, 0.1, 100, 0)
+    settings = CodecTraining(50, None, 2, 0.1, 100)
     trainer = CodecTrainer(encoder, decoder, {}, lambda p, t: p.mean() * float("nan"), settings)
     with pytest.raises(EncoreError, match="not finite"):
         trainer.fit(CropSampler([torch.randn(1, 1000)], 100, 0), lambda: 0.0, lambda *_: None, lambda: None)
@@ -158,7 +153,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing() -> None:
 def test_both_halves_train_unless_they_need_no_gradient() -> None:
     encoder, decoder = torch.nn.Conv1d(1, 2, 1), torch.nn.Conv1d(2, 1, 1)
     before = [parameter.detach().clone() for parameter in [*encoder.parameters(), *decoder.parameters()]]
-    settings = CodecTraining(2, None, 2, 0.1, 0.1, 100, 0)
+    settings = CodecTraining(2, None, 2, 0.1, 100)
     trainer = CodecTrainer(encoder, decoder, {}, lambda p, t: (p - t - 1).square().mean(), settings)
     trainer.fit(CropSampler([torch.randn(1, 1000)], 100, 0), lambda: 0.0, lambda *_: None, lambda: None)
     after = [*encoder.parameters(), *decoder.parameters()]

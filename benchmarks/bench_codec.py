@@ -1,0 +1,106 @@
+"""Prints the figures of a codec's card: `python -m benchmarks.bench_codec MUSIC_FOLDER`.
+
+Each file of the folder is encoded and decoded whole, by the codec and by untrained linear codecs of the same shape, and
+the mean over the files of each figure is printed, with the codec's behaviour on silence and on latents that are off.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from encore.audio import find_audio_files, read_audio
+from encore.cli import new_app, run
+from encore.codec import Architecture, FrozenCodec, load_codec
+from encore.codec_training import si_sdr
+from encore.linear_codec import coefficient_deviations, initialise_linear_path
+from losses import functional
+
+app = new_app()
+
+NOISE = 0.3  # standard deviation, in units of each latent's own over the music
+
+
+def figures(prediction: Tensor, target: Tensor, sample_rate: int) -> dict[str, float]:
+    """What the card shows, of `[1, C, N]`."""
+    return {
+        "SI-SDR (dB)": float(si_sdr(prediction, target)),
+        "multi-resolution STFT": float(functional.spectral(prediction, target)),
+        "mel to 8 kHz": float(functional.mel(prediction, target, sample_rate)),
+        "mel to 12 kHz": float(functional.mel(prediction, target, sample_rate, f_max=12000.0)),
+        "mel 4.5-12 kHz": float(
+            functional.mel(prediction, target, sample_rate, n_mels=24, f_min=4500.0, f_max=12000.0)
+        ),
+    }
+
+
+def mean_figures(codec: FrozenCodec, latents: list[Tensor], recordings: list[Tensor]) -> dict[str, float]:
+    """Mean of each figure over recordings `[1, C, N]`, decoded from their latents `[1, D, T]`."""
+    rows = [
+        figures(codec.decode(item)[..., : audio.shape[-1]], audio, codec.sample_rate)
+        for item, audio in zip(latents, recordings, strict=True)
+    ]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def linear_codec(architecture: Architecture, recordings: list[Tensor], coefficients: int) -> FrozenCodec:
+    """The untrained linear codec, in half precision as it would be stored."""
+    encoder, decoder = architecture.build()
+    block = math.prod(architecture.ratios)
+    audio = torch.cat([recording[0].mean(0) for recording in recordings])
+    initialise_linear_path(encoder, decoder, coefficient_deviations(audio, block, coefficients))
+    return FrozenCodec(encoder.half().float(), decoder.half().float(), architecture.sample_rate, architecture.channels)
+
+
+@app.command()
+def main(
+    folder: Annotated[Path, typer.Argument(help="folder of audio files, searched to any depth")],
+    codec: Annotated[str, typer.Option("--codec", help="starter, or the path of a codec's weights")] = "starter",
+) -> None:
+    """Print how well a codec reconstructs the music in a folder."""
+    torch.manual_seed(0)
+    model = load_codec(codec)
+    files = find_audio_files(folder)
+    recordings = [read_audio(path, model.sample_rate, model.channels)[None] for path in files]
+    console = Console(width=120)
+    rows: dict[str, dict[str, float]] = {}
+    codecs = {"trained": model}
+    for coefficients in (120, 128):
+        shape = Architecture(sample_rate=model.sample_rate)
+        codecs[f"linear, {coefficients} coefficients"] = linear_codec(shape, recordings, coefficients)
+    with torch.no_grad():
+        for name, each in codecs.items():
+            latents = [each.encode(audio) for audio in recordings]
+            deviation = torch.cat(latents, -1).std((0, 2))[:, None]
+            off = [item + NOISE * deviation * torch.randn_like(item) for item in latents]
+            rows[name] = mean_figures(each, latents, recordings)
+            rows[f"{name}, latents off by {NOISE}"] = mean_figures(each, off, recordings)
+        latents = [model.encode(audio) for audio in recordings]
+        deviation = torch.cat(latents, -1).std((0, 2))
+        table = Table("mean over the files", *next(iter(rows.values())))
+        for name, row in rows.items():
+            table.add_row(name, *(f"{value:.3f}" for value in row.values()))
+        console.print(
+            f"{len(files)} files, {sum(r.shape[-1] for r in recordings) / model.sample_rate / 60:.1f} minutes"
+        )
+        console.print(table)
+        silence = model.decode(model.encode(torch.zeros(1, model.channels, 2 * model.sample_rate)))
+        console.print(f"decoded silence: peak {20 * math.log10(float(silence.abs().max()) + 1e-9):.1f} dBFS")
+        console.print(f"latents' standard deviation: {deviation.min():.2f} to {deviation.max():.2f}")
+        console.print(f"frames needed before a crop (-60 dB): {model.measure_margin(latents[0])}")
+        began = time.perf_counter()
+        model.decode(latents[0])
+        speed = recordings[0].shape[-1] / model.sample_rate / (time.perf_counter() - began)
+        console.print(f"decoding: {speed:.0f} times real time on {torch.get_num_threads()} thread(s)")
+
+
+if __name__ == "__main__":
+    run(app)
