@@ -25,7 +25,7 @@ if [ "$($python -c 'import torch; print(torch.cuda.device_count())')" = 0 ]; the
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))}"
 fi
 $python train_ddp.py --dataset_folder demo/pairs --codec starter --checkpoint_dir demo/checkpoints --run_name demo \
-    --d_model 128 --num_layers 4 --batch_size 4 --epochs 20 --lr 1e-3 --warmup_steps 10 --ema_decay 0.9 --num_workers 0 \
+    --d_model 128 --num_layers 4 --batch_size 4 --epochs 10 --lr 1e-3 --warmup_steps 10 --ema_decay 0.9 --num_workers 0 \
     --loss_weight_target 0.5 --loss_weight_spectral 0.5 --loss_weight_mel 0.5 "${ranks[@]}"
 
 song=$(awk -F, '$4 ~ /val/ { print $2; exit }' demo/pairs/metadata.csv)

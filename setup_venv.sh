@@ -66,13 +66,15 @@ make_venv() {
 # Drops the settings of this machine that change what is installed or where (user, target, constraints, links to other
 # builds of torch); those that say how to reach the packages (index, proxy, certificates) stay.
 clean_settings() {
-    local key name value reach=()
+    local key name value settings reach=()
+    settings=$(.venv/bin/python -m pip config list 2>/dev/null || true)
     unset UV_TORCH_BACKEND UV_FIND_LINKS UV_CONSTRAINT UV_OVERRIDE
     for key in index-url proxy cert client-cert trusted-host timeout; do
         name=PIP_${key//-/_}
         name=${name^^}
-        value=${!name:-$(.venv/bin/python -m pip config get "global.$key" 2>/dev/null || true)}
-        [ -z "$value" ] || reach+=("$name=$value")
+        value=${!name:-$(sed -n "s/^global\.$key='\(.*\)'$/\1/p" <<<"$settings")}
+        # pip shows a value of several lines with \n between them.
+        [ -z "$value" ] || reach+=("$name=${value//\\n/ }")
     done
     for name in "${!PIP_@}"; do
         [ "$name" = PIP_CACHE_DIR ] || unset "$name"

@@ -1,0 +1,147 @@
+"""The shell scripts, run for real in a folder of their own with one tiny package to install, from a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("setup_venv.sh", "run_train.sh", "run_tests.sh", ".ci/run")
+TOOLS = ("bash", "env", "dirname", "cat", "rm", "sed", "touch", "sha256sum", "git")
+
+
+class Machine:
+    """A folder with the scripts, whose name has a space, and a PATH with little more than Python on it; no uv."""
+
+    def __init__(self, folder: Path, python: bool = True) -> None:
+        self.tree, self.bin, self.elsewhere = folder / "my encore", folder / "bin", folder / "elsewhere"
+        for made in (self.tree, self.bin, self.elsewhere):
+            made.mkdir()
+        for name in ("setup_venv.sh", "run_train.sh"):
+            shutil.copy2(ROOT / name, self.tree)
+        for name in TOOLS:
+            (self.bin / name).symlink_to(shutil.which(name) or name)
+        if python:
+            (self.bin / "python3").symlink_to(getattr(sys, "_base_executable", sys.executable))
+        with zipfile.ZipFile(self.tree / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("tiny.py", "")
+            wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+            wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+        (self.tree / "requirements.txt").write_text("./tiny-1.0-py3-none-any.whl\n")
+        (self.tree / "requirements-dev.txt").write_text("-r requirements.txt\n")
+        (self.tree / "train_ddp.py").write_text("import os, sys\nprint(os.getcwd(), sys.argv[1:])\n")
+
+    def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs a script by its path, from another folder."""
+        return subprocess.run(
+            [str(self.tree / script), *arguments],
+            cwd=self.elsewhere,
+            env={"PATH": str(self.bin), "HOME": str(self.elsewhere), **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def has_tiny(self) -> bool:
+        return bool(list((self.tree / ".venv").glob("lib/python*/site-packages/tiny.py")))
+
+
+@pytest.fixture(scope="module")
+def set_up(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """A machine after its first set-up, which takes seconds; to be copied, not changed."""
+    machine = Machine(tmp_path_factory.mktemp("set-up"))
+    done = machine.run("setup_venv.sh")
+    assert done.returncode == 0, done.stderr
+    assert machine.has_tiny()
+    return machine
+
+
+@pytest.fixture
+def machine(set_up: Machine, tmp_path: Path) -> Machine:
+    """A machine that is set up, to be changed."""
+    machine = Machine(tmp_path)
+    shutil.copytree(set_up.tree, machine.tree, symlinks=True, dirs_exist_ok=True)
+    return machine
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_valid_and_executable(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+def test_set_up_is_done_once_and_again_where_it_must_be(machine: Machine) -> None:
+    again = machine.run("setup_venv.sh")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+    # The tests need more than training; what they installed is enough for training.
+    assert "Installing requirements-dev.txt" in machine.run("setup_venv.sh", "dev").stdout
+    assert machine.run("setup_venv.sh", "dev").stdout == machine.run("setup_venv.sh").stdout == ""
+
+    with open(machine.tree / "requirements.txt", "a") as file:
+        file.write("# changed\n")
+    assert "Installing requirements.txt" in machine.run("setup_venv.sh").stdout
+
+    # An install that fails is not taken for done, and the next one starts from nothing.
+    (machine.tree / "requirements.txt").write_text("./missing-1.0-py3-none-any.whl\n")
+    failed = machine.run("setup_venv.sh")
+    assert failed.returncode == 2
+    assert "error: could not install requirements.txt" in failed.stderr
+    (machine.tree / ".venv/half an install").touch()
+    (machine.tree / "requirements.txt").write_text("./tiny-1.0-py3-none-any.whl\n")
+    assert machine.run("setup_venv.sh").returncode == 0
+    assert machine.has_tiny()
+    assert not (machine.tree / ".venv/half an install").exists()
+
+
+def test_settings_of_pip_do_not_change_what_is_installed_or_where(machine: Machine) -> None:
+    subprocess.run([machine.tree / ".venv/bin/python", "-m", "pip", "uninstall", "-qy", "tiny"], check=True)
+    assert not machine.has_tiny()
+    (machine.tree / ".venv/.installed-requirements.txt").unlink()
+    (machine.elsewhere / "pip.conf").write_text("[global]\nuser = true\n[install]\nprefix = /nowhere\n")
+    done = machine.run(
+        "setup_venv.sh",
+        PIP_CONFIG_FILE=str(machine.elsewhere / "pip.conf"),
+        PIP_TARGET=str(machine.elsewhere),
+        PIP_CONSTRAINT="missing.txt",
+    )
+    assert done.returncode == 0, done.stderr
+    assert machine.has_tiny()
+
+
+def test_without_the_venv_module_the_message_says_what_to_install(tmp_path: Path) -> None:
+    """On Debian, Python comes without ensurepip until python3-venv is installed."""
+    machine = Machine(tmp_path)
+    (machine.elsewhere / "ensurepip.py").write_text("raise ImportError")
+    done = machine.run("run_train.sh", PYTHONPATH=str(machine.elsewhere))
+    assert done.returncode == 2
+    assert "sudo apt install python3-venv" in done.stderr
+    assert not (machine.tree / ".venv").exists()
+
+
+@pytest.mark.parametrize("found", ["none", "Python 3.9.2"])
+def test_without_a_python_that_is_new_enough_the_message_says_so(tmp_path: Path, found: str) -> None:
+    machine = Machine(tmp_path, python=False)
+    if found != "none":
+        # What the script asks of an old Python: to run at all, to be new enough (it is not), and its version.
+        old = '#!/bin/sh\ncase "$*" in --version) echo Python 3.9.2;; "-c ") exit 0;; *) exit 1;; esac\n'
+        (machine.bin / "python3").write_text(old)
+        (machine.bin / "python3").chmod(0o755)
+    done = machine.run("setup_venv.sh")
+    assert done.returncode == 2
+    assert f"Encore needs Python 3.10 to 3.14, found {found}" in done.stderr
+    assert "sudo apt install python3 python3-venv" in done.stderr
+    assert not (machine.tree / ".venv").exists()
+
+
+def test_arguments_go_to_train_ddp_as_they_are_from_the_folder_of_the_caller(machine: Machine) -> None:
+    done = machine.run("run_train.sh", "--dataset_folder", "my pairs", "--run_name", "*")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{machine.elsewhere} ['--dataset_folder', 'my pairs', '--run_name', '*']"
