@@ -66,6 +66,7 @@ def spectrograms(
             origin="lower",
             aspect="auto",
             cmap="magma",
+            interpolation_stage="data",  # levels are averaged where the picture is coarser, and not their colours
             vmin=-RANGE_DB,
             vmax=0,
             # Frames and bins are points: each fills the half step on both its sides.

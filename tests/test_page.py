@@ -1,0 +1,102 @@
+"""The listening page: what a browser would find in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from matplotlib.image import imread
+
+from encore.page import Exhibit, Table, write_page
+
+RATE = 24000
+NASTY = "a <script>alert('1')</script> & \"b\""
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask for: media, table rows, all text, links to elsewhere."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.audio: list[bytes] = []
+        self.images: list[bytes] = []
+        self.rows: list[list[str]] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.elsewhere: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        source = values.get("src") or values.get("href") or ""
+        if source and not source.startswith("data:"):
+            self.elsewhere.append(source)
+        if tag in ("audio", "img"):
+            content = base64.b64decode(source.partition(";base64,")[2], validate=True)
+            (self.audio if tag == "audio" else self.images).append(content)
+            assert values.get("aria-label") or values.get("alt")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open[-1:] in (["td"], ["th"]):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture
+def exhibits() -> list[Exhibit]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Exhibit(f"{NASTY} {number}", f"note {NASTY}", 0.3 * torch.randn(channels, RATE, generator=generator))
+        for number, channels in enumerate((1, 2))
+    ]
+
+
+def test_players_hold_the_audio_and_pictures_are_pictures(tmp_path: Path, exhibits: list[Exhibit]) -> None:
+    write_page(tmp_path / "index.html", NASTY, {NASTY: NASTY}, exhibits, RATE)
+    page = Page(tmp_path / "index.html")
+    assert len(page.audio) == len(page.images) == 2
+    for content, exhibit in zip(page.audio, exhibits, strict=True):
+        samples, rate = soundfile.read(io.BytesIO(content), always_2d=True)
+        assert rate == RATE
+        np.testing.assert_allclose(samples.T, exhibit.audio.clamp(-1, 1).numpy(), atol=1 / 2**15)
+    for content in page.images:
+        assert min(imread(io.BytesIO(content)).shape[:2]) > 200
+    assert "table" not in page.tags
+
+
+def test_all_text_is_escaped_and_nothing_comes_from_elsewhere(tmp_path: Path, exhibits: list[Exhibit]) -> None:
+    table = Table(NASTY, [NASTY], {NASTY: [1.0]}, {NASTY: NASTY})
+    write_page(tmp_path / "index.html", NASTY, {NASTY: NASTY}, exhibits, RATE, table)
+    page = Page(tmp_path / "index.html")
+    assert page.tags.count("script") == 1
+    # Title, heading, fact (2), titles and notes (4), legend, caption, column, row and its note.
+    assert page.text.count(NASTY) == 13
+    assert page.elsewhere == []
+    assert "://" not in (tmp_path / "index.html").read_text()
+
+
+def test_the_table_has_a_row_per_loss_and_a_column_per_signal(tmp_path: Path, exhibits: list[Exhibit]) -> None:
+    table = Table("read so", ["mine", "other"], {"rms": [0.12345, 2], "mel": [1, 0]}, {"rms": "(r)", "mel": "(m)"})
+    write_page(tmp_path / "index.html", "title", {}, exhibits, RATE, table)
+    page = Page(tmp_path / "index.html")
+    assert page.rows == [["Loss", "mine", "other"], ["rms", "0.1235", "2.0000"], ["mel", "1.0000", "0.0000"]]
+    assert "(r)" in page.text and "read so" in page.text
