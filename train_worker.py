@@ -70,11 +70,6 @@ def main(config: TrainConfig) -> None:
     screen, tracker, outcome = Screen(ranks.is_main), None, "FAILED"
     try:
         distributed.together(partial(validate, config))
-        source = resume_source(config)
-        if ranks.is_main:
-            set_aside(config.checkpoint_dir, source)
-            (config.checkpoint_dir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-            screen.open_log(config.checkpoint_dir / "train.log")
 
         # Data and codec
         load = partial(load_codec, config.codec, config.codec_repository, config.encodec_bandwidth)
@@ -102,10 +97,11 @@ def main(config: TrainConfig) -> None:
         torch.manual_seed(config.seed)
         torch.set_float32_matmul_precision("high")
         model = build_model(config, codec)
-        model.set_statistics(*distributed.from_main(cache.statistics([pair.input for pair in pairs["train"]])))
+        inputs = [pair.input for pair in pairs["train"]]
+        model.set_statistics(*distributed.from_main(partial(cache.statistics, inputs)))
         model.to(ranks.device)
         bf16 = config.bf16 and ranks.has_gpu and torch.cuda.is_bf16_supported()
-        margin = distributed.from_main(codec.measure_margin(val_set[0][0][None].to(ranks.device)))
+        margin = distributed.from_main(lambda: codec.measure_margin(val_set[0][0][None].to(ranks.device)))
         objective = Regression(
             components_of(config, codec.sample_rate),
             codec,
@@ -119,12 +115,17 @@ def main(config: TrainConfig) -> None:
         schedule = Schedule(config.scheduler, config.lr, config.warmup_steps, int(total_steps))
         ema = averaged(model, config.ema_decay) if config.ema_decay else None
         state = TrainState(model, ema, optimizer, schedule, objective, Progress())
+        source = distributed.from_main(partial(resume_source, config))
         if source is not None:
             distributed.together(lambda: state.load(source, config, codec))
         progress = state.progress
         ddp = DistributedDataParallel(torch.compile(model) if config.compile else model, gradient_as_bucket_view=True)
 
-        # Baselines, and the run in MLflow
+        # Nothing was wrong with the input, so this run begins: its folder, its baselines, its run in MLflow
+        if ranks.is_main:
+            set_aside(config.checkpoint_dir, source)
+            (config.checkpoint_dir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+            screen.open_log(config.checkpoint_dir / "train.log")
         floor, copy = baselines(objective, val_loader, ranks)
         screen.baselines(objective.components, floor, copy)
         if source is not None:
@@ -185,14 +186,9 @@ def main(config: TrainConfig) -> None:
             outcome = "FINISHED"
             screen.say(f"best validation loss {progress.best:.4f}, in {config.checkpoint_dir / 'best_model.pt'}")
     except EncoreError as error:
-        outcome = "FAILED"
         if ranks.is_main:
             cli.print_error(error)
-        sys.exit(cli.USER_ERROR)
-    except Diverged as error:
-        if ranks.is_main:
-            cli.print_error(error)
-        sys.exit(DIVERGED)
+        sys.exit(DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR)
     finally:
         if tracker is not None:
             if (config.checkpoint_dir / "best_model.pt").is_file():
@@ -330,7 +326,7 @@ def encode_pairs(
     # Rank 0 hashes new files; the others then find the index done.
     first = distributed.together(lambda: open_cache() if ranks.is_main else None)
     cache = first or open_cache()
-    missing = distributed.from_main(cache.missing(files))
+    missing = distributed.from_main(partial(cache.missing, files))
     share = missing[ranks.rank :: ranks.world_size]
     task = screen.task("encoding", len(share))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Screen:
         self.console = Console(highlight=False, soft_wrap=True)
         self.live = active and self.console.is_terminal
         self.log: TextIO | None = None
+        self.early: list[str] = []  # lines from before there was a log
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -68,8 +70,9 @@ class Screen:
         self.copy: Values = {}
 
     def open_log(self, path: Path) -> None:
-        """From now on every line goes to this file too."""
+        """Every line goes to this file too, also those said before."""
         self.log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
+        self._write("\n".join(self.early))
 
     def close(self) -> None:
         self.progress.stop()
@@ -97,7 +100,7 @@ class Screen:
         """The figures of an epoch: lines to the log (and a pipe), a table to a terminal."""
         lines = [
             f"Epoch {figures.epoch}/{figures.epochs}:",
-            f"  Train Loss: {figures.train['loss']:.4f} ({self._parts(figures.train)})",
+            f"  Train Loss: {figures.train.get('loss', math.nan):.4f} ({self._parts(figures.train)})",
             f"  Val Loss:   {figures.val['loss']:.4f} ({self._parts(figures.val)})",
             f"  LR: {figures.lr:.2e}",
         ]
@@ -118,6 +121,8 @@ class Screen:
     def _write(self, text: str) -> None:
         if self.log is not None:
             self.log.write(text + "\n")
+        else:
+            self.early.append(text)
 
     def _parts(self, values: Values) -> str:
         """Every component's value; one that was not computed is off."""

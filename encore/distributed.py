@@ -78,9 +78,9 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def from_main(value: T) -> T:
-    """Rank 0's `value`, on all ranks."""
-    box = [value]
+def from_main(function: Callable[[], T]) -> T:
+    """What `function` returns on rank 0, the only one to call it, on all ranks."""
+    box: list[Any] = [function() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -51,6 +52,9 @@ def launch(script: Path, config: TrainConfig) -> int:
         # A worker finishes its step and saves before it exits; a large model takes a while to write.
         shutdown_timeout=300,
     )
+    # The agent's own store outlives a restart with the addresses of the ranks before it (gloo, torch 2.14), to which
+    # the new ones then can't connect; without it every attempt gets a new store.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:

@@ -65,6 +65,17 @@ class ContinuationTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
         self.leave = nn.Linear(d_model, latent_dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Normal weights of deviation 0.02, the branches' last layers scaled by 1 / sqrt(2 · layers), as in GPT-2."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("out.weight", "mlp.3.weight")):
+                nn.init.normal_(weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Sets the normalisation, `[D]` each; a channel that never changes keeps its scale."""

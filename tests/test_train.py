@@ -48,7 +48,7 @@ def test_loss_falls_and_the_log_has_the_promised_form(trained: Path) -> None:
     )
     found = epoch.findall(log)
     assert [number for number, _, _ in found] == list("123456")
-    assert float(found[-1][2]) < 0.8 * float(found[0][2])
+    assert float(found[-1][2]) < 0.95 * float(found[0][2])
     assert epoch.findall((trained / "stdout.txt").read_text()) == found
 
 
@@ -143,14 +143,14 @@ def test_resuming_in_the_middle_of_an_epoch_and_with_accumulation_is_exact(
 
 
 def test_unity_reaches_the_codecs_floor(tmp_path: Path, door: Door, train_flags: list[object], store: str) -> None:
-    flags = (*train_flags, "--unity_test", "true", "--epochs", 30, "--lr", 3e-3, "--dropout", 0)
-    result = door("train_ddp.py", *flags, "--save_every", 30, "--experiment", "unity", cwd=tmp_path)
+    flags = (*train_flags, "--unity_test", "true", "--epochs", 20, "--batch_size", 1, "--dropout", 0)
+    result = door("train_ddp.py", *flags, "--save_every", 20, "--experiment", "unity", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = only_run(store, "unity")
     rms, floor = history(store, run, "val_rms_input"), run.data.metrics["floor_rms_input"]
     assert run.data.metrics["floor_rms_target"] == floor
     assert rms[-1] == pytest.approx(floor, rel=0.1)
-    assert rms[0] > rms[-1]
+    assert rms[0] > 2 * rms[-1]
 
 
 def test_values_that_are_not_finite_are_skipped_and_end_the_run_with_the_last_checkpoint_intact(
