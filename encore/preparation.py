@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -170,6 +171,12 @@ def cut(path: Path, name: str, folder: Path, recipe: Recipe) -> Source:
     return Source(name, content=content, starts=tuple(k * size for k in kept), silent=silent, scale=scale)
 
 
+def _start_worker() -> None:
+    # Ctrl-C reaches every process: the workers finish their file, and the one that started them clears up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
 def _cut_all(
     files: list[Path], music: Path, staging: Path, recipe: Recipe, workers: int, progress: Progress
 ) -> list[Source]:
@@ -179,7 +186,7 @@ def _cut_all(
         return [cut(path, name, folder, recipe) for path, name, folder in progress(jobs, len(jobs))]
     # spawn: a forked child of a process with torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, torch.set_num_threads, (1,))
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker)
     try:
         futures: list[Future[Source]] = [pool.submit(cut, *job, recipe) for job in jobs]
         for done in progress(as_completed(futures), len(jobs)):
