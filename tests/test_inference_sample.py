@@ -1,0 +1,218 @@
+"""Continuing a song through the door, with a model from a real training run."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from matplotlib.image import imread
+from mlflow.tracking import MlflowClient
+
+import inference_sample
+import losses
+from encore import cli
+from encore.audio import read_audio
+from encore.checkpoint import load_generator
+from encore.sampling import continue_song
+from tests.conftest import SAMPLE_RATE, Door, melody
+from tests.test_page import Page
+
+START, SECONDS, SONG_SECONDS = 2.3, 2.5, 4.0  # the song goes on for 1.7 s only
+
+
+@pytest.fixture(scope="module")
+def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("song") / "a [b] & <song>.flac"
+    soundfile.write(path, melody(SONG_SECONDS, 77), SAMPLE_RATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory: pytest.TempPathFactory, door: Door, trained: Path, song: Path) -> tuple[Path, str]:
+    """The results of a run of the door, and what it printed."""
+    folder = tmp_path_factory.mktemp("continued")
+    flags = ("--input", song, "--start", START, "--seconds", SECONDS, "--output", folder / "new" / "out")
+    result = door("inference_sample.py", "--checkpoint", trained / "checkpoints" / "best_model.pt", *flags, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "new" / "out", result.stdout
+
+
+def sample(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Runs the door within this process; returns its exit status."""
+    monkeypatch.setattr(sys, "argv", ["inference_sample.py", *(str(argument) for argument in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(inference_sample.app)
+    return int(ended.value.code or 0)
+
+
+def samples_of(path: Path) -> np.ndarray:
+    samples, rate = soundfile.read(path, dtype="int16")
+    assert rate == SAMPLE_RATE
+    return samples
+
+
+def test_the_continuation_is_the_end_of_the_whole(continued: tuple[Path, str], song: Path) -> None:
+    folder, _ = continued
+    continuation, full = samples_of(folder / "continuation.wav"), samples_of(folder / "full.wav")
+    context = 75 * 320  # one second, as in training
+    assert len(continuation) == round(SECONDS * SAMPLE_RATE)
+    assert len(full) == context + len(continuation)
+    np.testing.assert_array_equal(full[context:], continuation)
+    # Before it the song itself, up to the cross-fade of two frames.
+    end = round(START * SAMPLE_RATE)
+    original = soundfile.read(song, dtype="int16")[0][end - context : end]
+    np.testing.assert_allclose(full[: context - 640], original[:-640], atol=1)
+
+
+def test_the_table_holds_every_loss_against_the_truth(continued: tuple[Path, str], trained: Path, song: Path) -> None:
+    folder, printed = continued
+    generator = load_generator(trained / "checkpoints" / "best_model.pt", torch.device("cpu"))
+    audio = read_audio(song, SAMPLE_RATE, 1)
+    end = round(START * SAMPLE_RATE)
+    truth, count = audio[:, end:], audio.shape[1] - end
+    made = continue_song(generator.model, generator.codec, audio[:, :end], SECONDS, generator.segment_frames)
+    segments = truth.split(SAMPLE_RATE, dim=1)
+    with torch.no_grad():
+        through = [generator.codec.decode(generator.codec.encode(s[None]))[0, :, : s.shape[1]] for s in segments]
+    copy = torch.cat([audio[:, end - SAMPLE_RATE : end]] * math.ceil(count / SAMPLE_RATE), dim=1)
+    predictions = [made.audio[:, :count], torch.cat(through, dim=1), copy[:, :count]]
+
+    head, *rows = Page(folder / "index.html").rows
+    assert head == ["Loss", "Continuation", "Truth through the codec", "Copy of the input"]
+    assert [row[0] for row in rows] == list(losses.REGISTRY)
+    for name, *shown in rows:
+        expected = [float(losses.create(name, SAMPLE_RATE)(p[None], truth[None])) for p in predictions]
+        assert [float(value) for value in shown] == pytest.approx(expected, abs=2e-4), name
+        assert re.search(rf"{name}\s+" + r"\s+".join(map(re.escape, shown)), printed), printed
+    assert "over 1.70 s" in printed
+
+
+def test_the_page_has_players_and_pictures_of_all_signals(continued: tuple[Path, str], song: Path) -> None:
+    folder, _ = continued
+    page = Page(folder / "index.html")
+    assert len(page.audio) == len(page.images) == 5
+    full, context, continuation, truth, codec = (soundfile.read(io.BytesIO(c), dtype="int16")[0] for c in page.audio)
+    np.testing.assert_allclose(continuation, samples_of(folder / "continuation.wav"), atol=1)
+    np.testing.assert_allclose(full, samples_of(folder / "full.wav"), atol=1)
+    original, end = soundfile.read(song, dtype="int16")[0], round(START * SAMPLE_RATE)
+    np.testing.assert_allclose(context, original[end - 24000 : end], atol=1)
+    np.testing.assert_allclose(truth, original[end:], atol=1)
+    assert len(codec) == len(truth)
+    for content in page.images:
+        assert imread(io.BytesIO(content)).std() > 0.05
+    assert imread(folder / "spectrogram.png").shape[0] > 2 * imread(io.BytesIO(page.images[0])).shape[0]
+    assert song.stem in page.text and "continuation begins at 1.00 s" in page.text
+
+
+def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
+    continued: tuple[Path, str], door: Door, trained: Path, store: str, song: Path, tmp_path: Path
+) -> None:
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("trained")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    flags = (
+        "--run_id",
+        run.info.run_id,
+        "--mlflow_uri",
+        store,
+        "--input",
+        song,
+        "--start",
+        START,
+        "--seconds",
+        SECONDS,
+    )
+    result = door("inference_sample.py", *flags, "--output", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    np.testing.assert_array_equal(samples_of(tmp_path / "full.wav"), samples_of(continued[0] / "full.wav"))
+
+
+def test_at_the_songs_end_there_is_no_truth_unless_a_target_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: Path, song: Path, tmp_path: Path
+) -> None:
+    flags = ("--checkpoint", trained / "checkpoints" / "best_model.pt", "--input", song, "--seconds", 1.5)
+    assert sample(monkeypatch, *flags, "--output", tmp_path / "end", "--device", "cpu") == 0
+    page = Page(tmp_path / "end" / "index.html")
+    assert len(page.audio) == len(page.images) == 3
+    assert page.rows == []
+    assert "Against the truth" not in capsys.readouterr().out
+
+    target = tmp_path / "target.wav"
+    soundfile.write(target, np.stack([melody(3, 5)] * 2, axis=1), SAMPLE_RATE)
+    assert sample(monkeypatch, *flags, "--output", tmp_path / "with", "--target", target, "--device", "cpu") == 0
+    page = Page(tmp_path / "with" / "index.html")
+    assert len(page.audio) == 5 and len(page.rows) == 1 + len(losses.REGISTRY)
+    truth = soundfile.read(io.BytesIO(page.audio[3]), dtype="float32")[0]
+    np.testing.assert_allclose(truth, melody(3, 5)[: len(truth)], atol=1e-4)
+    assert len(truth) == 1.5 * SAMPLE_RATE
+    assert "over 1.50 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "messages"),
+    [
+        ({"--checkpoint": "no.pt"}, ["--checkpoint no.pt: no such file"]),
+        ({"--checkpoint": "{text}"}, ["{text}: not a checkpoint"]),
+        ({"--checkpoint": None}, ["--checkpoint, --run_id: neither is given"]),
+        ({"--run_id": "abc"}, ["--checkpoint, --run_id: both are given"]),
+        (
+            {"--checkpoint": None, "--run_id": "abc", "--mlflow_uri": "sqlite:///no.db"},
+            ["--mlflow_uri sqlite:///no.db"],
+        ),
+        (
+            {"--checkpoint": None, "--run_id": "abc", "--mlflow_uri": "{store}"},
+            ["--run_id abc: ", "Run with id=abc not found"],
+        ),
+        ({"--input": "no.wav"}, ["no.wav: can't be read as audio"]),
+        ({"--input": "{text}"}, ["{text}: can't be read as audio"]),
+        ({"--start": 4.1}, ["--start 4.1: ", "ends at 4.00 s"]),
+        ({"--start": 0.4}, ["0.40 s long", "at least 1.00 s"]),
+        ({"--start": -1, "--seconds": 0}, ["--seconds 0: must be", "--start -1: must be"]),
+        ({"--seconds": "nan"}, ["--seconds nan: must be"]),
+        ({"--target": "{short}"}, ["--target {short}: only 0.10 s"]),
+        ({"--output": "{text}/out"}, ["--output {text}/out: can't be written to"]),
+        ({"--device": "cuda:99"}, ["--device cuda:99: not a device"]),
+    ],
+    ids=lambda value: " ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_each_mistake_gets_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trained: Path,
+    store: str,
+    song: Path,
+    tmp_path: Path,
+    changed: dict[str, object],
+    messages: list[str],
+) -> None:
+    text, short = tmp_path / "notes.txt", tmp_path / "short.wav"
+    text.write_text("nothing of that kind")
+    soundfile.write(short, melody(0.25, 1)[:2400], SAMPLE_RATE)
+    places = {"text": text, "short": short, "store": store}
+    monkeypatch.chdir(tmp_path)
+    flags = {
+        "--checkpoint": trained / "checkpoints" / "best_model.pt",
+        "--input": song,
+        "--seconds": 1,
+        "--output": tmp_path / "out",
+        **changed,
+    }
+    arguments = [str(part).format(**places) for item in flags.items() if item[1] is not None for part in item]
+    assert sample(monkeypatch, *arguments) == cli.USER_ERROR
+    lines = capsys.readouterr().err.splitlines()
+    expected = [message.format(**places) for message in messages]
+    assert all(line.startswith("error: ") for line in lines)
+    assert len(lines) <= len(expected)
+    for message in expected:
+        assert any(message in line for line in lines), lines
+    assert not (tmp_path / "no.db").exists()
+    assert not list((tmp_path / "out").glob("*"))
