@@ -55,12 +55,14 @@ def launch(script: Path, config: TrainConfig) -> int:
     # The agent's own store outlives a restart with the addresses of the ranks before it (gloo, torch 2.14), to which
     # the new ones then can't connect; without it every attempt gets a new store.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    # What a user needs to know of the agent's work is said below; each of its loggers has a level of its own.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         elastic_launch(settings, sys.executable)("-u", str(script), *config.to_argv())
     except SignalException as stop:
-        print(f"stopped by {signal.Signals(stop.sigval).name}; go on with --resume auto", file=sys.stderr)
+        print(f"stopped by {signal.Signals(stop.sigval).name}", file=sys.stderr)
         return 128 + stop.sigval
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
