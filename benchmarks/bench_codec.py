@@ -1,7 +1,7 @@
 """Prints the figures of a codec's card: `python -m benchmarks.bench_codec MUSIC_FOLDER`.
 
-Each file of the folder is encoded and decoded whole, by the codec and by untrained linear codecs of the same shape, and
-the mean over the files of each figure is printed, with the codec's behaviour on silence and on latents that are off.
+The middle of each file is encoded and decoded by the codec, by its untrained start and by the bare linear codec. The
+mean over the files of each figure is printed, also for latents that are off, and what the codec makes of silence.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from encore.audio import find_audio_files, read_audio
 from encore.cli import new_app, run
 from encore.codec import Architecture, FrozenCodec, load_codec
+from encore.codec_texture import initialise_texture
 from encore.codec_training import si_sdr
 from encore.linear_codec import coefficient_deviations, initialise_linear_path
 from losses import functional
@@ -51,31 +52,44 @@ def mean_figures(codec: FrozenCodec, latents: list[Tensor], recordings: list[Ten
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def linear_codec(architecture: Architecture, recordings: list[Tensor], coefficients: int) -> FrozenCodec:
-    """The untrained linear codec, in half precision as it would be stored."""
+def untrained_codec(recordings: list[Tensor], coefficients: int, texture: bool) -> FrozenCodec:
+    """The start of a starter codec's training, with or without texture, in half precision as it would be stored."""
+    architecture = Architecture()
     encoder, decoder = architecture.build()
-    block = math.prod(architecture.ratios)
     audio = torch.cat([recording[0].mean(0) for recording in recordings])
-    initialise_linear_path(encoder, decoder, coefficient_deviations(audio, block, coefficients))
+    deviations = coefficient_deviations(audio, math.prod(architecture.ratios), coefficients)
+    rates = initialise_linear_path(encoder, decoder, deviations)
+    if texture:
+        initialise_texture(encoder, decoder, coefficients, audio, rates, seed=0)
     return FrozenCodec(encoder.half().float(), decoder.half().float(), architecture.sample_rate, architecture.channels)
+
+
+def middle(audio: Tensor, samples: int) -> Tensor:
+    """`samples` of `[C, N]` from its middle, or all of a shorter recording."""
+    start = max(audio.shape[-1] - samples, 0) // 2
+    return audio[:, start : start + samples]
 
 
 @app.command()
 def main(
     folder: Annotated[Path, typer.Argument(help="folder of audio files, searched to any depth")],
     codec: Annotated[str, typer.Option("--codec", help="starter, or the path of a codec's weights")] = "starter",
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="of the middle of each file")] = 20.0,
 ) -> None:
     """Print how well a codec reconstructs the music in a folder."""
     torch.manual_seed(0)
     model = load_codec(codec)
     files = find_audio_files(folder)
-    recordings = [read_audio(path, model.sample_rate, model.channels)[None] for path in files]
-    console = Console(width=120)
+    length = int(seconds * model.sample_rate)
+    recordings = [middle(read_audio(path, model.sample_rate, model.channels), length)[None] for path in files]
+    console = Console(width=140)
     rows: dict[str, dict[str, float]] = {}
-    codecs = {"trained": model}
-    for coefficients in (120, 128):
-        shape = Architecture(sample_rate=model.sample_rate)
-        codecs[f"linear, {coefficients} coefficients"] = linear_codec(shape, recordings, coefficients)
+    codecs = {
+        "trained": model,
+        "untrained start": untrained_codec(recordings, 120, texture=True),
+        "linear, 120 coefficients": untrained_codec(recordings, 120, texture=False),
+        "linear, 128 coefficients": untrained_codec(recordings, 128, texture=False),
+    }
     with torch.no_grad():
         for name, each in codecs.items():
             latents = [each.encode(audio) for audio in recordings]
