@@ -63,7 +63,7 @@ def main(
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="stop after so many steps")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="crops per step")] = 8,
     crop_seconds: Annotated[float, typer.Option("--crop_seconds", help="length of a crop in seconds")] = 0.8,
-    lr: Annotated[float, typer.Option("--lr", help="highest learning rate")] = 5e-4,
+    lr: Annotated[float, typer.Option("--lr", help="highest learning rate")] = 3e-4,
     val_fraction: Annotated[float, typer.Option("--val_fraction", help="share of the files held out, 0 to 1")] = 0.12,
     validate_every: Annotated[int, typer.Option("--validate_every", min=1, help="steps between validations")] = 250,
     seed: Annotated[int, typer.Option("--seed", help="of the split, the start and the crops")] = 0,

@@ -20,7 +20,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 VALIDATION_SECONDS = 4.0
 LEAST_SECONDS = 0.1  # the losses need that much
-QUIETEST_GAIN_DB = -60.0
+QUIETEST_GAIN_DB = -50.0
+QUIETER_DB = -20.0
 
 
 def split_files(files: Sequence[Path], val_fraction: float, seed: int) -> tuple[list[Path], list[Path]]:
@@ -36,8 +37,8 @@ def split_files(files: Sequence[Path], val_fraction: float, seed: int) -> tuple[
 class CropSampler:
     """Random crops of a list of recordings `[C, N]`, each sample of them equally likely.
 
-    Half of the crops are played quieter, most a little and some down to -60 dB, and one in fifty is digital silence: a
-    codec that has only heard loud music hums in the pauses.
+    Six in ten crops are played quieter, evenly down to -50 dB, and one in fifty is digital silence: a codec that has
+    only heard loud music takes a quiet passage's high band away and hums in the pauses.
     """
 
     def __init__(self, recordings: Sequence[Tensor], crop_samples: int, seed: int) -> None:
@@ -58,8 +59,8 @@ class CropSampler:
         draw = self.random.random()
         if draw < 0.02:
             return torch.zeros_like(crop)
-        if draw < 0.5:
-            return crop * 10 ** (QUIETEST_GAIN_DB * self.random.random() ** 4 / 20)
+        if draw < 0.62:
+            return crop * 10 ** (QUIETEST_GAIN_DB * self.random.random() / 20)
         return crop
 
 
@@ -69,7 +70,9 @@ def excerpts(recordings: Sequence[Tensor], samples: int) -> Tensor:
 
 
 def validation_crops(recordings: Sequence[Tensor], sample_rate: int) -> list[Tensor]:
-    """Two stretches of 4 s of each recording, a third and two thirds in (or the whole of a shorter one).
+    """Two stretches of 4 s of each recording, a third and two thirds in (of a shorter one twice the whole).
+
+    The second is played 20 dB quieter, so that a codec for loud music alone is not the best.
 
     Raises:
         EncoreError: all recordings are shorter than 0.1 s.
@@ -80,7 +83,8 @@ def validation_crops(recordings: Sequence[Tensor], sample_rate: int) -> list[Ten
         if recording.shape[-1] < LEAST_SECONDS * sample_rate:
             continue
         room = max(recording.shape[-1] - length, 0)
-        crops += [recording[:, start : start + length] for start in sorted({room // 3, 2 * room // 3})]
+        loud, quiet = (recording[:, start : start + length] for start in (room // 3, 2 * room // 3))
+        crops += [loud, quiet * 10 ** (QUIETER_DB / 20)]
     if not crops:
         raise EncoreError(f"no held-out file is as long as {LEAST_SECONDS} s: use longer music or another --seed")
     return crops

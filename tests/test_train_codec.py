@@ -102,15 +102,15 @@ def test_crops_come_from_the_recordings_at_several_levels() -> None:
     steps = batch.diff()  # the gain of each crop, as the ramp rises by 1 per sample
     assert torch.allclose(steps, steps.mean(-1, keepdim=True).expand_as(steps), atol=1e-2)
     gains = steps.mean((1, 2))
-    assert 0.5 < (gains > 0.999).float().mean() < 0.7
+    assert 0.3 < (gains > 0.999).float().mean() < 0.5
     assert 0 < (gains == 0).sum() < 30
-    assert 0 < ((gains < 0.1) & (gains > 0)).sum() < 150
+    assert 100 < ((gains < 0.1) & (gains > 0)).sum() < 200
 
 
-def test_validation_crops_are_two_a_file_and_no_longer_than_it() -> None:
+def test_validation_crops_are_two_a_file_one_of_them_quieter() -> None:
     crops = validation_crops([torch.arange(10.0 * RATE)[None], torch.ones(1, RATE)], RATE)
-    assert [crop.shape[-1] for crop in crops] == [4 * RATE, 4 * RATE, RATE]
-    assert [float(crop[0, 0]) for crop in crops[:2]] == [2 * RATE, 4 * RATE]
+    assert [crop.shape[-1] for crop in crops] == [4 * RATE, 4 * RATE, RATE, RATE]
+    assert [float(crop[0, 0]) for crop in crops[:2]] == pytest.approx([2 * RATE, 0.4 * RATE])  # 20 dB quieter
     with pytest.raises(EncoreError, match="0.1 s"):
         validation_crops([torch.ones(1, 100)], RATE)
 
