@@ -95,13 +95,17 @@ def train_flags(tiny_pairs: Path, store: str) -> list[object]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, door: Door, train_flags: list[object]) -> Path:
-    """The folder of a finished run of 6 epochs on 2 ranks, in experiment "trained"; its output is in stdout.txt."""
-    folder = tmp_path_factory.mktemp("trained")
+def trained_flags(train_flags: list[object]) -> list[object]:
+    """Flags of the run `trained`: 6 epochs of 2 steps of 2 batches, on 2 ranks."""
     weights = ("--loss_weight_target", 0.5, "--loss_weight_spectral", 0.25, "--loss_weight_mel", 0.25)
-    result = door(
-        "train_ddp.py", *train_flags, *weights, "--epochs", 6, "--world_size", 2, "--experiment", "trained", cwd=folder
-    )
+    return [*train_flags, *weights, "--batch_size", 1, "--grad_accumulation", 2, "--epochs", 6, "--world_size", 2]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, door: Door, trained_flags: list[object]) -> Path:
+    """The folder of a finished run, in experiment "trained"; its output is in stdout.txt."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = door("train_ddp.py", *trained_flags, "--experiment", "trained", cwd=folder)
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout)
     return folder

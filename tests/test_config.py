@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +18,8 @@ from tests.conftest import Door
 
 
 def parse(*flags: str) -> TrainConfig:
-    app, seen = cli.new_app(), []
+    app = cli.new_app()
+    seen: list[TrainConfig] = []
     cli.config_command(app, seen.append)
     result = CliRunner().invoke(app, flags, catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -41,7 +43,7 @@ def test_flags_set_fields_with_underscores_dashes_and_booleans() -> None:
 
 
 def test_a_configuration_survives_flags_and_json() -> None:
-    changed = {
+    changed: dict[str, Any] = {
         "dataset_folder": Path("x"), "codec_repository": Path("y z"), "decode_seconds": 1.5, "bf16": False,
         "world_size": 3, "run_name": "a run", "lr": 3e-5,
     }  # fmt: skip

@@ -110,4 +110,4 @@ def test_averaged_weights_follow_the_formula(model: ContinuationTransformer) -> 
         decay = min(0.15, (1 + update) / (10 + update))
         # The first update takes the weights as they are.
         expected = float(update) if expected is None else decay * expected + (1 - decay) * update
-    assert ema.module.enter.weight[0, 0].item() == pytest.approx(expected)
+    assert ema.module.get_parameter("enter.weight")[0, 0].item() == pytest.approx(expected)

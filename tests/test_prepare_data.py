@@ -97,7 +97,7 @@ def test_the_result_is_what_training_reads(music: Path, tmp_path: Path) -> None:
 def test_whole_files_go_to_one_split(tmp_path: Path) -> None:
     for k in range(10):
         tune(tmp_path / f"music/{k}.wav", 3.1, seed=k)
-    splits = {}
+    splits: dict[int, list[set[str]]] = {}
     for seed in (0, 0, 1):
         output = tmp_path / f"pairs{len(list(tmp_path.iterdir()))}"
         prepare(tmp_path / "music", output, "--val_fraction", "0.3", "--seed", str(seed))

@@ -80,7 +80,8 @@ class Server:
 
 
 def test_a_server_that_goes_away_and_comes_back_gets_everything_in_order(tmp_path: Path, store: str) -> None:
-    server, said, journal = Server(tmp_path, store), [], tmp_path / "missed.jsonl"
+    server, journal = Server(tmp_path, store), tmp_path / "missed.jsonl"
+    said: list[str] = []
     note = tmp_path / "note.txt"
     note.write_text("kept")
     with server:
