@@ -66,9 +66,12 @@ def test_rotary_attention_scores_depend_on_distance_alone() -> None:
 
 
 def test_order_matters_to_the_model(model: ContinuationTransformer) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)  # at the start, attention hardly tells frames apart
     context = torch.randn(1, 6, 8)
     swapped = context[..., [1, 0, *range(2, 8)]]
-    assert not torch.allclose(model(context)[..., 5], model(swapped)[..., 5], atol=1e-4)
+    assert not torch.allclose(model(context)[..., 5], model(swapped)[..., 5], atol=1e-3)
 
 
 def test_weight_decay_is_for_matrices_only(model: ContinuationTransformer) -> None:
