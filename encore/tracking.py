@@ -18,6 +18,7 @@ import typer
 from encore import cli
 from encore.errors import EncoreError
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the page then opens on runs and charts, not on chats
 MOST_PER_CALL = 100  # MLflow's limit for the parameters of one request
 
 
@@ -107,7 +108,7 @@ class Tracker:
         """Finds or makes the run, and starts the log of the machine's load."""
         if self.run_id is None:
             found = self.client.get_experiment_by_name(self.experiment)
-            number = found.experiment_id if found else self.client.create_experiment(self.experiment)
+            number = found.experiment_id if found else self.client.create_experiment(self.experiment, tags=KIND)
             self.run_id = self.client.create_run(number, run_name=self.run_name).info.run_id
         if self.monitor is None and any(record["kind"] != "status" for record in self.records):
             self.client.update_run(self.run_id, status="RUNNING")
