@@ -274,5 +274,3 @@ def _pretrained_state(name: str, repository: Path | None) -> dict[str, Tensor]:
     if not hashlib.sha256(found[0].read_bytes()).hexdigest().startswith(checksum):
         raise EncoreError(f"--codec_repository {repository}: {found[0].name} is damaged (checksum); download it again")
     return torch.load(found[0], map_location="cpu", weights_only=True)
-
-
