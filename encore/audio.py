@@ -1,4 +1,4 @@
-"""Audio files in and out: soundfile for the formats, torchaudio for the resampling; no ffmpeg."""
+"""Audio files in and out: soundfile for the formats, soxr for the resampling; no ffmpeg."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 from torch import Tensor
-from torchaudio.functional import resample
 
 from encore.errors import EncoreError
 
@@ -62,7 +62,10 @@ def read_audio(path: Path, sample_rate: int, channels: int) -> Tensor:
     if not np.isfinite(samples).all():
         raise EncoreError(f"{path}: holds NaN or infinite samples; export it again or remove it")
     audio = to_channels(torch.from_numpy(samples.T), channels)
-    return resample(audio, file_rate, sample_rate).contiguous()
+    if file_rate == sample_rate:
+        return audio.contiguous()
+    resampled = soxr.resample(audio.T.numpy(), file_rate, sample_rate)
+    return torch.from_numpy(resampled.T).contiguous()
 
 
 def check_complete(path: Path) -> None:

@@ -20,7 +20,7 @@ def sine(frequency: float, seconds: float, rate: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [16_000, 44_100, 44_101, 48_000])
 def test_every_format_is_read_at_the_rate_asked_for(tmp_path: Path, suffix: str, rate: int) -> None:
     path = tmp_path / f"tone.{suffix}"
     soundfile.write(path, np.stack([sine(440, 1, rate)] * 2, 1), rate)
