@@ -20,7 +20,7 @@ def sine(frequency: float, seconds: float, rate: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-@pytest.mark.parametrize("rate", [16_000, 44_100, 44_101, 48_000])
+@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
 def test_every_format_is_read_at_the_rate_asked_for(tmp_path: Path, suffix: str, rate: int) -> None:
     path = tmp_path / f"tone.{suffix}"
     soundfile.write(path, np.stack([sine(440, 1, rate)] * 2, 1), rate)
@@ -29,6 +29,12 @@ def test_every_format_is_read_at_the_rate_asked_for(tmp_path: Path, suffix: str,
     # Away from the edges, where the resampler and the mp3 have no neighbours.
     error = audio[0, 2400:-2400].numpy() - sine(440, 1, 24_000)[2400:-2400]
     assert np.sqrt(np.mean(error**2)) < (0.02 if suffix in ("ogg", "mp3") else 2e-3)
+
+
+def test_a_rate_without_a_common_factor_is_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sine(440, 1, 44_101), 44_101)
+    audio = read_audio(tmp_path / "a.wav", 24_000, 1)[0, 2400:-2400].numpy()
+    assert np.sqrt(np.mean((audio - sine(440, 1, 24_000)[2400:-2400]) ** 2)) < 2e-3
 
 
 def test_sixteen_bits_come_back_as_written(tmp_path: Path) -> None:
