@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -72,8 +73,9 @@ class Server:
         raise AssertionError("".join(seen))
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run(["pkill", "-P", str(self.process.pid)], check=False)
-        self.process.terminate()
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            process.kill()
+        self.process.kill()
         self.process.wait(timeout=30)
         with pytest.raises(urllib.error.URLError):
             urllib.request.urlopen(self.uri, timeout=5)

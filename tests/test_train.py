@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from mlflow.entities import Run
@@ -161,10 +162,9 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path, tra
     for line in process.stdout:
         lines.append(line)
         if line.startswith("Epoch 4/12") and sum("Epoch 4/12" in seen for seen in lines) == 1:
-            children = subprocess.run(
-                ["pgrep", "-P", str(process.pid), "-f", "train_worker"], capture_output=True, text=True, check=True
-            )
-            subprocess.run(["kill", "-9", children.stdout.split()[-1]], check=True)
+            workers = psutil.Process(process.pid).children()
+            assert len(workers) == 2
+            workers[-1].kill()
     assert process.wait(timeout=120) == 0
     assert any(line.startswith("resumed from") for line in lines)
     assert read(tmp_path / "checkpoints" / "last.pt")["progress"]["epoch"] == 12
