@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -162,7 +163,7 @@ def main(config: TrainConfig) -> None:
             figures.best = figures.val["loss"] < progress.best
             progress.best = min(figures.val["loss"], progress.best)
             progress.waited = 0 if figures.best else progress.waited + 1
-            if progress.epoch_step == sampler.steps:  # else --max_steps has ended it early
+            if progress.epoch_step >= sampler.steps:  # else --max_steps has ended it early
                 progress.epoch, progress.epoch_step, progress.sums = figures.epoch, 0, {}
                 schedule.epoch_ended(figures.val["loss"])
             impatient = config.patience is not None and progress.waited >= config.patience
@@ -224,7 +225,7 @@ def train_epoch(
     model.train()
     while progress.epoch_step < sampler.steps and progress.step < state.schedule.total_steps and not stopped:
         # All randomness of a step follows from its number, so that a resumed run draws what an uninterrupted one does.
-        torch.manual_seed((config.seed << 40) + (progress.step << 16) + ranks.rank)
+        torch.manual_seed(seed_of(config.seed, progress.step, ranks.rank))
         step_sums, finite = Sums(sums.sums), True
         for remaining in reversed(range(config.grad_accumulation)):
             batch = next(batches).to(ranks.device)
@@ -342,6 +343,11 @@ def encode_pairs(
         f"{len(missing)} of {len(set(files))} files newly encoded"
     )
     return pairs, cache
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed of 64 bits, another one for any other numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def share_cores() -> None:
