@@ -32,7 +32,7 @@ class Pair:
 def find_pairs(folder: Path, sample_rate: int) -> dict[str, list[Pair]]:
     """The pairs of `folder/train` and `folder/val`, named `pair_*_input.wav` and `pair_*_output.wav`, in order.
 
-    Files are checked as far as their headers go; `LatentCache.fill` checks the samples.
+    Files are checked as far as their headers go; `LatentCache.encode` checks the samples.
 
     Raises:
         EncoreError: no pairs in a split, or all problems of the files together, each with its remedy.
