@@ -361,4 +361,4 @@ app = cli.new_app()
 cli.config_command(app, main)
 
 if __name__ == "__main__":
-    cli.run(app)
+    distributed.end_process(partial(cli.run, app))

@@ -16,6 +16,8 @@ from mlflow.tracking import MlflowClient
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_RATE = 24000
 TRAIN_PAIRS, VAL_PAIRS = 8, 5
+# A server that is up may be slow on a busy machine; one that is down is noticed at once all the same.
+os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "120"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 Door = Callable[..., subprocess.CompletedProcess[str]]

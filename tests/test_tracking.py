@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -73,10 +74,15 @@ class Server:
         raise AssertionError("".join(seen))
 
     def __exit__(self, *_: object) -> None:
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            process.kill()
-        self.process.kill()
-        self.process.wait(timeout=30)
+        parent = psutil.Process(self.process.pid)
+        parent.suspend()  # it would end, or start others, while its children are killed
+        processes = [*parent.children(recursive=True), parent]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a helper that ends by itself
+                process.kill()
+        _, alive = psutil.wait_procs(processes, timeout=60)
+        assert not alive
+        self.process.wait()
         with pytest.raises(urllib.error.URLError):
             urllib.request.urlopen(self.uri, timeout=5)
 
