@@ -4,8 +4,9 @@ Every loss is called `loss(prediction, target)` with float tensors `[B, C, N]` a
 returns the mean over the items of the batch, or one value per item with `reduction="none"`.
 """
 
-from losses.modules import MelLoss, RMSLoss, SpectralLoss
+from losses.modules import MelLoss, SpectralLoss
 from losses.registry import REGISTRY, create
 from losses.spectra import shared_spectra
+from losses.waveform import RMSLoss
 
 __all__ = ["REGISTRY", "MelLoss", "RMSLoss", "SpectralLoss", "create", "shared_spectra"]

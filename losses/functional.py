@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from losses.base import check_same_shape
 from losses.spectra import mel_filters, stft_magnitude
 
 FFT_SIZES = (512, 1024, 2048)
@@ -14,25 +15,6 @@ HOP_SIZES = (128, 256, 512)
 SILENCE = (
     1e-3  # −60 dBFS: spectral convergence is relative to at least this level, or silent targets would outweigh all
 )
-
-
-def check_same_shape(prediction: Tensor, target: Tensor) -> None:
-    """Raises ValueError, with both shapes, unless both are `[B, C, N]` and equal in shape."""
-    if prediction.shape != target.shape or prediction.dim() != 3:
-        raise ValueError(
-            "prediction and target must both be [B, C, N] and equal in shape, got "
-            f"{list(prediction.shape)} and {list(target.shape)}"
-        )
-
-
-def rms(prediction: Tensor, target: Tensor) -> Tensor:
-    """Root mean square error, `sqrt(mean((prediction − target)²))` over channels and samples.
-
-    In units of the waveform; 0 at identity, where its gradient is taken as 0.
-    """
-    check_same_shape(prediction, target)
-    error = (prediction - target).flatten(1)
-    return torch.linalg.vector_norm(error, dim=1) / error.shape[1] ** 0.5
 
 
 def spectral(

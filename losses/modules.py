@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor, nn
+from collections.abc import Sequence
 
 from losses import functional
-
-
-class Loss(nn.Module):
-    """A loss of `(prediction, target)`, both `[B, C, N]`.
-
-    Args:
-        function: gives one value per item, `[B]`.
-        reduction: "mean" over the items, or "none" for all of them.
-    """
-
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], reduction: str = "mean"):
-        super().__init__()
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-        self.function, self.reduction = function, reduction
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        values = self.function(prediction, target)
-        return values.mean() if self.reduction == "mean" else values
-
-
-class RMSLoss(Loss):
-    """Root mean square error of the waveforms; see `functional.rms`."""
-
-    def __init__(self, reduction: str = "mean"):
-        super().__init__(functional.rms, reduction)
+from losses.base import Entry, Loss
 
 
 class SpectralLoss(Loss):
@@ -64,3 +37,12 @@ class MelLoss(Loss):
     ):
         settings = (sample_rate, n_fft, hop_length, n_mels, f_min, f_max)
         super().__init__(lambda prediction, target: functional.mel(prediction, target, *settings), reduction)
+
+
+ENTRIES = {
+    "spectral": Entry(
+        "multi-resolution STFT: spectral convergence + L1 of log magnitudes",
+        lambda sample_rate: SpectralLoss(reduction="none"),
+    ),
+    "mel": Entry("L1 of log-mel spectrograms", lambda sample_rate: MelLoss(sample_rate, reduction="none")),
+}

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
-from losses.modules import Loss, MelLoss, RMSLoss, SpectralLoss
+from losses import modules, waveform
+from losses.base import Entry, Loss
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One registered loss: what it is in a line, and how to build it for audio of a sample rate in Hz."""
-
-    summary: str
-    build: Callable[[int], Loss]
+# Every room of losses lists its own.
+REGISTRY: dict[str, Entry] = {**waveform.ENTRIES, **modules.ENTRIES}
 
 
-REGISTRY: dict[str, Entry] = {
-    "rms": Entry("root mean square error of the waveform", lambda sample_rate: RMSLoss(reduction="none")),
-    "spectral": Entry(
-        "multi-resolution STFT: spectral convergence + L1 of log magnitudes",
-        lambda sample_rate: SpectralLoss(reduction="none"),
-    ),
-    "mel": Entry("L1 of log-mel spectrograms", lambda sample_rate: MelLoss(sample_rate, reduction="none")),
-}
-
-
-def create(name: str, sample_rate: int) -> Loss:
+def create(name: str, sample_rate: int, **options: Any) -> Loss:
     """The registered loss `name` for audio at `sample_rate` Hz, one value per item.
 
     Raises:
@@ -34,4 +19,4 @@ def create(name: str, sample_rate: int) -> Loss:
     """
     if name not in REGISTRY:
         raise ValueError(f"no loss named {name!r}; there are {', '.join(REGISTRY)}")
-    return REGISTRY[name].build(sample_rate)
+    return REGISTRY[name].build(sample_rate, **options)
