@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from losses.filterbanks import mel_filters
+from losses.spectra import POWER_FLOOR, Window, magnitude, window_values
 
 
 @lru_cache(maxsize=64)
@@ -28,3 +34,167 @@ def chroma_filters(sample_rate: float, n_fft: int, n_chroma: int, device: torch.
     weights = weights * torch.exp(-0.5 * ((position / n_chroma - 5) / 2) ** 2)
     weights = weights.roll(-3 * (n_chroma // 12), dims=0)  # class 0 was A
     return weights[:, : n_fft // 2 + 1].to(device=device, dtype=dtype).contiguous()
+
+
+@dataclass(frozen=True)
+class STFT:
+    """`max(|X|, 1e-4) ** power` of the short-time Fourier transform X, `[B, C, n_fft // 2 + 1, frames]`.
+
+    Centred frames, one per hop; below 1e-4 there is no gradient. Sizes and defaults are `korvax.spectrogram`'s, which
+    pads with zeros unless told otherwise. Within `losses.shared_spectra()` each transform is computed once.
+
+    Attributes:
+        n_fft: transform size, samples.
+        hop_length: samples from frame to frame; default a quarter of the window.
+        win_length: samples of the window; default `n_fft`.
+        window: by name, as in `losses.spectra.spectrum`.
+        power: 1 for magnitudes, 2 for powers.
+        pad_mode: "reflect" or "constant" (zeros) beyond the ends.
+
+    Raises:
+        ValueError: at the call, an unknown window, or a signal too short to be reflected.
+    """
+
+    n_fft: int = 2048
+    hop_length: int | None = None
+    win_length: int | None = None
+    window: Window = "hann"
+    power: float = 2.0
+    pad_mode: str = "reflect"
+
+    def __call__(self, signal: Tensor) -> Tensor:
+        return self._frames(signal).transpose(-1, -2)
+
+    def _frames(self, signal: Tensor) -> Tensor:
+        """The same as `[B, C, frames, bins]`."""
+        win_length = self.win_length or self.n_fft
+        hop_length = self.hop_length or win_length // 4
+        value = magnitude(signal, self.n_fft, hop_length, win_length, self.window, self.pad_mode)
+        return value if self.power == 1 else value**self.power
+
+
+@dataclass(frozen=True)
+class Mel(STFT):
+    """Mel bands of an `STFT`, `[B, C, n_mels, frames]`: Slaney's filters, as `korvax.mel_spectrogram`.
+
+    Attributes, beside those of `STFT`:
+        sample_rate: Hz.
+        n_mels: bands.
+        f_min: lower end of the lowest, Hz.
+        f_max: upper end of the highest, Hz; None for half the sample rate.
+    """
+
+    _: KW_ONLY
+    sample_rate: int
+    n_mels: int = 128
+    f_min: float = 0.0
+    f_max: float | None = None
+
+    def __call__(self, signal: Tensor) -> Tensor:
+        settings = self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max
+        return (self._frames(signal) @ mel_filters(*settings, signal.device, signal.dtype).T).transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class Chroma(STFT):
+    """Pitch classes of an `STFT`, `[B, C, n_chroma, frames]`, C first; see `chroma_filters`.
+
+    Frames are not normalised (`librosa.feature.chroma_stft` with `norm=None`).
+
+    Attributes, beside those of `STFT`:
+        sample_rate: Hz.
+        n_chroma: classes of an octave.
+    """
+
+    _: KW_ONLY
+    sample_rate: int
+    n_chroma: int = 12
+
+    def __call__(self, signal: Tensor) -> Tensor:
+        filters = chroma_filters(self.sample_rate, self.n_fft, self.n_chroma, signal.device, signal.dtype)
+        return (self._frames(signal) @ filters.T).transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class VQT:
+    """Variable-Q transform, `max(|V|, 1e-4) ** power`, `[B, C, n_bins, frames]`.
+
+    `V_k(m) = sqrt(L_k) Σ_n x(m hop + n) w_k(n) e^(−2πi n f_k / sample_rate) / Σ w_k` with a window w_k of
+    `L_k = ceil(sample_rate / (α f_k + γ))` samples around n = 0, `f_k = f_min 2^(k / bins_per_octave)` and
+    `α = 2^(1 / bins_per_octave) − 1`. Exact: each octave is correlated with kernels of its own length, without
+    resampling. As `korvax.vqt` (zeros beyond the ends) and nnAudio's `CQT1992v2`; librosa resamples for the lower
+    octaves, about 2 % apart. The frames take as much memory as `2 L_0 / hop_length` copies of the signal.
+
+    Attributes:
+        sample_rate: Hz.
+        hop_length: samples from frame to frame.
+        f_min: frequency of the lowest bin, Hz; default C1.
+        n_bins: rising bins.
+        bins_per_octave: bins of an octave.
+        window: by name, as in `losses.spectra.spectrum`.
+        power: 1 for magnitudes, 2 for powers.
+        gamma: bandwidth in Hz added to each bin's `α f_k`, which shortens the low bins; 0 is constant Q.
+
+    Raises:
+        ValueError: the highest bin lies above half the sample rate.
+    """
+
+    sample_rate: int
+    hop_length: int = 512
+    f_min: float = 32.70
+    n_bins: int = 84
+    bins_per_octave: int = 12
+    window: Window = "hann"
+    power: float = 2.0
+    gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.frequencies[-1] > self.sample_rate / 2:
+            most = int(self.bins_per_octave * math.log2(self.sample_rate / 2 / self.f_min)) + 1
+            raise ValueError(
+                f"{self.n_bins} bins from {self.f_min:g} Hz end at {self.frequencies[-1]:.0f} Hz, above half the "
+                f"sample rate of {self.sample_rate} Hz: at most {most} bins fit"
+            )
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """Of the bins, Hz."""
+        return tuple(self.f_min * 2 ** (bin_ / self.bins_per_octave) for bin_ in range(self.n_bins))
+
+    def __call__(self, signal: Tensor) -> Tensor:
+        powers = []
+        for kernels in _constant_q_kernels(self, signal.device, signal.dtype):
+            half = len(kernels) // 2
+            # A product of matrices, not a convolution: cuDNN would compute that in TF32.
+            frames = F.pad(signal, (half, half)).unfold(-1, 2 * half, self.hop_length)
+            real, imaginary = (frames @ kernels).chunk(2, dim=-1)
+            powers.append(real.square() + imaginary.square())
+        power = torch.cat(powers, dim=-1).clamp_min(POWER_FLOOR)
+        return (power if self.power == 2 else power ** (self.power / 2)).transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class CQT(VQT):
+    """Constant-Q transform: a `VQT` with gamma 0."""
+
+    gamma: float = field(default=0.0, init=False)
+
+
+@lru_cache(maxsize=16)
+def _constant_q_kernels(transform: VQT, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Per octave, from the lowest: kernels `[width, 2 bins]`, real parts then imaginary ones, n = 0 at `width / 2`."""
+    q = 1 / (2 ** (1 / transform.bins_per_octave) - 1)
+    octaves = []
+    for first in range(0, transform.n_bins, transform.bins_per_octave):
+        frequencies = transform.frequencies[first : first + transform.bins_per_octave]
+        lengths = [math.ceil(q * transform.sample_rate / (f + transform.gamma * q)) for f in frequencies]
+        half = (lengths[0] + 1) // 2
+        kernels = torch.zeros(2 * half, len(lengths), dtype=torch.complex128)
+        for column, (frequency, length) in enumerate(zip(frequencies, lengths, strict=True)):
+            window = window_values(transform.window, length, torch.device("cpu"), torch.float64)
+            start = -((length + 1) // 2)
+            turns = torch.arange(start, start + length, dtype=torch.float64) * frequency / transform.sample_rate
+            wave = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
+            kernels[half + start : half + start + length, column] = wave * window * length**0.5 / window.abs().sum()
+        octaves.append(torch.cat([kernels.real, kernels.imag], dim=1).to(device=device, dtype=dtype))
+    return tuple(octaves)
