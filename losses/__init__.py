@@ -4,9 +4,27 @@ Every loss is called `loss(prediction, target)` with float tensors `[B, C, N]` a
 returns the mean over the items of the batch, or one value per item with `reduction="none"`.
 """
 
+from losses.adversarial import Adversary, DiscriminatorLoss, FeatureMatchingLoss, GeneratorLoss
+from losses.combining import LossBalancer, WeightedGradient, WeightedSum
+from losses.discriminators import discriminator
 from losses.modules import MelLoss, SpectralLoss
 from losses.registry import REGISTRY, create
 from losses.spectra import shared_spectra
 from losses.waveform import RMSLoss
 
-__all__ = ["REGISTRY", "MelLoss", "RMSLoss", "SpectralLoss", "create", "shared_spectra"]
+__all__ = [
+    "REGISTRY",
+    "Adversary",
+    "DiscriminatorLoss",
+    "FeatureMatchingLoss",
+    "GeneratorLoss",
+    "LossBalancer",
+    "MelLoss",
+    "RMSLoss",
+    "SpectralLoss",
+    "WeightedGradient",
+    "WeightedSum",
+    "create",
+    "discriminator",
+    "shared_spectra",
+]
