@@ -1,0 +1,233 @@
+"""Several losses as one: a weighted sum, and gradients balanced so that a weight is a share.
+
+`WeightedSum` is a loss of its own. `WeightedGradient` and `LossBalancer` are for a training loop whose losses all look
+at one signal, the decoded audio: they take each loss's values at it and give one gradient there, from which a single
+backward pass goes on into whatever made the signal::
+
+    combined = balancer({"spectral": spectral(audio, target), "mel": mel(audio, target)}, audio)
+    audio.backward(combined.gradient)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from losses.spectra import shared_spectra
+
+REFERENCE_STEPS = 100  # steps after which a term's average becomes the size that `shrink` holds it to
+
+
+class WeightedSum(nn.Module):
+    """`Σ weight · loss(prediction, target)` over named losses, which share their spectra.
+
+    Args:
+        terms: name to loss and weight; the losses must all have the same reduction. A weight of 0 costs nothing.
+
+    Raises:
+        ValueError: a weight below 0 or not finite, or none above 0.
+    """
+
+    def __init__(self, terms: Mapping[str, tuple[nn.Module, float]]):
+        super().__init__()
+        self.weights = _checked({name: weight for name, (_, weight) in terms.items()})
+        self.losses = nn.ModuleDict({name: terms[name][0] for name in self.weights})
+
+    def parts(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Every loss's own value, without its weight."""
+        with shared_spectra():
+            return {name: loss(prediction, target) for name, loss in self.losses.items()}
+
+    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of what `parts` gave."""
+        return torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum(0)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.total(self.parts(prediction, target))
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What several losses' values become at the signal that they look at.
+
+    Attributes:
+        gradient: of the combined loss's mean over the items, in the signal's shape.
+        shares: each term's part of the gradient, `‖scale · g‖ / Σ ‖scale · g‖`, where g is one item's gradient and
+            the norms are means over this process's items; empty where it was not measured.
+        left_out: terms that were not finite on some rank and have no part in this gradient.
+    """
+
+    gradient: Tensor
+    shares: dict[str, float]
+    left_out: tuple[str, ...] = ()
+
+
+class WeightedGradient(nn.Module):
+    """The gradient of the plain weighted sum, and on demand each term's share of it.
+
+    Args:
+        weights: name to weight. A term of weight 0 needs no value.
+
+    Raises:
+        ValueError: a weight below 0 or not finite, or none above 0.
+    """
+
+    def __init__(self, weights: Mapping[str, float]):
+        super().__init__()
+        self.weights = _checked(weights)
+
+    def forward(self, values: Mapping[str, Tensor], signal: Tensor, measure: bool = True) -> Combined:
+        """Combines `values`, one per item `[B]` each, at `signal [B, C, N]`, of which they were computed.
+
+        With `measure` every term's gradient is taken by itself and its share is known; without, all in one pass.
+        """
+        if not measure:
+            total = torch.stack([weight * values[name] for name, weight in self.weights.items()]).sum(0)
+            return Combined(gradients_at({"total": total}, signal)["total"] / len(signal), {})
+        gradients = gradients_at({name: values[name] for name in self.weights}, signal)
+        return Combined(_sum(gradients, self.weights, signal), _shares(_norms(gradients), self.weights))
+
+
+class LossBalancer(nn.Module):
+    """Gradients scaled so that each term's norm is its weight's share of `total_norm`, whatever the loss's own scale.
+
+    `Σ_k s_k · total_norm · g_k / n_k`, with g_k the gradient of an item's loss at the signal, `s_k = w_k / Σ w`, and
+    n_k a moving average of the norm ‖g_k‖ (mean over all items of all ranks): `Σ_i β^i · norm_i / Σ_i β^i`, where i
+    counts steps backwards. As in EnCodec (Défossez et al. 2022, section 3.4), but for these: the result is that of
+    the mean over the items, so that a larger batch gives no larger gradient; and a term without any gradient in a step
+    (an adversary that has not started, a perfect prediction) keeps its average, and the others take its share.
+
+    A term whose value or gradient is not finite on any rank is left out of that step on all ranks, and named.
+
+    `shrink` lets gradients become small. Without it, a loss that is nearly solved has its gradient, by then mostly
+    noise, scaled up to its full share. With it, a term is never scaled up by more than it was at first: n_k is at
+    least its value after 100 steps, so a gradient that fades from then on fades in the result too.
+
+    Args:
+        weights: name to weight. A term of weight 0 needs no value.
+        total_norm: norm of an item's gradient, if all terms pointed the same way.
+        beta: decay of the averages per step.
+        shrink: let fading gradients fade.
+
+    Raises:
+        ValueError: a weight below 0 or not finite, or none above 0.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, float], total_norm: float = 1.0, beta: float = 0.999, shrink: bool = False
+    ):
+        super().__init__()
+        self.weights = _checked(weights)
+        self.total_norm, self.beta, self.shrink = total_norm, beta, shrink
+        self.averages = {name: Average() for name in self.weights}
+
+    def forward(self, values: Mapping[str, Tensor], signal: Tensor, measure: bool = True) -> Combined:
+        """Like `WeightedGradient`'s; the norms are needed in any case, so the shares are there even unasked."""
+        gradients = gradients_at({name: values[name] for name in self.weights}, signal)
+        local = _norms(gradients)
+        finite = torch.stack([local[name].isfinite() & values[name].isfinite().all() for name in local])
+        norms, left_out = self._over_ranks(local, finite, len(signal))
+        for name, norm in norms.items():
+            self.averages[name].add(norm, self.beta)
+        sizes = {name: self.averages[name].size(self.shrink) for name in norms}
+        scales = balance(self.weights, sizes, self.total_norm)
+        return Combined(_sum(gradients, scales, signal), _shares(local, scales), left_out)
+
+    @staticmethod
+    def _over_ranks(
+        norms: Mapping[str, Tensor], finite: Tensor, items: int
+    ) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Mean norms over all ranks' items of the terms that have a gradient; the names of those not finite."""
+        sums = torch.where(finite, torch.stack(list(norms.values())), 0).double() * items
+        report = torch.cat([sums, (~finite).double(), sums.new_tensor([items])])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(report)
+        *numbers, whole = report.tolist()
+        broken = dict(zip(norms, numbers[len(norms) :], strict=True))
+        means = {name: number / whole for name, number in zip(norms, numbers, strict=False)}
+        left_out = tuple(name for name in norms if broken[name])
+        return {name: mean for name, mean in means.items() if mean and not broken[name]}, left_out
+
+    def get_extra_state(self) -> dict[str, dict[str, Any]]:
+        return {name: vars(average).copy() for name, average in self.averages.items()}
+
+    def set_extra_state(self, state: dict[str, dict[str, Any]]) -> None:
+        """A term that the state doesn't know begins anew."""
+        self.averages = {name: Average(**state.get(name, {})) for name in self.weights}
+
+
+@dataclass
+class Average:
+    """A moving average that is right from its first value on, and what it was after `REFERENCE_STEPS`."""
+
+    total: float = 0.0
+    weight: float = 0.0
+    steps: int = 0
+    reference: float = 0.0
+
+    def add(self, value: float, beta: float) -> None:
+        self.total, self.weight = beta * self.total + value, beta * self.weight + 1
+        self.steps += 1
+        if self.steps <= REFERENCE_STEPS:
+            self.reference = self.total / self.weight
+
+    def size(self, shrink: bool) -> float:
+        average = self.total / self.weight
+        return max(average, self.reference) if shrink else average
+
+
+def balance(weights: Mapping[str, float], sizes: Mapping[str, float], total_norm: float = 1.0) -> dict[str, float]:
+    """The factors that give gradients of norms `sizes` (above 0) their weights' shares of `total_norm`.
+
+    `w_k / Σ w · total_norm / size_k`, the sum over the names in `sizes`.
+    """
+    whole = sum(weights[name] for name in sizes)
+    return {name: weights[name] / whole * total_norm / size for name, size in sizes.items()}
+
+
+def gradients_at(values: Mapping[str, Tensor], signal: Tensor) -> dict[str, Tensor]:
+    """The gradient of every item's value `[B]` at its own part of `signal [B, C, N]`; 0 for values without one."""
+    gradients = {name: torch.zeros_like(signal) for name in values}
+    waiting = [name for name, value in values.items() if value.requires_grad]
+    while waiting:
+        name = waiting.pop()
+        # The losses share spectra: what one pass needs, others need too, until the last one.
+        (gradients[name],) = torch.autograd.grad(values[name].sum(), signal, retain_graph=bool(waiting))
+    return gradients
+
+
+def _norms(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mean over the items of the norms of each one's gradient."""
+    return {name: torch.linalg.vector_norm(g.flatten(1), dim=1).mean() for name, g in gradients.items()}
+
+
+def _sum(gradients: Mapping[str, Tensor], scales: Mapping[str, float], signal: Tensor) -> Tensor:
+    """`Σ scale · gradient` over the names in `scales`, as the gradient of the mean over the items."""
+    total = torch.zeros_like(signal)
+    for name, scale in scales.items():
+        total.add_(gradients[name], alpha=scale / len(signal))
+    return total
+
+
+def _shares(norms: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, float]:
+    """Every term's part of the sum of the scaled norms; empty where there is no gradient at all."""
+    sizes = {name: scale * norms[name].item() for name, scale in scales.items()}
+    whole = sum(sizes.values())
+    return {name: size / whole for name, size in sizes.items()} if whole else {}
+
+
+def _checked(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights above 0."""
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"the weight of {name!r} must be a finite number of at least 0, got {weight}")
+    above = {name: weight for name, weight in weights.items() if weight}
+    if not above:
+        raise ValueError("there is nothing to combine: no weight is above 0")
+    return above
