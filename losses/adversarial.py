@@ -122,7 +122,7 @@ class Adversary(nn.Module):
             for every batch of the step:
                 values = adversary(prediction, target)                        # into the generator's loss
                 adversary.accumulate(prediction, target, 1 / batches)         # the discriminator's own gradients
-            adversary.step()
+            adversary.step()                                                  # after the generator's backward passes
 
     Adam with betas (0.5, 0.9), as EnCodec. The discriminator computes in float32, autocast or not. `state_dict` holds
     all of it: weights, optimiser and count of steps; the learning rate after loading is that of the constructor.
