@@ -12,38 +12,36 @@ import sys
 import time
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import losses
 from encore import cli, distributed
-from encore.audio import write_wav
-from encore.checkpoint import Progress, TrainState, build_model, resume_source, set_aside
+from encore.checkpoint import Progress, TrainState, build_model, loss_options, resume_source, set_aside
 from encore.codec import FrozenCodec, load_codec
-from encore.config import TrainConfig, validate
-from encore.console import EpochFigures, Screen
+from encore.config import ADVERSARIAL, TrainConfig, registered_name, validate
+from encore.console import SHARE, EpochFigures, Screen, named_metrics
 from encore.distributed import Ranks
 from encore.errors import EncoreError
+from encore.evaluation import baselines, validation, write_example
 from encore.figures import Sums, means
 from encore.latents import LatentCache
 from encore.objective import Component, Crop, Regression
 from encore.optim import Schedule, adamw, averaged
 from encore.pairs import Batch, EpochSampler, Pair, PairDataset, collate, find_pairs, segment_frames
-from encore.pictures import spectrograms
 from encore.tracking import Tracker
 
 DIVERGED = 3  # exit status after a run of steps that were not finite
 NOT_FINITE_IN_A_ROW = 10
 CPU_DECODE_SECONDS = 2.0
+SHARES_EVERY = 10  # steps from one measurement of the gradients' shares to the next; each takes a pass per loss
 LABELS = {"rms_input": "rms_in", "rms_target": "rms_tgt", "spectral": "spec"}  # in the log's lines
 
-Values = dict[str, float]
 Loader = Iterable[Batch]
 
 
@@ -72,11 +70,18 @@ def main(config: TrainConfig) -> None:
     try:
         distributed.together(partial(validate, config))
 
-        # Data and codec
+        # Data, codec and losses
         load = partial(load_codec, config.codec, config.codec_repository, config.encodec_bandwidth)
         codec = distributed.together(load).to(ranks.device)
-        pairs, cache = encode_pairs(config, codec, ranks, screen)
+        assert config.dataset_folder is not None
+        pairs = distributed.together(partial(find_pairs, config.dataset_folder, codec.sample_rate))
         frames = segment_frames(pairs, codec.hop_length)
+        seconds = config.decode_seconds or (math.inf if ranks.has_gpu else CPU_DECODE_SECONDS)
+        crop_frames = int(min(frames, seconds * codec.frame_rate))
+        silence = torch.zeros(1, codec.channels, crop_frames * codec.hop_length, device=ranks.device)
+        components = distributed.together(partial(components_of, config, codec, silence))
+        adversary = distributed.together(partial(adversary_of, config, codec, silence))
+        cache = encode_pairs(config, codec, pairs, ranks, screen)
         dataset = partial(
             PairDataset,
             cache=cache,
@@ -104,11 +109,13 @@ def main(config: TrainConfig) -> None:
         bf16 = config.bf16 and ranks.has_gpu and torch.cuda.is_bf16_supported()
         margin = distributed.from_main(lambda: codec.measure_margin(val_set[0][0][None].to(ranks.device)))
         objective = Regression(
-            components_of(config, codec.sample_rate),
+            components,
             codec,
             margin,
             shared=losses.shared_spectra,
             autocast=partial(torch.autocast, "cuda", torch.bfloat16) if bf16 else contextlib.nullcontext,
+            combiner=combiner_of(config),
+            adversary=adversary,
         )
         objective.to(ranks.device)
         optimizer = adamw(model, config.lr, config.weight_decay)
@@ -128,7 +135,7 @@ def main(config: TrainConfig) -> None:
             (config.checkpoint_dir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
             screen.open_log(config.checkpoint_dir / "train.log")
         floor, copy = baselines(objective, val_loader, ranks)
-        screen.baselines(objective.components, floor, copy)
+        screen.baselines(components, floor, copy)
         if source is not None:
             screen.say(f"resumed from {source} at epoch {progress.epoch + 1}, step {progress.epoch_step}")
         if ranks.is_main:
@@ -137,15 +144,13 @@ def main(config: TrainConfig) -> None:
                 config.mlflow_uri, config.experiment, config.run_name, progress.run_id, journal, screen.say
             )
             tracker.params(config.to_dict())
-            tracker.metrics({f"floor_{name}": value for name, value in floor.items()}, step=0)
-            tracker.metrics({f"copy_{name}": value for name, value in copy.items()}, step=0)
+            tracker.metrics(named_metrics("floor", floor, components), step=0)
+            tracker.metrics(named_metrics("copy", copy, components), step=0)
             tracker.artifact(config.checkpoint_dir / "config.json")
             tracker.flush()
             progress.run_id = tracker.run_id
 
         # The loop
-        seconds = config.decode_seconds or (math.inf if ranks.has_gpu else CPU_DECODE_SECONDS)
-        crop_frames = int(min(frames, seconds * codec.frame_rate))
         stop = StopSignal()
         save = partial(state.save, config=config, codec=codec, segment_frames=frames)
         evaluated = ema.module if ema is not None else model
@@ -170,7 +175,7 @@ def main(config: TrainConfig) -> None:
             last = progress.epoch >= config.epochs or progress.step >= total_steps or impatient
             screen.epoch(figures)
             if tracker is not None:
-                tracker.metrics(figures.metrics(), step=figures.epoch)
+                tracker.metrics(figures.metrics(components), step=figures.epoch)
                 if figures.epoch % config.artifact_every == 0 or last:
                     folder = config.checkpoint_dir / "examples" / f"epoch_{figures.epoch:04d}"
                     write_example(folder, objective, evaluated, val_set, ranks.device, codec.sample_rate)
@@ -226,20 +231,22 @@ def train_epoch(
     while progress.epoch_step < sampler.steps and progress.step < state.schedule.total_steps and not stopped:
         # All randomness of a step follows from its number, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed(seed_of(config.seed, progress.step, ranks.rank))
-        step_sums, finite = Sums(sums.sums), True
+        step_sums, finite, left_out = Sums(sums.sums), True, set[str]()
         for remaining in reversed(range(config.grad_accumulation)):
             batch = next(batches).to(ranks.device)
             whole = batch.context.shape[-1]
             crop = Crop(int(torch.randint(whole - crop_frames + 1, ())), crop_frames)
             with model.no_sync() if remaining else contextlib.nullcontext():
-                values = objective(model, batch, crop)
-                total = objective.total(values)
-                (total.mean() / config.grad_accumulation).backward()
-            finite = finite and bool(total.isfinite().all())
-            step_sums.add(values, total)
+                outcome = objective(model, batch, crop)
+                measure = progress.epoch_step % SHARES_EVERY == 0
+                step = objective.backward(outcome, 1 / config.grad_accumulation, measure)
+            finite, left_out = finite and step.finite, left_out.union(step.left_out)
+            step_sums.add(step.values, step.total)
+            for name, share in step.shares.items():
+                step_sums.add_value(SHARE + name, share, len(batch))
             seconds += len(batch) * ranks.world_size * batch.input_audio.shape[-1] / objective.sample_rate
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        step_sums.add_value("grad_norm", float(norm) * len(batch) * config.grad_accumulation)
+        step_sums.add_value("grad_norm", float(norm), len(batch) * config.grad_accumulation)
         flags = torch.tensor([not (finite and norm.isfinite()), stop.number > 0], dtype=torch.int, device=ranks.device)
         not_finite, stopped = (count > 0 for count in distributed.total(flags).tolist())
         lr = state.schedule.lr(progress.step)
@@ -253,10 +260,13 @@ def train_epoch(
             state.optimizer.step()
             if state.ema is not None:
                 state.ema.update_parameters(state.model)
+            for name in sorted(left_out):
+                screen.say(f"step {progress.step + 1} without {name}: it is not finite", style="yellow")
+        objective.end_step(skip=not_finite)
         state.optimizer.zero_grad(set_to_none=True)
         progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
         throughput = seconds / (time.monotonic() - begun)
-        screen.advance(task, f"loss {total.mean().item():.4f}  {throughput:.1f} s/s")
+        screen.advance(task, f"loss {step.total.mean().item():.4f}  {throughput:.1f} s/s")
         if progress.skipped_in_a_row >= NOT_FINITE_IN_A_ROW:
             raise Diverged(
                 f"loss or gradient was not finite for {NOT_FINITE_IN_A_ROW} steps in a row, training can't go on; the "
@@ -271,57 +281,60 @@ def train_epoch(
 
 
 @torch.no_grad()
-def validation(objective: Regression, model: nn.Module, loader: Loader, ranks: Ranks) -> Values:
-    """Means of all components over every validation pair of all ranks, each counted once."""
-    model.eval()
-    sums = Sums()
-    for batch in loader:
-        batch = batch.to(ranks.device)
-        values = objective.measure(objective.predict(model, batch, objective.whole(batch)), batch)
-        sums.add(values, objective.total(values))
-    return means(sums.over_ranks(ranks.device))
+def components_of(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -> list[Component]:
+    """The objective's terms: those with a weight and those of --metrics, each tried on a crop of silence.
 
-
-def baselines(objective: Regression, loader: Loader, ranks: Ranks) -> tuple[Values, Values]:
-    """The codec's floor and the copy baseline (the output is the input), like `validation`."""
-    floor, copy = Sums(), Sums()
-    for batch in loader:
-        batch = batch.to(ranks.device)
-        for sums, values in ((floor, objective.floor(batch)), (copy, objective.measure(batch.input_audio, batch))):
-            sums.add(values, objective.total(values))
-    return means(floor.over_ranks(ranks.device)), means(copy.over_ranks(ranks.device))
+    Raises:
+        EncoreError: losses that can't be computed here, a line each: another package, more samples or channels needed.
+    """
+    components, problems = [], []
+    for name, weight in config.loss_weights.items():
+        if not weight and name not in config.metric_names:
+            continue
+        label, against_input, loss, metric = LABELS.get(name, name), name == "rms_input", None, None
+        if name not in ADVERSARIAL:
+            registered = registered_name(name)
+            try:
+                loss = losses.create(registered, codec.sample_rate, **loss_options(config, codec, name))
+                loss.to(silence.device)(silence, silence)
+                metric = losses.REGISTRY[registered].metric
+            except (ImportError, OSError, ValueError) as error:
+                problems.append(f"{config.flag_of(name)}: {error}")
+        components.append(Component(name, label, weight, against_input, loss, metric))
+    if problems:
+        raise EncoreError("\n".join(problems))
+    return components
 
 
 @torch.no_grad()
-def write_example(
-    folder: Path, objective: Regression, model: nn.Module, val_set: PairDataset, device: torch.device, sample_rate: int
-) -> None:
-    """One validation pair, as audio and as a picture of spectrograms."""
-    batch = collate([val_set[0]]).to(device)
-    prediction = objective.predict(model.eval(), batch, objective.whole(batch))
-    signals = {"input": batch.input_audio[0], "target": batch.target_audio[0], "prediction": prediction[0]}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, audio in signals.items():
-        write_wav(folder / f"{name}.wav", audio, sample_rate)
-    spectrograms(signals, sample_rate, folder / "spectrograms.png")
+def adversary_of(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -> losses.Adversary | None:
+    """The discriminator, with all that trains it, if there is to be one; the same on all ranks.
+
+    Raises:
+        EncoreError: it needs more samples than there are in a crop.
+    """
+    if not any(config.loss_weights[name] for name in ADVERSARIAL):
+        return None
+    torch.manual_seed(config.seed)
+    judge = losses.discriminator(config.discriminator, codec.sample_rate, codec.channels).to(silence.device)
+    try:
+        judge(silence)
+    except ValueError as error:
+        raise EncoreError(f"--discriminator {config.discriminator}: {error}") from error
+    return losses.Adversary(judge, config.gan_type, config.disc_lr, config.disc_update_freq, config.disc_start_step)
 
 
-def components_of(config: TrainConfig, sample_rate: int) -> list[Component]:
-    """The objective's terms: the RMS error against input and target, then every other registered loss."""
-    terms = [("rms_input", "rms", config.loss_weight_input), ("rms_target", "rms", config.loss_weight_target)]
-    terms += [(name, name, getattr(config, f"loss_weight_{name}")) for name in losses.REGISTRY if name != "rms"]
-    return [
-        Component(name, LABELS.get(name, name), weight, name == "rms_input", losses.create(loss, sample_rate))
-        for name, loss, weight in terms
-    ]
+def combiner_of(config: TrainConfig) -> losses.LossBalancer | losses.WeightedGradient:
+    """What makes one gradient of the terms'."""
+    if config.loss_balancer:
+        return losses.LossBalancer(config.loss_weights, shrink=config.balancer_shrink and not config.unity_test)
+    return losses.WeightedGradient(config.loss_weights)
 
 
 def encode_pairs(
-    config: TrainConfig, codec: FrozenCodec, ranks: Ranks, screen: Screen
-) -> tuple[dict[str, list[Pair]], LatentCache]:
-    """The pairs, checked, and their latents, encoded by all ranks together where the cache has none."""
-    assert config.dataset_folder is not None
-    pairs = distributed.together(partial(find_pairs, config.dataset_folder, codec.sample_rate))
+    config: TrainConfig, codec: FrozenCodec, pairs: dict[str, list[Pair]], ranks: Ranks, screen: Screen
+) -> LatentCache:
+    """The pairs' latents, encoded by all ranks together where the cache has none."""
     files = [path for split in pairs.values() for pair in split for path in (pair.input, pair.output)]
     open_cache = partial(LatentCache.open, config.latent_folder, codec.identity, files)
     # Rank 0 hashes new files; the others then find the index done.
@@ -342,7 +355,7 @@ def encode_pairs(
         f"{len(pairs['train'])} training and {len(pairs['val'])} validation pairs of {seconds:.2f} s, "
         f"{len(missing)} of {len(set(files))} files newly encoded"
     )
-    return pairs, cache
+    return cache
 
 
 def seed_of(*numbers: int) -> int:

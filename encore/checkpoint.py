@@ -88,6 +88,8 @@ class TrainState:
             problems.append(f"--resume {path}: was trained with another codec (--codec {saved.codec}); name that one")
         if (content["ema"] is None) != (self.ema is None):
             problems.append(f"--resume {path}: was trained with --ema_decay {saved.ema_decay:g}, keep it on or off")
+        if "adversary" in content["objective"] and saved.discriminator != config.discriminator:
+            problems.append(f"--resume {path}: was trained with --discriminator {saved.discriminator}; keep that one")
         if problems:
             raise EncoreError("\n".join(problems))
         self.model.load_state_dict(content["model"])
@@ -153,6 +155,19 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
 def build_model(config: TrainConfig, codec: FrozenCodec) -> ContinuationTransformer:
     """A new model for a configuration and the codec whose latents it works on."""
     return ContinuationTransformer(codec.latent_dim, config.d_model, config.nhead, config.num_layers, config.dropout)
+
+
+def loss_options(config: TrainConfig, codec: FrozenCodec, name: str) -> dict[str, Any]:
+    """What the loss `name` is built with, beside the sample rate."""
+    if name != "embedding":
+        return {}
+    encoder = codec.encoder if config.embedding_model == "codec" else None
+    return {
+        "model": config.embedding_model,
+        "encoder": encoder,
+        "weights": config.embedding_weights,
+        "layers": config.embedding_layers,
+    }
 
 
 def resume_source(config: TrainConfig) -> Path | None:

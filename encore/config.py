@@ -17,9 +17,22 @@ def knob(default: Any, help: str, group: str, minimum: float | None = None, choi
     return field(default=default, metadata={"help": help, "group": group, "minimum": minimum, "choices": choices})
 
 
-DATA, CODEC, MODEL, LOSSES = "Data", "Codec", "Model", "Losses"
+def weight(help: str, group: str, default: float = 0.0) -> Any:
+    """The weight of a loss."""
+    return knob(default, help, group, 0)
+
+
+DATA, CODEC, MODEL = "Data", "Codec", "Model"
+WAVEFORM, SPECTRAL, PERCEPTUAL, JUDGED, COMBINING = (
+    f"Losses: {kind}" for kind in ("waveform", "spectral", "perceptual", "adversarial", "combining")
+)
 OPTIMISATION, RUN, RANKS, TRACKING = "Optimisation", "Run", "Ranks", "Tracking"
 SCHEDULERS = ("cosine", "plateau", "constant")
+DISCRIMINATORS = ("msstft", "mpd", "msstft+mpd")
+EMBEDDINGS = ("codec", "crepe", "panns", "openl3")
+COMPONENT_NAMES = {"input": "rms_input", "target": "rms_target"}  # where a weight's name is not its component's
+WEIGHT = "loss_weight_"
+ADVERSARIAL = ("gan", "feature_matching")  # a discriminator's, not losses that can be measured by themselves
 
 
 @dataclass(frozen=True)
@@ -48,10 +61,57 @@ class TrainConfig:
     num_layers: int = knob(4, "transformer layers", MODEL, 1)
     dropout: float = knob(0.1, "dropout probability", MODEL, 0)
 
-    loss_weight_input: float = knob(0.0, "weight of the RMS error against the input", LOSSES, 0)
-    loss_weight_target: float = knob(1.0, "weight of the RMS error against the target", LOSSES, 0)
-    loss_weight_spectral: float = knob(0.0, "weight of the multi-resolution STFT loss", LOSSES, 0)
-    loss_weight_mel: float = knob(0.0, "weight of the log-mel L1", LOSSES, 0)
+    loss_weight_input: float = weight("RMS error against the input", WAVEFORM)
+    loss_weight_target: float = weight("RMS error against the target", WAVEFORM, 1.0)
+    loss_weight_waveform_l1: float = weight("mean absolute error", WAVEFORM)
+    loss_weight_waveform_mse: float = weight("mean square error", WAVEFORM)
+    loss_weight_esr: float = weight("error-to-signal ratio", WAVEFORM)
+    loss_weight_dc: float = weight("difference of the means, relative to the target's level", WAVEFORM)
+    loss_weight_log_cosh: float = weight("log-cosh of the error", WAVEFORM)
+    loss_weight_snr: float = weight("signal-to-noise ratio", WAVEFORM)
+    loss_weight_si_sdr: float = weight("scale-invariant signal-to-distortion ratio", WAVEFORM)
+    loss_weight_sd_sdr: float = weight("scale-dependent signal-to-distortion ratio", WAVEFORM)
+
+    loss_weight_spectral: float = weight("multi-resolution STFT loss", SPECTRAL)
+    loss_weight_mel: float = weight("log-mel L1", SPECTRAL)
+    loss_weight_stft: float = weight("STFT loss at one resolution", SPECTRAL)
+    loss_weight_mel_stft: float = weight("STFT loss on mel bands", SPECTRAL)
+    loss_weight_chroma_stft: float = weight("STFT loss on the twelve pitch classes", SPECTRAL)
+    loss_weight_multi_resolution_stft: float = weight("STFT loss at auraloss's three resolutions", SPECTRAL)
+    loss_weight_random_resolution_stft: float = weight("STFT loss at resolutions drawn anew every step", SPECTRAL)
+    loss_weight_sum_and_difference_stft: float = weight("STFT loss on channels' sum and difference: stereo", SPECTRAL)
+    loss_weight_mrstft: float = weight("STFT loss at korvax's six resolutions", SPECTRAL)
+    loss_weight_smooth_mrstft: float = weight("STFT loss at six smooth resolutions (Schwär & Müller)", SPECTRAL)
+    loss_weight_spectral_optimal_transport: float = weight("optimal transport between spectra", SPECTRAL)
+    loss_weight_multi_mel: float = weight("log-mel L1 at three resolutions", SPECTRAL)
+    loss_weight_complex_spec: float = weight("L1 of magnitudes relative to the target's", SPECTRAL)
+    loss_weight_multi_complex_spec: float = weight("the same at seven resolutions", SPECTRAL)
+    loss_weight_mse_spectrogram: float = weight("mean square error of spectrograms", SPECTRAL)
+    loss_weight_log_spectrogram: float = weight("distance of log spectrograms", SPECTRAL)
+    loss_weight_complex_stft: float = weight("distance of complex spectra: magnitude and phase together", SPECTRAL)
+    loss_weight_phase: float = weight("anti-wrapped phase, group delay and instantaneous frequency", SPECTRAL)
+    loss_weight_loudness: float = weight("spectral error weighted by how loud the target's bins are", SPECTRAL)
+    loss_weight_spectral_energy: float = weight("linear L1 and log L2 over six resolutions (Gritsenko)", SPECTRAL)
+
+    loss_weight_pesq: float = weight("perceptual evaluation of speech quality: a measure of speech", PERCEPTUAL)
+    loss_weight_embedding: float = weight("distance in the features of --embedding_model", PERCEPTUAL)
+    embedding_model: str = knob("codec", "model whose features are compared", PERCEPTUAL, choices=EMBEDDINGS)
+    embedding_weights: Path | None = knob(None, "its weights; default: downloaded if need be", PERCEPTUAL)
+    embedding_layers: str = knob("all", "its layers that are compared", PERCEPTUAL, choices=("all", "last"))
+
+    loss_weight_gan: float = weight("deceiving the discriminator", JUDGED)
+    loss_weight_feature_matching: float = weight("L1 of the discriminator's features", JUDGED)
+    gan_type: str = knob("hinge", "kind of adversarial loss", JUDGED, choices=("hinge", "lsgan"))
+    discriminator: str = knob(
+        "msstft", "multi-scale STFT (EnCodec), multi-period (HiFi-GAN) or both", JUDGED, choices=DISCRIMINATORS
+    )
+    disc_lr: float = knob(1e-4, "learning rate of the discriminator", JUDGED, 0)
+    disc_update_freq: int = knob(1, "steps from one update of the discriminator to the next", JUDGED, 1)
+    disc_start_step: int = knob(0, "step at which the discriminator joins in", JUDGED, 0)
+
+    loss_balancer: bool = knob(False, "make each weight its loss's share of the gradient", COMBINING)
+    balancer_shrink: bool = knob(False, "let it pass on that gradients fade; not in a unity test", COMBINING)
+    metrics: str = knob("rms_input,rms_target,spectral,mel", "validate by these too, whatever their weight", COMBINING)
 
     epochs: int = knob(200, "passes over the training pairs", OPTIMISATION, 1)
     max_steps: int | None = knob(None, "optimiser steps after which training ends, whatever the epoch", OPTIMISATION, 1)
@@ -86,6 +146,22 @@ class TrainConfig:
         assert self.dataset_folder is not None
         return self.cache_dir or self.dataset_folder / ".latents"
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of every component, by its name, in order."""
+        flags = (name.removeprefix(WEIGHT) for name, _, _ in knobs() if name.startswith(WEIGHT))
+        return {COMPONENT_NAMES.get(name, name): getattr(self, WEIGHT + name) for name in flags}
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.metrics.split(",") if name.strip())
+
+    def flag_of(self, component: str) -> str:
+        """The flag, with its value, because of which a component is computed."""
+        flags = {name: flag for flag, name in COMPONENT_NAMES.items()}
+        weight = self.loss_weights.get(component)
+        return f"--{WEIGHT}{flags.get(component, component)} {weight:g}" if weight else f"--metrics {component}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
@@ -108,6 +184,11 @@ class TrainConfig:
             if value is not None:
                 argv += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
         return argv
+
+
+def registered_name(component: str) -> str:
+    """The name under which a component's loss is registered."""
+    return "rms" if component in COMPONENT_NAMES.values() else component
 
 
 def knobs() -> list[tuple[str, type, Field]]:
@@ -136,12 +217,28 @@ def validate(config: TrainConfig) -> None:
             problems.append(f"--{name} {value}: must be a finite number of at least {minimum:g}")
         if choices and value not in choices:
             problems.append(f"--{name} {value}: must be one of {', '.join(choices)}")
-    weights = [getattr(config, name) for name, _, _ in knobs() if name.startswith("loss_weight_")]
-    if not any(weights):
-        problems.append("--loss_weight_…: all weights are 0, there is nothing to train on; give one above 0")
-    problems += _relations(config) + _folders(config)
+    problems += _losses(config) + _relations(config) + _folders(config)
     if problems:
         raise EncoreError("\n".join(problems))
+
+
+def _losses(config: TrainConfig) -> list[str]:
+    problems = []
+    weights = config.loss_weights
+    measurable = {name: value for name, value in weights.items() if name not in ADVERSARIAL}
+    if not any(weights.values()):
+        problems.append("--loss_weight_…: all weights are 0, there is nothing to train on; give one above 0")
+    elif not any(measurable.values()):
+        flag = next(config.flag_of(name) for name in ADVERSARIAL if weights[name])
+        problems.append(f"{flag}: needs another loss beside it, by which the best epoch is known; give one a weight")
+    if config.balancer_shrink and not config.loss_balancer:
+        problems.append("--balancer_shrink true: is a setting of the balancer's; add --loss_balancer true")
+    unknown = [name for name in config.metric_names if name not in measurable]
+    if unknown:
+        problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(measurable)}")
+    if config.embedding_weights is not None and not config.embedding_weights.is_file():
+        problems.append(f"--embedding_weights {config.embedding_weights}: no such file")
+    return problems
 
 
 def _relations(config: TrainConfig) -> list[str]:
@@ -154,7 +251,7 @@ def _relations(config: TrainConfig) -> list[str]:
     for name in ("dropout", "ema_decay"):
         if getattr(config, name) >= 1:
             problems.append(f"--{name} {getattr(config, name)}: must be below 1")
-    for name in ("lr", "clip_norm", "encodec_bandwidth"):
+    for name in ("lr", "disc_lr", "clip_norm", "encodec_bandwidth"):
         if getattr(config, name) == 0:
             problems.append(f"--{name} 0: must be above 0")
     if config.unity_test and config.shuffle_targets:

@@ -16,6 +16,8 @@ from rich.table import Table
 from encore.objective import Component
 
 Values = Mapping[str, float]
+GRADIENT = "grad_"  # begins the names of the figures that are the gradient's, and no component's
+SHARE = GRADIENT + "share_"
 
 
 @dataclass
@@ -31,14 +33,20 @@ class EpochFigures:
     val: Values = field(default_factory=dict)
     best: bool = False
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, components: Sequence[Component]) -> dict[str, float]:
         """All figures under their names in MLflow."""
         named = {"learning_rate": self.lr, "throughput": self.throughput, "skipped_steps": self.skipped}
-        for split, values in (("train", self.train), ("val", self.val)):
-            named |= {f"{split}_{name}": value for name, value in values.items() if name != "grad_norm"}
-        if "grad_norm" in self.train:
-            named["grad_norm"] = self.train["grad_norm"]
-        return named
+        gradients = {name: value for name, value in self.train.items() if name.startswith(GRADIENT)}
+        trained = {name: value for name, value in self.train.items() if name not in gradients}
+        return (
+            named | gradients | named_metrics("train", trained, components) | named_metrics("val", self.val, components)
+        )
+
+
+def named_metrics(kind: str, values: Values, components: Sequence[Component]) -> dict[str, float]:
+    """`<kind>_<name>` for every value, and for a loss that is minus a measure the measure beside it."""
+    measures = {c.metric: -values[c.name] for c in components if c.metric is not None and c.name in values}
+    return {f"{kind}_{name}": value for name, value in {**values, **measures}.items()}
 
 
 class Screen:
@@ -125,10 +133,9 @@ class Screen:
             self.early.append(text)
 
     def _parts(self, values: Values) -> str:
-        """Every component's value; one that was not computed is off."""
-        return ", ".join(
-            f"{c.label}: {values[c.name]:.4f}" if c.name in values else f"{c.label}: off" for c in self.components
-        )
+        """Every component's value; one that was not computed is off. The adversary's are never validated by."""
+        shown = [c for c in self.components if c.loss is not None or c.name in values]
+        return ", ".join(f"{c.label}: {values[c.name]:.4f}" if c.name in values else f"{c.label}: off" for c in shown)
 
     def _table(self, figures: EpochFigures) -> Table:
         note = f"  {figures.skipped} steps skipped" if figures.skipped else ""
@@ -140,18 +147,23 @@ class Screen:
             caption_justify="left",
         )
         table.add_column("component")
-        for name in ("weight", "train", "val", "share", "floor", "copy"):
+        for name in ("weight", "train", "val", "share", "gradient", "floor", "copy"):
             table.add_column(name, justify="right")
         for c in self.components:
-            share = c.weight * figures.val[c.name] / figures.val["loss"] if figures.val["loss"] else 0.0
-            table.add_row(c.name, f"{c.weight:g}", *self._row(c.name, figures, f"{share:.0%}"))
+            share = c.weight * figures.val.get(c.name, math.nan) / (figures.val["loss"] or math.nan)
+            parts = [_percent(share), _percent(figures.train.get(SHARE + c.name, math.nan))]
+            table.add_row(c.name, f"{c.weight:g}", *self._row(c.name, figures, parts))
         table.add_section()
-        table.add_row("total", "", *self._row("loss", figures, "100%"), style="bold")
+        table.add_row("total", "", *self._row("loss", figures, ["100%", "100%"]), style="bold")
         return table
 
-    def _row(self, name: str, figures: EpochFigures, share: str) -> list[str]:
+    def _row(self, name: str, figures: EpochFigures, parts: list[str]) -> list[str]:
         train, val, floor, copy = (
             f"{values[name]:.4f}" if name in values else "–"
             for values in (figures.train, figures.val, self.floor, self.copy)
         )
-        return [train, val, share, floor, copy]
+        return [train, val, *parts, floor, copy]
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.0%}"

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from encore import distributed
 
+ITEMS = "/items"  # ends the name of the number of items that a sum is over
+
 
 class Sums:
-    """Running sums over items: one per component, the weighted total as "loss", and the number of "items"."""
+    """Running sums over items, one per figure, each with the number of its items beside it: not all have the same."""
 
     def __init__(self, sums: dict[str, float] | None = None):
         self.sums = dict(sums or {})
 
-    def add(self, values: dict[str, Tensor], total: Tensor) -> None:
-        """Adds a batch's values, `[B]` each."""
-        for name, value in {**values, "loss": total, "items": torch.ones_like(total)}.items():
-            self.add_value(name, value.detach().double().sum().item())
+    def add(self, values: Mapping[str, Tensor], total: Tensor) -> None:
+        """Adds a batch's values, `[B]` each, and the weighted total as "loss"."""
+        for name, value in {**values, "loss": total}.items():
+            self.add_value(name, value.detach().double().mean().item(), len(value))
 
-    def add_value(self, name: str, value: float) -> None:
-        """Adds to one sum; `value` counts for as many items as have been added beside it."""
-        self.sums[name] = self.sums.get(name, 0.0) + value
+    def add_value(self, name: str, value: float, items: int) -> None:
+        """Adds a mean over `items` items."""
+        for key, number in ((name, value * items), (name + ITEMS, items)):
+            self.sums[key] = self.sums.get(key, 0.0) + number
 
     def over_ranks(self, device: torch.device) -> dict[str, float]:
         """The sums of all ranks' sums, on every rank."""
@@ -32,7 +35,6 @@ class Sums:
         return dict(zip(names, distributed.total(mine).tolist(), strict=True))
 
 
-def means(sums: dict[str, float]) -> dict[str, float]:
-    """Means per item; empty where there was no item."""
-    items = sums.get("items", 0.0)
-    return {name: value / items for name, value in sums.items() if name != "items"} if items else {}
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means per item."""
+    return {name: value / sums[name + ITEMS] for name, value in sums.items() if not name.endswith(ITEMS)}

@@ -59,7 +59,8 @@ class Combined:
     Attributes:
         gradient: of the combined loss's mean over the items, in the signal's shape.
         shares: each term's part of the gradient, `‖scale · g‖ / Σ ‖scale · g‖`, where g is one item's gradient and
-            the norms are means over this process's items; empty where it was not measured.
+            the norms are means over this process's items; 0 for a term that has no part in it. Empty where it was
+            not measured.
         left_out: terms that were not finite on some rank and have no part in this gradient.
     """
 
@@ -217,7 +218,7 @@ def _sum(gradients: Mapping[str, Tensor], scales: Mapping[str, float], signal: T
 
 def _shares(norms: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, float]:
     """Every term's part of the sum of the scaled norms; empty where there is no gradient at all."""
-    sizes = {name: scale * norms[name].item() for name, scale in scales.items()}
+    sizes = {name: scales[name] * norm.item() if name in scales else 0.0 for name, norm in norms.items()}
     whole = sum(sizes.values())
     return {name: size / whole for name, size in sizes.items()} if whole else {}
 

@@ -114,7 +114,7 @@ def test_a_term_that_is_not_finite_is_left_out_and_named(broken: str) -> None:
     combined = balancer(values, audio)
     assert combined.left_out == ("broken",)
     assert combined.gradient.isfinite().all()
-    assert combined.shares == pytest.approx({"small": 0.25, "large": 0.75}, rel=1e-5)
+    assert combined.shares == pytest.approx({"small": 0.25, "broken": 0.0, "large": 0.75}, rel=1e-5)
     again = signal(seed=1)
     norms = {"small": LINEAR["small"], "large": LINEAR["large"], "broken": 2.0}
     combined = balancer(linear(again, norms), again)
@@ -128,7 +128,7 @@ def test_a_term_without_gradient_gives_its_share_to_the_others_and_keeps_its_ave
         audio = signal(seed=seed)
         values = {"small": linear(audio, LINEAR)["small"], "later": torch.zeros(3)}
         combined = balancer(values, audio)
-        assert combined.shares == {"small": 1.0} and combined.left_out == ()
+        assert combined.shares == {"small": 1.0, "later": 0.0} and combined.left_out == ()
     audio = signal(seed=9)
     combined = balancer(linear(audio, {"small": LINEAR["small"], "later": 30.0}), audio)
     assert combined.shares == pytest.approx({"small": 0.5, "later": 0.5}, rel=1e-5)

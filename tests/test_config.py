@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import losses
 from encore import cli
-from encore.config import TrainConfig, knobs, validate
+from encore.config import ADVERSARIAL, TrainConfig, knobs, registered_name, validate
 from encore.errors import EncoreError
 from encore.launch import ranks_here
 from tests.conftest import Door
@@ -60,7 +60,17 @@ def test_every_field_has_help_group_and_default() -> None:
 
 def test_every_registered_loss_has_its_weight() -> None:
     weights = {name.removeprefix("loss_weight_") for name, _, _ in knobs() if name.startswith("loss_weight_")}
-    assert weights == {"input", "target"} | set(losses.REGISTRY) - {"rms"}
+    assert weights == {"input", "target", *ADVERSARIAL} | set(losses.REGISTRY) - {"rms"}
+    assert {registered_name(name) for name in TrainConfig().loss_weights} - {*ADVERSARIAL} == set(losses.REGISTRY)
+
+
+def test_components_have_the_weights_of_their_flags_and_name_them() -> None:
+    config = TrainConfig(loss_weight_input=0.5, loss_weight_mel=2.0, metrics=" mel, si_sdr,")
+    trained = {name: weight for name, weight in config.loss_weights.items() if weight}
+    assert trained == {"rms_input": 0.5, "rms_target": 1.0, "mel": 2.0}
+    assert config.metric_names == ("mel", "si_sdr") and TrainConfig(metrics="").metric_names == ()
+    flags = [config.flag_of(name) for name in ("rms_input", "mel", "si_sdr")]
+    assert flags == ["--loss_weight_input 0.5", "--loss_weight_mel 2", "--metrics si_sdr"]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +78,14 @@ def test_every_registered_loss_has_its_weight() -> None:
     [
         ({"loss_weight_mel": -0.5}, "--loss_weight_mel -0.5"),
         ({"loss_weight_target": 0.0}, "all weights are 0"),
+        ({"loss_weight_target": 0.0, "loss_weight_gan": 0.5}, "--loss_weight_gan 0.5: needs another loss"),
+        ({"metrics": "mel, lpips,rms,gan"}, "--metrics lpips,rms,gan: no such loss; there are rms_input, rms_target, "),
+        ({"balancer_shrink": True}, "--balancer_shrink true"),
+        ({"embedding_weights": Path("/no/such.pth")}, "--embedding_weights /no/such.pth"),
+        ({"embedding_model": "vggish"}, "--embedding_model vggish: must be one of codec, crepe, panns, openl3"),
+        ({"gan_type": "wasserstein"}, "--gan_type wasserstein"),
+        ({"disc_lr": 0.0}, "--disc_lr 0"),
+        ({"disc_update_freq": 0}, "--disc_update_freq 0"),
         ({"lr": float("nan")}, "--lr nan"),
         ({"lr": 0.0}, "--lr 0"),
         ({"scheduler": "step"}, "--scheduler step"),

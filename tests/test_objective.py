@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,8 +42,20 @@ def batch(codec: FrozenCodec) -> Batch:
     return Batch(codec.encode(source), source, target, codec.encode(target))
 
 
-def objective(codec: FrozenCodec, *components: Component, margin: int = 64) -> Regression:
-    return Regression(components, codec, margin, losses.shared_spectra, contextlib.nullcontext)
+def objective(
+    codec: FrozenCodec,
+    *components: Component,
+    combiner: type[losses.WeightedGradient | losses.LossBalancer] = losses.WeightedGradient,
+    adversary: losses.Adversary | None = None,
+) -> Regression:
+    weights = {component.name: component.weight for component in components}
+    return Regression(
+        components, codec, 64, losses.shared_spectra, contextlib.nullcontext, combiner(weights), adversary
+    )
+
+
+def components_for(codec: FrozenCodec, **settings: Any) -> list[Component]:
+    return components_of(TrainConfig(**settings), codec, torch.zeros(1, 1, 9600))
 
 
 def test_components_are_compared_with_their_references_and_weighted(codec: FrozenCodec, batch: Batch) -> None:
@@ -53,7 +67,7 @@ def test_components_are_compared_with_their_references_and_weighted(codec: Froze
         Component("c", "c", 0.0, False, off),
     )
     crop = Crop(40, 50)
-    values = terms(nn.Identity(), batch, crop)
+    values = terms(nn.Identity(), batch, crop).values
     assert set(values) == {"a", "b"} and not off.calls  # a weight of 0 costs nothing
     (audio, source), (same, target) = near.calls[0], far.calls[0]
     assert audio is same
@@ -66,7 +80,7 @@ def test_components_are_compared_with_their_references_and_weighted(codec: Froze
 
 
 def test_floor_and_copy(codec: FrozenCodec, batch: Batch) -> None:
-    terms = objective(codec, *components_of(TrainConfig(), codec.sample_rate))
+    terms = objective(codec, *components_for(codec))
     floor, copy = terms.floor(batch), terms.measure(batch.input_audio, batch)
     rms = losses.create("rms", codec.sample_rate)
     assert torch.allclose(floor["rms_target"], rms(codec.decode(batch.target_latents), batch.target_audio))
@@ -77,9 +91,94 @@ def test_floor_and_copy(codec: FrozenCodec, batch: Batch) -> None:
 
 
 def test_gradients_reach_the_model_through_the_decoder(codec: FrozenCodec, batch: Batch) -> None:
-    terms = objective(codec, *components_of(TrainConfig(loss_weight_spectral=1, loss_weight_mel=1), 24000))
+    """Measured or not, in two halves or at once: always the gradient of the weighted mean."""
+    terms = objective(codec, *components_for(codec, loss_weight_spectral=1, loss_weight_mel=2))
     model = nn.Conv1d(128, 128, 1)
-    terms.total(terms(model, batch, Crop(0, 60))).mean().backward()
-    assert model.weight.grad is not None and model.weight.grad.isfinite().all() and model.weight.grad.abs().sum() > 0
+    outcome = terms(model, batch, Crop(0, 60))
+    terms.total(outcome.values).mean().backward()
+    expected, gradients = model.weight.grad, list[Tensor]()
+    assert expected is not None and expected.isfinite().all() and expected.abs().sum() > 0
+    for measure in (True, False):
+        model.zero_grad()
+        for _ in range(2):
+            step = terms.backward(terms(model, batch, Crop(0, 60)), 0.5, measure)
+        assert model.weight.grad is not None
+        gradients.append(model.weight.grad)
+        names = {"rms_target", "spectral", "mel"}
+        assert step.values.keys() == names and step.shares.keys() == (names if measure else set())
+        assert step.finite and torch.allclose(step.total, terms.total(outcome.values), rtol=1e-5)
+        assert not any(value.requires_grad for value in step.values.values())
+    for gradient in gradients:
+        assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
     assert all(parameter.grad is None for parameter in codec.parameters())
     assert not terms.state_dict()  # the codec's weights are no part of its state
+
+
+class Broken(nn.Module):
+    def forward(self, prediction: Tensor, reference: Tensor) -> Tensor:
+        return prediction.flatten(1).mean(1) * torch.nan
+
+
+def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer(
+    codec: FrozenCodec, batch: Batch
+) -> None:
+    components = (Component("a", "a", 1.0, False, Counted()), Component("b", "b", 1.0, False, Broken()))
+    for combiner in (losses.WeightedGradient, losses.LossBalancer):
+        model, terms = nn.Conv1d(128, 128, 1), objective(codec, *components, combiner=combiner)
+        step = terms.backward(terms(model, batch, Crop(0, 60)), 1.0, measure=False)
+        assert model.weight.grad is not None
+        balanced = combiner is losses.LossBalancer
+        assert step.finite == balanced == bool(model.weight.grad.isfinite().all())
+        assert step.left_out == (("b",) if balanced else ())
+        assert ("b" in step.values) != balanced
+    assert torch.equal(step.total, step.values["a"])
+    terms = objective(codec, components[1], combiner=losses.LossBalancer)
+    step = terms.backward(terms(model, batch, Crop(0, 60)), 1.0, measure=False)
+    assert not step.finite and step.left_out == ("b",)
+
+
+def adversarial(codec: FrozenCodec, start_step: int = 0) -> Regression:
+    torch.manual_seed(0)
+    judge = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
+    components = components_for(codec, loss_weight_gan=1, loss_weight_feature_matching=2, loss_balancer=True)
+    adversary = losses.Adversary(judge, lr=1e-3, start_step=start_step)
+    return objective(codec, *components, combiner=losses.LossBalancer, adversary=adversary)
+
+
+def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: FrozenCodec, batch: Batch) -> None:
+    terms, model = adversarial(codec, start_step=1), nn.Conv1d(128, 128, 1)
+    names = {"rms_target", "gan", "feature_matching"}
+    for number in range(3):
+        before = [weight.clone() for weight in terms.adversary.parameters()]  # type: ignore[union-attr]
+        step = terms.backward(terms(model, batch, Crop(0, 30)), 1.0, measure=False)
+        started = number > 0
+        assert step.values.keys() == (names | {"disc_loss"} if started else names)
+        expected = (0.25, 0.25, 0.5) if started else (1.0, 0.0, 0.0)
+        shares = dict(zip(("rms_target", "gan", "feature_matching"), expected, strict=True))
+        assert step.shares == pytest.approx(shares, rel=0.3)  # by averages, which the norms stay near
+        assert torch.equal(step.total, step.values["rms_target"])  # no yardstick: they are in no total
+        terms.end_step(skip=number == 1)
+        after = terms.adversary.parameters()  # type: ignore[union-attr]
+        assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True)) == (number == 2)
+    whole = batch.target_audio
+    assert "gan" not in terms.measure(whole, batch) and "gan" not in terms.floor(batch)
+
+
+def test_its_state_is_that_of_balancer_and_adversary(codec: FrozenCodec, batch: Batch, tmp_path: Path) -> None:
+    """Saved after two of four steps and loaded into a new one: the same gradients and the same discriminator."""
+    results = []
+    for pause in (False, True):
+        terms, model = adversarial(codec), nn.Conv1d(128, 128, 1)
+        with torch.no_grad():
+            model.weight.copy_(torch.eye(128)[..., None])
+        for number in range(4):
+            if pause and number == 2:
+                assert terms.state_dict().keys() == {"combiner", "adversary"}
+                torch.save(terms.state_dict(), tmp_path / "state.pt")
+                terms = adversarial(codec)
+                terms.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+            model.zero_grad()
+            terms.backward(terms(model, batch, Crop(10 * number, 30)), 1.0, measure=False)
+            terms.end_step(skip=False)
+        results.append([model.weight.grad, *terms.adversary.parameters()])  # type: ignore[union-attr]
+    assert all(torch.equal(ours, uninterrupted) for ours, uninterrupted in zip(*results, strict=True))

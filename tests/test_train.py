@@ -68,6 +68,9 @@ def test_mlflow_holds_parameters_components_baselines_and_artifacts(trained: Pat
     ):
         assert len(history(store, run, name)) == 6, name
     assert "train_rms_input" not in run.data.metrics  # its weight is 0: not computed in training
+    shares = [history(store, run, f"grad_share_{c}") for c in COMPONENTS if c != "rms_input"]
+    assert [sum(epoch) for epoch in zip(*shares, strict=True)] == pytest.approx([1.0] * 6, abs=1e-6)
+    assert all(0 < share < 1 for epochs in shares for share in epochs)
     val = {c: history(store, run, f"val_{c}")[-1] for c in COMPONENTS}
     total = 0.5 * val["rms_target"] + 0.25 * val["spectral"] + 0.25 * val["mel"]
     assert history(store, run, "val_loss")[-1] == pytest.approx(total, rel=1e-5)
@@ -82,22 +85,24 @@ def test_mlflow_holds_parameters_components_baselines_and_artifacts(trained: Pat
     assert example == {"input.wav", "target.wav", "prediction.wav", "spectrograms.png"}
 
 
-def test_validation_figures_do_not_depend_on_the_number_of_ranks(
+def test_validation_figures_are_those_asked_for_and_do_not_depend_on_the_number_of_ranks(
     tmp_path: Path, door: Door, train_flags: list[object], store: str
 ) -> None:
-    """5 validation pairs on 1, 2 and 3 ranks, of which 2 and 3 do not divide them."""
+    """5 validation pairs on 1, 2 and 3 ranks, of which 2 and 3 do not divide them; --metrics beside the trained."""
     assert VAL_PAIRS % 2 and VAL_PAIRS % 3
     figures = {}
     for ranks in (1, 2, 3):
         (tmp_path / str(ranks)).mkdir()
         # A learning rate that changes nothing: different numbers of ranks take different steps.
         flags = (*train_flags, "--max_steps", 1, "--batch_size", 1, "--lr", 1e-12, "--loss_weight_mel", 1)
-        flags = (*flags, "--world_size", ranks, "--experiment", f"{ranks} ranks")
+        flags = (*flags, "--metrics", "rms_input,snr", "--world_size", ranks, "--experiment", f"{ranks} ranks")
         result = door("train_ddp.py", *flags, cwd=tmp_path / str(ranks))
         assert result.returncode == 0, result.stderr
         metrics = only_run(store, f"{ranks} ranks").data.metrics
         figures[ranks] = {name: v for name, v in metrics.items() if name.startswith(("val_", "floor_", "copy_"))}
-    assert len(figures[1]) == 3 * (len(COMPONENTS) + 1)
+    names = ("loss", "rms_target", "mel", "rms_input", "snr", "snr_db")
+    assert figures[1].keys() == {f"{kind}_{name}" for kind in ("val", "floor", "copy") for name in names}
+    assert figures[1]["val_snr_db"] == -figures[1]["val_snr"]
     assert figures[2] == pytest.approx(figures[1], rel=1e-4)
     assert figures[3] == pytest.approx(figures[1], rel=1e-4)
 
@@ -125,6 +130,35 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     resumed, reference = only_run(store, "resumed"), only_run(store, "trained")
     for name in ("train_loss", "val_loss"):
         assert history(store, resumed, name) == pytest.approx(history(store, reference, name), rel=1e-6)
+
+
+def test_an_adversary_and_the_balancer_train_along_and_go_on_with_the_run(
+    tmp_path: Path, door: Door, train_flags: list[object], store: str
+) -> None:
+    flags = (*train_flags, "--loss_weight_target", 1, "--loss_weight_gan", 1, "--loss_weight_feature_matching", 2)
+    flags = (*flags, "--batch_size", 1, "--grad_accumulation", 2, "--world_size", 2, "--scheduler", "constant")
+    flags = (*flags, "--loss_balancer", "true", "--disc_start_step", 1, "--experiment", "adversary")
+    states = []
+    for epochs in (1, 2):
+        result = door("train_ddp.py", *flags, "--epochs", epochs, "--resume", "auto", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        states.append(read(tmp_path / "checkpoints" / "last.pt")["objective"])
+    before, after = states
+    assert [state["adversary"]["_extra_state"]["steps"] for state in states] == [2, 4]
+    # Two batches a step; the adversary's terms have no gradient in the first step.
+    steps = [
+        {name: average["steps"] for name, average in state["combiner"]["_extra_state"].items()} for state in states
+    ]
+    assert steps[0] == {"rms_target": 4, "gan": 2, "feature_matching": 2}
+    assert steps[1] == {"rms_target": 8, "gan": 6, "feature_matching": 6}
+    judge = [name for name in before["adversary"] if name.startswith("discriminator.")]
+    assert any(not torch.equal(before["adversary"][name], after["adversary"][name]) for name in judge)
+    run = only_run(store, "adversary")
+    for name in ("train_gan", "train_feature_matching", "train_disc_loss"):
+        assert len(history(store, run, name)) == 2
+    shares = [history(store, run, f"grad_share_{name}")[-1] for name in ("rms_target", "gan", "feature_matching")]
+    assert shares == pytest.approx([0.25, 0.25, 0.5], rel=0.5) and sum(shares) == pytest.approx(1)
+    assert history(store, run, "val_loss") == pytest.approx(history(store, run, "val_rms_target"), rel=1e-6)
 
 
 def test_unity_reaches_the_codecs_floor(tmp_path: Path, door: Door, train_flags: list[object], store: str) -> None:
