@@ -14,12 +14,13 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
-from torch import Tensor
+from torch import Tensor, nn
 
 import losses
 from encore import cli
 from encore.audio import read_audio, write_wav
-from encore.checkpoint import load_generator
+from encore.checkpoint import Generator, load_generator, loss_options
+from encore.config import ADVERSARIAL, TrainConfig, registered_name
 from encore.errors import EncoreError
 from encore.page import Exhibit, Table, write_page
 from encore.pictures import spectrograms
@@ -28,6 +29,7 @@ from encore.sampling import Continuation, continue_song, reconstruct
 BEST = "checkpoints/best_model.pt"  # the artifact of a training run
 LEAST_TRUTH_SECONDS = 0.25  # below this there is too little to compare
 CODEC = "Truth through the codec"
+ALWAYS = {"rms", "spectral", "mel"}  # in every table, whatever a model was trained on
 
 app = cli.new_app()
 
@@ -47,6 +49,9 @@ def sample(
     target: Annotated[
         Path | None, typer.Option("--target", help="the true continuation, if it isn't the song's own")
     ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="losses of the table: a,b,c; default: the training run's")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", help="folder for the results")] = Path("out"),
     codec_repository: Annotated[
         Path | None, typer.Option("--codec_repository", help="folder with the pretrained codecs' files")
@@ -54,7 +59,7 @@ def sample(
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: a GPU if there is one")] = None,
 ) -> None:
     """Continue a song: writes continuation.wav, full.wav, spectrogram.png and index.html."""
-    check_options(checkpoint, run_id, seconds, start)
+    check_options(checkpoint, run_id, seconds, start, metrics)
     check_output(output)
     place = choose_device(device)
     if checkpoint is not None:
@@ -65,12 +70,13 @@ def sample(
             generator = load_generator(download_best(run_id, mlflow_uri, Path(folder)), place, codec_repository)
     codec = generator.codec
     song, truth = read_song(input, start, target, seconds, codec.sample_rate, codec.channels)
+    measures = {} if truth is None else measures_of(generator, metrics, truth.to(place))
     made = continue_song(generator.model, codec, song, seconds, generator.segment_frames)
 
     signals = {"Input": made.context, "Continuation": made.audio}
     if truth is not None:
         signals |= {"Truth": truth, CODEC: reconstruct(codec, truth, generator.segment_frames)}
-    table = None if truth is None else loss_table(signals, codec.sample_rate)
+    table = None if truth is None else loss_table(signals, codec.sample_rate, measures, place)
     write_wav(output / "continuation.wav", made.audio, codec.sample_rate)
     write_wav(output / "full.wav", made.full, codec.sample_rate)
     spectrograms(signals, codec.sample_rate, output / "spectrogram.png")
@@ -86,7 +92,9 @@ def sample(
     report(table, output)
 
 
-def check_options(checkpoint: Path | None, run_id: str | None, seconds: float, start: float | None) -> None:
+def check_options(
+    checkpoint: Path | None, run_id: str | None, seconds: float, start: float | None, metrics: str | None
+) -> None:
     """Raises EncoreError with all that is wrong with the flags themselves."""
     problems = []
     if (checkpoint is None) == (run_id is None):
@@ -98,6 +106,9 @@ def check_options(checkpoint: Path | None, run_id: str | None, seconds: float, s
         problems.append(f"--seconds {seconds:g}: must be a finite number above 0")
     if start is not None and not 0 < start < math.inf:
         problems.append(f"--start {start:g}: must be a second of the song above 0")
+    unknown = [name for name in named(metrics or "") if name not in losses.REGISTRY]
+    if unknown:
+        problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}")
     if problems:
         raise EncoreError("\n".join(problems))
 
@@ -183,24 +194,58 @@ def read_song(
     return song[:, :end], None
 
 
-def loss_table(signals: dict[str, Tensor], sample_rate: int) -> Table:
-    """Every registered loss against the truth, over as much as there is of it.
+def named(metrics: str) -> list[str]:
+    """The names of a list a,b,c."""
+    return [name.strip() for name in metrics.split(",") if name.strip()]
+
+
+def trained_names(config: TrainConfig) -> set[str]:
+    """The losses that a run was trained on and measured by."""
+    components = {name for name, weight in config.loss_weights.items() if weight} | set(config.metric_names)
+    return {registered_name(name) for name in components - {*ADVERSARIAL}}
+
+
+def measures_of(generator: Generator, metrics: str | None, truth: Tensor) -> dict[str, nn.Module]:
+    """The losses of the table, by name, each tried on the truth `[C, N]` before there is anything to lose.
+
+    Raises:
+        EncoreError: losses that can't be computed here, a line each: another package, more samples or channels needed.
+    """
+    config, codec = generator.config, generator.codec
+    wanted = ALWAYS | trained_names(config) if metrics is None else set(named(metrics))
+    measures: dict[str, nn.Module] = {}
+    problems = []
+    for name in losses.REGISTRY:
+        if name not in wanted:
+            continue
+        try:
+            loss = losses.create(name, codec.sample_rate, **loss_options(config, codec, name)).to(truth.device)
+            loss(truth[None], truth[None])
+            measures[name] = loss
+        except (ImportError, OSError, ValueError) as error:
+            problems.append(f"--metrics {name}: {error}")
+    if problems:
+        raise EncoreError("\n".join(problems))
+    return measures
+
+
+@torch.no_grad()
+def loss_table(
+    signals: dict[str, Tensor], sample_rate: int, measures: dict[str, nn.Module], device: torch.device
+) -> Table:
+    """Losses against the truth, over as much as there is of it.
 
     For the continuation, the codec's reconstruction of the truth (no model gets below that by its own merit) and the
     input played again, from its beginning and as often as it takes.
     """
-    truth, context = signals["Truth"], signals["Input"]
+    truth, context = signals["Truth"].to(device), signals["Input"]
     samples = truth.shape[-1]
     copy = context.repeat(1, math.ceil(samples / context.shape[-1]))
     columns = {"Continuation": signals["Continuation"], CODEC: signals[CODEC], "Copy of the input": copy}
-    rows = {
-        name: [
-            float(losses.create(name, sample_rate)(audio[None, :, :samples], truth[None])) for audio in columns.values()
-        ]
-        for name in losses.REGISTRY
-    }
+    compared = [audio[None, :, :samples].to(device) for audio in columns.values()]
+    rows = {name: [float(loss(audio, truth[None])) for audio in compared] for name, loss in measures.items()}
     caption = f"Against the truth, over {samples / sample_rate:.2f} s; lower is better."
-    return Table(caption, list(columns), rows, {name: entry.summary for name, entry in losses.REGISTRY.items()})
+    return Table(caption, list(columns), rows, {name: losses.REGISTRY[name].summary for name in measures})
 
 
 def describe(made: Continuation, signals: dict[str, Tensor], sample_rate: int) -> list[Exhibit]:

@@ -20,6 +20,7 @@ import losses
 from encore import cli
 from encore.audio import read_audio
 from encore.checkpoint import load_generator
+from encore.config import TrainConfig
 from encore.sampling import continue_song
 from tests.conftest import SAMPLE_RATE, Door, melody
 from tests.test_page import Page
@@ -71,7 +72,9 @@ def test_the_continuation_is_the_end_of_the_whole(continued: tuple[Path, str], s
     np.testing.assert_allclose(full[: context - 640], original[:-640], atol=1)
 
 
-def test_the_table_holds_every_loss_against_the_truth(continued: tuple[Path, str], trained: Path, song: Path) -> None:
+def test_the_table_holds_the_runs_losses_against_the_truth(
+    continued: tuple[Path, str], trained: Path, song: Path
+) -> None:
     folder, printed = continued
     generator = load_generator(trained / "checkpoints" / "best_model.pt", torch.device("cpu"))
     audio = read_audio(song, SAMPLE_RATE, 1)
@@ -86,7 +89,7 @@ def test_the_table_holds_every_loss_against_the_truth(continued: tuple[Path, str
 
     head, *rows = Page(folder / "index.html").rows
     assert head == ["Loss", "Continuation", "Truth through the codec", "Copy of the input"]
-    assert [row[0] for row in rows] == list(losses.REGISTRY)
+    assert [row[0] for row in rows] == ["rms", "spectral", "mel"]
     for name, *shown in rows:
         expected = [float(losses.create(name, SAMPLE_RATE)(p[None], truth[None])) for p in predictions]
         assert [float(value) for value in shown] == pytest.approx(expected, abs=2e-4), name
@@ -109,6 +112,15 @@ def test_the_page_has_players_and_pictures_of_all_signals(continued: tuple[Path,
         assert imread(io.BytesIO(content)).std() > 0.05
     assert imread(folder / "spectrogram.png").shape[0] > 2 * imread(io.BytesIO(page.images[0])).shape[0]
     assert song.stem in page.text and "continuation begins at 1.00 s" in page.text
+
+
+def test_the_table_is_of_what_a_run_was_trained_on_unless_told_otherwise(trained: Path) -> None:
+    config = TrainConfig(loss_weight_gan=1.0, loss_weight_esr=0.5, metrics="rms_input,phase")
+    assert inference_sample.trained_names(config) == {"rms", "esr", "phase"}
+    generator = load_generator(trained / "checkpoints" / "best_model.pt", torch.device("cpu"))
+    truth = torch.from_numpy(melody(1, 3))[None]
+    assert list(inference_sample.measures_of(generator, None, truth)) == ["rms", "spectral", "mel"]
+    assert list(inference_sample.measures_of(generator, "mel, rms", truth)) == ["rms", "mel"]
 
 
 def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
@@ -150,7 +162,7 @@ def test_at_the_songs_end_there_is_no_truth_unless_a_target_is_given(
     soundfile.write(target, np.stack([melody(3, 5)] * 2, axis=1), SAMPLE_RATE)
     assert sample(monkeypatch, *flags, "--output", tmp_path / "with", "--target", target, "--device", "cpu") == 0
     page = Page(tmp_path / "with" / "index.html")
-    assert len(page.audio) == 5 and len(page.rows) == 1 + len(losses.REGISTRY)
+    assert len(page.audio) == 5 and len(page.rows) == 1 + 3
     truth = soundfile.read(io.BytesIO(page.audio[3]), dtype="float32")[0]
     np.testing.assert_allclose(truth, melody(3, 5)[: len(truth)], atol=1e-4)
     assert len(truth) == 1.5 * SAMPLE_RATE
@@ -178,6 +190,8 @@ def test_at_the_songs_end_there_is_no_truth_unless_a_target_is_given(
         ({"--start": 0.4}, ["0.40 s long", "at least 1.00 s"]),
         ({"--start": -1, "--seconds": 0}, ["--seconds 0: must be", "--start -1: must be"]),
         ({"--seconds": "nan"}, ["--seconds nan: must be"]),
+        ({"--metrics": "mel,gan, lpips"}, ["--metrics gan,lpips: no such loss; there are rms, "]),
+        ({"--start": 2, "--metrics": "rms,sum_and_difference_stft"}, ["--metrics sum_and_difference_stft: "]),
         ({"--target": "{short}"}, ["--target {short}: only 0.10 s"]),
         ({"--output": "{text}/out"}, ["--output {text}/out: can't be written to"]),
         ({"--device": "cuda:99"}, ["--device cuda:99: not a device"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 import losses
 from encore.codec import FrozenCodec, load_codec
-from encore.config import TrainConfig
+from encore.config import TrainConfig, knobs
+from encore.errors import EncoreError
 from encore.objective import Component, Crop, Regression
 from encore.pairs import Batch
 from tests.conftest import melody
-from train_worker import components_of
+from train_worker import adversary_of, components_of
 
 
 class Counted(nn.Module):
@@ -112,6 +114,39 @@ def test_gradients_reach_the_model_through_the_decoder(codec: FrozenCodec, batch
         assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
     assert all(parameter.grad is None for parameter in codec.parameters())
     assert not terms.state_dict()  # the codec's weights are no part of its state
+
+
+def test_losses_that_cannot_be_computed_here_are_named_with_their_flags(
+    codec: FrozenCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pesq", None)  # as if it were not installed
+    config = TrainConfig(loss_weight_sum_and_difference_stft=0.5, metrics="pesq,mel,multi_mel")
+    with pytest.raises(EncoreError) as caught:
+        components_of(config, codec, torch.zeros(1, 1, 6000))
+    stereo, package = str(caught.value).splitlines()
+    assert stereo.startswith("--loss_weight_sum_and_difference_stft 0.5: ") and "stereo" in stereo
+    assert package.startswith("--metrics pesq: ") and "pip install" in package
+    with pytest.raises(EncoreError, match="^--metrics mel: .*at least 513 samples"):
+        components_of(TrainConfig(metrics="mel"), codec, torch.zeros(1, 1, 512))
+    with pytest.raises(EncoreError, match="^--discriminator msstft: .*samples"):
+        adversary_of(TrainConfig(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
+
+
+def test_every_loss_is_known_to_configuration_and_door(codec: FrozenCodec) -> None:
+    """By flag and by --metrics; the codec's embedding gets the codec that is trained with."""
+    weights = {name: 1.0 for name, _, _ in knobs() if name.startswith("loss_weight_") and "pesq" not in name}
+    weights["loss_weight_sum_and_difference_stft"] = 0.0
+    components = components_for(codec, **weights, metrics="")
+    names = ["rms_input", "rms_target", *losses.REGISTRY, "gan", "feature_matching"]
+    expected = [name for name in names if name not in ("rms", "pesq", "sum_and_difference_stft")]
+    assert sorted(component.name for component in components) == sorted(expected)
+    assert {c.name: c.metric for c in components if c.metric} == {
+        "snr": "snr_db", "si_sdr": "si_sdr_db", "sd_sdr": "sd_sdr_db"
+    }  # fmt: skip
+    (embedding,) = (c.loss for c in components if c.name == "embedding")
+    assert embedding is not None and next(codec.encoder.parameters()) is next(embedding.parameters())
+    terms = objective(codec, *(c for c in components if c.loss is not None))
+    assert terms.state_dict().keys() == {"losses.random_resolution_stft"}  # no network's weights
 
 
 class Broken(nn.Module):
