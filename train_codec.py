@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +33,7 @@ from encore.codec_training import (
 )
 from encore.errors import EncoreError
 from encore.linear_codec import coefficient_deviations, initialise_linear_path
-from losses import functional
+from losses import MelLoss, SpectralLoss, functional
 
 app = new_app()
 
@@ -113,11 +114,11 @@ def main(
         )
         return mel.mean() / len(MEL_SIZES) + 0.3 * log_relative_error(prediction, target)  # type: ignore[union-attr]
 
-    figures = {
+    figures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "objective": objective,
         "si_sdr": si_sdr,
-        "spectral": lambda prediction, target: functional.spectral(prediction, target).mean(),
-        "mel": lambda prediction, target: functional.mel(prediction, target, rate).mean(),
+        "spectral": SpectralLoss(),
+        "mel": MelLoss(rate),
     }
     settings = CodecTraining(steps, minutes, batch_size, lr, validate_every)
     target_file = output / "codec.safetensors"

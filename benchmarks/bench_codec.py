@@ -23,7 +23,7 @@ from encore.codec import Architecture, FrozenCodec, load_codec
 from encore.codec_texture import initialise_texture
 from encore.codec_training import si_sdr
 from encore.linear_codec import coefficient_deviations, initialise_linear_path
-from losses import functional
+from losses import SpectralLoss, functional
 
 app = new_app()
 
@@ -34,7 +34,7 @@ def figures(prediction: Tensor, target: Tensor, sample_rate: int) -> dict[str, f
     """What the card shows, of `[1, C, N]`."""
     return {
         "SI-SDR (dB)": float(si_sdr(prediction, target)),
-        "multi-resolution STFT": float(functional.spectral(prediction, target)),
+        "multi-resolution STFT": float(SpectralLoss()(prediction, target)),
         "mel to 8 kHz": float(functional.mel(prediction, target, sample_rate)),
         "mel to 12 kHz": float(functional.mel(prediction, target, sample_rate, f_max=12000.0)),
         "mel 4.5-12 kHz": float(

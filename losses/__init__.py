@@ -7,10 +7,34 @@ returns the mean over the items of the batch, or one value per item with `reduct
 from losses.adversarial import Adversary, DiscriminatorLoss, FeatureMatchingLoss, GeneratorLoss
 from losses.combining import LossBalancer, WeightedGradient, WeightedSum
 from losses.discriminators import discriminator
+from losses.embedding import EmbeddingLoss
 from losses.filters import FIRFilter, SumAndDifference
-from losses.modules import MelLoss, SpectralLoss
+from losses.multi_resolution import (
+    MRSTFTLoss,
+    MultiResolutionSTFTLoss,
+    RandomResolutionSTFTLoss,
+    SmoothMRSTFTLoss,
+    SpectralLoss,
+    SumAndDifferenceSTFTLoss,
+)
+from losses.pesq import PESQLoss
 from losses.registry import REGISTRY, create
 from losses.spectra import shared_spectra
+from losses.spectrograms import (
+    ComplexSpecLoss,
+    ComplexSTFTLoss,
+    LogSpectrogramLoss,
+    LoudnessLoss,
+    MelLoss,
+    MSESpectrogramLoss,
+    MultiComplexSpecLoss,
+    MultiMelLoss,
+    PhaseLoss,
+    SpectralEnergyLoss,
+)
+from losses.stft import ChromaSTFTLoss, MelSTFTLoss, STFTLoss
+from losses.time_frequency import TimeFrequencyLoss
+from losses.transport import SpectralOptimalTransportLoss
 from losses.waveform import (
     DCLoss,
     ESRLoss,
@@ -26,21 +50,42 @@ from losses.waveform import (
 __all__ = [
     "REGISTRY",
     "Adversary",
+    "ChromaSTFTLoss",
+    "ComplexSTFTLoss",
+    "ComplexSpecLoss",
     "DCLoss",
     "DiscriminatorLoss",
     "ESRLoss",
+    "EmbeddingLoss",
     "FIRFilter",
     "FeatureMatchingLoss",
     "GeneratorLoss",
     "LogCoshLoss",
+    "LogSpectrogramLoss",
     "LossBalancer",
+    "LoudnessLoss",
+    "MRSTFTLoss",
+    "MSESpectrogramLoss",
     "MelLoss",
+    "MelSTFTLoss",
+    "MultiComplexSpecLoss",
+    "MultiMelLoss",
+    "MultiResolutionSTFTLoss",
+    "PESQLoss",
+    "PhaseLoss",
     "RMSLoss",
+    "RandomResolutionSTFTLoss",
     "SDSDRLoss",
     "SISDRLoss",
     "SNRLoss",
+    "STFTLoss",
+    "SmoothMRSTFTLoss",
+    "SpectralEnergyLoss",
     "SpectralLoss",
+    "SpectralOptimalTransportLoss",
     "SumAndDifference",
+    "SumAndDifferenceSTFTLoss",
+    "TimeFrequencyLoss",
     "WaveformL1Loss",
     "WaveformMSELoss",
     "WeightedGradient",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Function = Callable[[Tensor, Tensor], Tensor]
+Function = Callable[[Tensor, Tensor], Any]
 
 
 def check_same_shape(prediction: Tensor, target: Tensor) -> None:
@@ -39,13 +40,19 @@ class Loss(nn.Module):
             raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
         self.function, self.reduction = function, reduction
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def forward(self, prediction: Tensor, target: Tensor) -> Any:
         check_same_shape(prediction, target)
         if prediction.dtype in (torch.float16, torch.bfloat16):
             prediction = prediction.float()
         with torch.autocast(prediction.device.type, enabled=False):
-            values = self.function(prediction, target.to(prediction.dtype))
+            return self.reduced(self.function(prediction, target.to(prediction.dtype)))
+
+    def reduced(self, values: Any) -> Any:
+        """What is returned for the function's values."""
         return values.mean() if self.reduction == "mean" else values
+
+    def extra_repr(self) -> str:
+        return f"{self.function}, reduction={self.reduction!r}"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from losses import modules, waveform
+from losses import embedding, multi_resolution, pesq, spectrograms, stft, transport, waveform
 from losses.base import Entry, Loss
 
 # Every room of losses lists its own.
-REGISTRY: dict[str, Entry] = {**waveform.ENTRIES, **modules.ENTRIES}
+REGISTRY: dict[str, Entry] = {
+    **waveform.ENTRIES,
+    **stft.ENTRIES,
+    **multi_resolution.ENTRIES,
+    **spectrograms.ENTRIES,
+    **transport.ENTRIES,
+    **pesq.ENTRIES,
+    **embedding.ENTRIES,
+}
 
 
 def create(name: str, sample_rate: int, **options: Any) -> Loss:

@@ -1,70 +1,272 @@
-"""The bank of spectra: what several losses need of one signal is computed once per step."""
+"""Short-time Fourier transforms for all losses, each computed once per signal and step inside `shared_spectra()`.
+
+Faster than `torch.stft` and its backward pass: frames lie along the last axis but one, so nothing is transposed; only
+the window's length is multiplied; the gradient goes back through one inverse transform of the half spectrum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchaudio.functional import melscale_fbanks
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-POWER_FLOOR = 1e-8  # keeps the root's gradient finite on silence
+POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silence
 
-_Key = tuple[int, int, int, int, int]
-_bank: ContextVar[dict[_Key, tuple[Tensor, Tensor]] | None] = ContextVar("bank", default=None)
+Window = str | tuple[str, float]
+
+_bank: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None] = ContextVar("bank", default=None)
 
 
 @contextmanager
 def shared_spectra() -> Iterator[None]:
     """Within this context the spectrum of a tensor is computed once for all losses that ask for it.
 
-    The bank is emptied on leaving, so a context should span the losses of one step and no more.
+    The bank is emptied on leaving the outermost context, which should span the losses of one step and no more. Losses
+    that need several views of one transform enter it themselves.
     """
-    token = _bank.set({})
+    token = _bank.set({} if _bank.get() is None else _bank.get())
     try:
         yield
     finally:
         _bank.reset(token)
 
 
-def stft_magnitude(signal: Tensor, n_fft: int, hop_length: int, win_length: int) -> Tensor:
-    """Magnitudes `[B, C, n_fft // 2 + 1, frames]` of the short-time Fourier transform of `signal [B, C, N]`.
+@torch.compiler.disable
+def spectrum(
+    signal: Tensor,
+    n_fft: int,
+    hop_length: int,
+    win_length: int | None = None,
+    window: Window = "hann_window",
+    pad_mode: str = "reflect",
+) -> Tensor:
+    """Short-time Fourier transform of `signal [B, C, N]`, complex `[B, C, frames, n_fft // 2 + 1]`.
 
-    `sqrt(max(re² + im², 1e-8))`, Hann window, centred frames with reflected ends.
+    Values as those of `torch.stft` with centred frames. An odd `n_fft` is padded by one sample more at the end.
+
+    Args:
+        signal: real.
+        n_fft: transform size, samples.
+        hop_length: samples from frame to frame.
+        win_length: samples of the window, centred in the frame; default `n_fft`.
+        window: a name that `scipy.signal.get_window` knows ("flattop"), with its parameter where it has
+            one (("kaiser", 8.0)), or a function of torch ("hann_window"); periodic.
+        pad_mode: "reflect" or "constant" (zeros) beyond the ends.
 
     Raises:
-        ValueError: the signal is too short to be reflected at its ends.
+        ValueError: an unknown window, a window longer than the transform, or a signal too short to be reflected.
     """
-    if signal.shape[-1] <= n_fft // 2:
+    win_length = n_fft if win_length is None else win_length
+    raw = _raw_spectrum(signal, n_fft, hop_length, win_length, window, pad_mode)
+    left = (n_fft - win_length) // 2
+    if left == 0:
+        return raw
+    # The frames hold the window's part only; its place in the frame is a shift of the phase.
+    return raw * _shift(n_fft, left, raw.device, raw.dtype)
+
+
+@torch.compiler.disable
+def magnitude(
+    signal: Tensor,
+    n_fft: int,
+    hop_length: int,
+    win_length: int | None = None,
+    window: Window = "hann_window",
+    pad_mode: str = "reflect",
+    eps: float = POWER_FLOOR,
+) -> Tensor:
+    """`sqrt(max(|X|², eps))` of the `spectrum` X, `[B, C, frames, n_fft // 2 + 1]`; no gradient where eps is larger."""
+    settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode
+
+    def compute() -> Tensor:
+        value: Tensor = _Magnitude.apply(_raw_spectrum(signal, *settings), eps)
+        return value
+
+    return _shared(signal, ("magnitude", *settings, eps), compute)
+
+
+@torch.compiler.disable
+def log_magnitude(
+    signal: Tensor,
+    n_fft: int,
+    hop_length: int,
+    win_length: int | None = None,
+    window: Window = "hann_window",
+    pad_mode: str = "reflect",
+    eps: float = POWER_FLOOR,
+) -> Tensor:
+    """Natural logarithm of the `magnitude`."""
+    settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode, eps
+    return _shared(signal, ("log", *settings), lambda: magnitude(signal, *settings).log())
+
+
+@torch.compiler.disable
+def phase(
+    signal: Tensor,
+    n_fft: int,
+    hop_length: int,
+    win_length: int | None = None,
+    window: Window = "hann_window",
+    pad_mode: str = "reflect",
+    eps: float = POWER_FLOOR,
+) -> Tensor:
+    """Angle of the `spectrum`, radians in (−π, π]; no gradient where the power is below eps."""
+    settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode
+
+    def compute() -> Tensor:
+        value: Tensor = _Phase.apply(spectrum(signal, *settings), eps)
+        return value
+
+    return _shared(signal, ("phase", *settings, eps), compute)
+
+
+@lru_cache(maxsize=64)
+def window_values(window: Window, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A periodic window by name, `[length]`; see `spectrum`."""
+    if isinstance(window, str) and window.endswith("_window") and hasattr(torch, window):
+        values: Tensor = getattr(torch, window)(length, dtype=torch.float64)
+    else:
+        import scipy.signal  # takes a while, and torch's own windows do without
+
+        try:
+            values = torch.from_numpy(scipy.signal.get_window(window, length, fftbins=True))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"no window {window!r} of {length} samples: {error}") from None
+    return values.to(device=device, dtype=dtype)
+
+
+def _raw_spectrum(
+    signal: Tensor, n_fft: int, hop_length: int, win_length: int, window: Window, pad_mode: str
+) -> Tensor:
+    """The spectrum with the phase of a frame that begins where its window does."""
+    if win_length > n_fft:
+        raise ValueError(f"a window of {win_length} samples does not fit into an FFT of {n_fft}")
+    if pad_mode == "reflect" and signal.shape[-1] <= n_fft - n_fft // 2:
         raise ValueError(
             f"a signal of shape {list(signal.shape)} is too short for an FFT of {n_fft}: at least "
-            f"{n_fft // 2 + 1} samples are needed"
+            f"{n_fft - n_fft // 2 + 1} samples are needed"
         )
+
+    def compute() -> Tensor:
+        values = window_values(window, win_length, signal.device, signal.dtype)
+        transformed: Tensor = _Spectrum.apply(signal.flatten(0, 1), values, n_fft, hop_length, pad_mode)
+        return transformed.unflatten(0, signal.shape[:2])
+
+    return _shared(signal, ("spectrum", n_fft, hop_length, win_length, window, pad_mode), compute)
+
+
+def _shared(signal: Tensor, key: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
+    """What `compute` returns, from the bank if there is one and it holds that already."""
     bank = _bank.get()
-    key = (id(signal), signal._version, n_fft, hop_length, win_length)
-    if bank is not None and key in bank:
-        return bank[key][1]
-    window = _hann(win_length, signal.device, signal.dtype)
-    spectrum = torch.stft(signal.flatten(0, 1), n_fft, hop_length, win_length, window, return_complex=True)
-    power = spectrum.real.square() + spectrum.imag.square()
-    magnitude = power.clamp_min(POWER_FLOOR).sqrt().unflatten(0, signal.shape[:2])
-    if bank is not None:
-        bank[key] = (signal, magnitude)  # the signal is kept so that its id stays its own
-    return magnitude
+    if bank is None:
+        return compute()
+    version = 0 if signal.is_inference() else signal._version  # changed in place, it is another signal
+    key = (id(signal), version, signal.requires_grad and torch.is_grad_enabled(), *key)
+    if key not in bank:
+        bank[key] = (signal, compute())  # the signal is kept so that its id stays its own
+    return bank[key][1]
 
 
 @lru_cache(maxsize=64)
-def _hann(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.hann_window(length, device=device, dtype=dtype)
+def _shift(n_fft: int, samples: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    turns = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * samples / n_fft
+    factors = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
+    if n_fft % 2 == 0:
+        factors[-1] = (-1) ** samples  # exactly real, or the sign of a real bin's angle π would be left to rounding
+    return factors.to(device=device, dtype=dtype)
 
 
-@lru_cache(maxsize=64)
-def mel_filters(
-    sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Mel filter bank `[n_mels, n_fft // 2 + 1]`, Slaney scale and area norm (librosa's default)."""
-    bank = melscale_fbanks(n_fft // 2 + 1, f_min, f_max, n_mels, sample_rate, norm="slaney", mel_scale="slaney")
-    return bank.T.to(device=device, dtype=dtype).contiguous()
+class _Spectrum(torch.autograd.Function):
+    """`[B, N]` to `[B, frames, bins]`."""
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode: str) -> Tensor:
+        length, left = len(window), (n_fft - len(window)) // 2
+        ctx.save_for_backward(window)
+        ctx.settings = n_fft, hop, pad_mode, signal.shape[-1]
+        padded = F.pad(signal[:, None], (n_fft // 2, n_fft - n_fft // 2), mode=pad_mode)[:, 0]
+        inner = padded[:, left : padded.shape[-1] - (n_fft - length - left)]
+        return torch.fft.rfft(inner.unfold(-1, length, hop) * window, n=n_fft)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (window,) = ctx.saved_tensors
+        n_fft, hop, pad_mode, samples = ctx.settings
+        length, left = len(window), (n_fft - len(window)) // 2
+        # An inverse real transform counts every bin but the first and (of an even size) the last for two.
+        gradient = gradient.clone()
+        gradient[..., 0] *= 2
+        if n_fft % 2 == 0:
+            gradient[..., -1] *= 2
+        frames = torch.fft.irfft(gradient, n=n_fft, norm="forward")[..., :length] * (window / 2)
+        # Overlap-add in blocks of one hop: block j of frame f belongs at hop f + j.
+        count, blocks = frames.shape[1], -(-length // hop)
+        added = frames.new_zeros(len(frames), count + blocks - 1, hop)
+        for block in range(blocks):
+            part = frames[..., block * hop : (block + 1) * hop]
+            added[:, block : block + count, : part.shape[-1]] += part
+        padded = frames.new_zeros(len(frames), samples + n_fft)
+        end = min(padded.shape[-1], left + added.shape[1] * hop)
+        padded[:, left:end] = added.flatten(1)[:, : end - left]
+        before, after = n_fft // 2, n_fft - n_fft // 2
+        result = padded[:, before : before + samples].clone()
+        if pad_mode == "reflect":
+            result[:, 1 : before + 1] += padded[:, :before].flip(-1)
+            result[:, -after - 1 : -1] += padded[:, before + samples :].flip(-1)
+        return result, None, None, None, None
+
+
+class _Magnitude(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spectrum: Tensor, eps: float) -> Tensor:
+        power = spectrum.real * spectrum.real
+        value = power.addcmul_(spectrum.imag, spectrum.imag).clamp_min_(eps).sqrt_()
+        ctx.save_for_backward(spectrum, value)
+        ctx.eps = eps
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        spectrum, value = ctx.saved_tensors
+        floor = value.new_tensor(ctx.eps).sqrt()
+        return _scaled(spectrum, (gradient / value).masked_fill_(value <= floor, 0)), None
+
+
+class _Phase(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spectrum: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(spectrum)
+        ctx.eps = eps
+        return torch.atan2(spectrum.imag, spectrum.real)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (spectrum,) = ctx.saved_tensors
+        power = spectrum.real * spectrum.real
+        power.addcmul_(spectrum.imag, spectrum.imag)
+        factor = (gradient / power).masked_fill_(power <= ctx.eps, 0)
+        turned = torch.empty_like(spectrum)
+        parts = torch.view_as_real(turned)
+        torch.mul(spectrum.imag, -factor, out=parts[..., 0])
+        torch.mul(spectrum.real, factor, out=parts[..., 1])
+        return turned, None
+
+
+def _scaled(spectrum: Tensor, factor: Tensor) -> Tensor:
+    """A complex tensor times a real one, without making the real one complex first."""
+    result = torch.empty_like(spectrum)
+    parts = torch.view_as_real(result)
+    torch.mul(spectrum.real, factor, out=parts[..., 0])
+    torch.mul(spectrum.imag, factor, out=parts[..., 1])
+    return result

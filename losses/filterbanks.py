@@ -1,0 +1,73 @@
+"""Mel filter banks."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MEL_BREAK, MEL_HZ, MEL_RATIO = 15.0, 200 / 3, 6.4 ** (1 / 27)  # Slaney: 66.7 Hz a mel below 1 kHz, then exponential
+
+
+@lru_cache(maxsize=64)
+def mel_filters(
+    sample_rate: int,
+    n_fft: int,
+    n_mels: int,
+    f_min: float,
+    f_max: float | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Mel filter bank `[n_mels, n_fft // 2 + 1]`: Slaney's scale, triangles of unit area in Hz (librosa's default).
+
+    Frequencies in Hz, `f_max` None for half the sample rate. Warns of filters that contain no bin, with the sizes
+    that would do.
+
+    Raises:
+        ValueError: no band between `f_min` and `f_max`, or `f_max` above half the sample rate.
+    """
+    f_max = sample_rate / 2 if f_max is None else f_max
+    if not 0 <= f_min < f_max <= sample_rate / 2:
+        raise ValueError(f"mel bands from {f_min:g} to {f_max:g} Hz: must rise, from 0 to {sample_rate / 2:g} at most")
+    bank = _triangles(sample_rate, n_fft, n_mels, f_min, f_max)
+    empty = int((bank.max(axis=1) == 0).sum())
+    if empty:
+        longer = n_fft
+        while _any_empty(sample_rate, longer, n_mels, f_min, f_max):
+            longer *= 2
+        fewer = n_mels - 1
+        while fewer > 1 and _any_empty(sample_rate, n_fft, fewer, f_min, f_max):
+            fewer -= 1
+        warnings.warn(
+            f"{empty} of {n_mels} mel filters contain no bin of an FFT of {n_fft} at {sample_rate} Hz and are always "
+            f"0; n_fft={longer} or n_mels={fewer} would do",
+            stacklevel=2,
+        )
+    return torch.from_numpy(bank).to(device=device, dtype=dtype)
+
+
+def _triangles(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> np.ndarray:
+    points = _hz(np.linspace(_mel(f_min), _mel(f_max), n_mels + 2))
+    bins = np.arange(n_fft // 2 + 1) * sample_rate / n_fft
+    low, middle, high = (points[start : start + n_mels, None] for start in range(3))
+    rising, falling = (bins - low) / (middle - low), (high - bins) / (high - middle)
+    triangles: np.ndarray = np.maximum(np.minimum(rising, falling), 0) * 2 / (high - low)
+    return triangles
+
+
+def _any_empty(*settings: float) -> bool:
+    return bool((_triangles(*settings).max(axis=1) == 0).any())  # type: ignore[arg-type]
+
+
+def _mel(hz: float) -> float:
+    linear = hz / MEL_HZ
+    return linear if linear < MEL_BREAK else MEL_BREAK + np.log(linear / MEL_BREAK) / np.log(MEL_RATIO)
+
+
+def _hz(mel: np.ndarray) -> np.ndarray:
+    above = MEL_BREAK * MEL_HZ * MEL_RATIO ** (mel - MEL_BREAK)
+    return np.where(mel < MEL_BREAK, mel * MEL_HZ, above)

@@ -1,0 +1,254 @@
+"""STFT losses over several resolutions, and their famous presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losses.base import Entry, Loss, check_same_shape
+from losses.filters import a_weighting_taps, fir_filter, sum_and_difference
+from losses.stft import STFTLoss, STFTTerms, stft_terms
+
+SPECTRAL: dict[str, Any] = {
+    "fft_sizes": (512, 1024, 2048),
+    "hop_sizes": (128, 256, 512),
+    "win_lengths": (512, 1024, 2048),
+}
+MRSTFT: dict[str, Any] = {
+    "fft_sizes": (64, 128, 256, 512, 1024, 2048),
+    "hop_sizes": (32, 64, 128, 256, 512, 1024),
+    "win_lengths": (64, 128, 256, 512, 1024, 2048),
+    "window": "hann",
+    "w_sc": 0.0,
+    "w_log_mag": 1.0,
+    "w_lin_mag": 1.0,
+    "eps": 0.0,
+    "log_eps": 1e-7,
+    "pad_mode": "constant",
+}
+SMOOTH_MRSTFT: dict[str, Any] = MRSTFT | {
+    "fft_sizes": (67, 127, 257, 509, 1021, 2053),
+    "hop_sizes": (32, 63, 128, 254, 510, 1026),
+    "win_lengths": (67, 127, 257, 509, 1021, 2053),
+    "window": "flattop",
+    "w_lin_mag": 0.0,
+    "mag_distance": "L2",
+    "log_eps": 1.0,
+}
+RANDOM_WINDOWS = ("hann_window", "bartlett_window", "blackman_window", "hamming_window", "kaiser_window")
+
+
+def multi_resolution_stft_terms(
+    prediction: Tensor,
+    target: Tensor,
+    fft_sizes: Sequence[int] = (1024, 2048, 512),
+    hop_sizes: Sequence[int] = (120, 240, 50),
+    win_lengths: Sequence[int] = (600, 1200, 240),
+    n_bins: int | Sequence[int] | None = None,
+    perceptual_weighting: bool = False,
+    sample_rate: int | None = None,
+    **settings: Any,
+) -> STFTTerms:
+    """The terms of `multi_resolution_stft`, means over resolutions, each `[B]`."""
+    check_same_shape(prediction, target)
+    bins = n_bins if isinstance(n_bins, Sequence) else [n_bins] * len(fft_sizes)
+    if not len(fft_sizes) == len(hop_sizes) == len(win_lengths) == len(bins) > 0:
+        raise ValueError(
+            "fft_sizes, hop_sizes, win_lengths and n_bins must name as many resolutions, got "
+            f"{len(fft_sizes)}, {len(hop_sizes)}, {len(win_lengths)} and {len(bins)}"
+        )
+    if perceptual_weighting:  # once for all resolutions
+        if sample_rate is None:
+            raise ValueError("perceptual weighting needs the sample_rate, in Hz")
+        taps = a_weighting_taps(sample_rate)
+        prediction, target = fir_filter(prediction, taps), fir_filter(target, taps)
+    terms = [
+        stft_terms(prediction, target, fft, hop, win, n_bins=count, sample_rate=sample_rate, **settings)
+        for fft, hop, win, count in zip(fft_sizes, hop_sizes, win_lengths, bins, strict=True)
+    ]
+    return STFTTerms(*(torch.stack(values).mean(0) for values in zip(*terms, strict=True)))
+
+
+def multi_resolution_stft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+    """The mean of `stft` over resolutions, `[B]`. Yamamoto et al. 2020; defaults of auraloss 0.4.
+
+    Args:
+        prediction: `[B, C, N]`.
+        target: likewise.
+        **settings: fft_sizes, hop_sizes, win_lengths: samples, one of each per resolution. n_bins: bands of a mel or
+            chroma scale, one number or one per resolution. The other settings of `stft` hold for all.
+
+    Raises:
+        ValueError: as `stft`, or lists of different lengths.
+    """
+    return multi_resolution_stft_terms(prediction, target, **settings).loss
+
+
+class MultiResolutionSTFTLoss(STFTLoss):
+    """STFT loss, the mean over resolutions; see `multi_resolution_stft` for the settings."""
+
+    terms: Callable[..., STFTTerms] = staticmethod(multi_resolution_stft_terms)
+
+
+class SpectralLoss(MultiResolutionSTFTLoss):
+    """Spectral convergence + L1 of log magnitudes, FFT 512/1024/2048, hop 128/256/512, Hann windows.
+
+    `mean_r( ‖|T_r| − |P_r|‖_F / ‖|T_r|‖_F + mean(| ln|P_r| − ln|T_r| |) )`; see `stft` for the floors.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**SPECTRAL | settings)
+
+
+class MRSTFTLoss(MultiResolutionSTFTLoss):
+    """Six resolutions from 64 to 2048, hop half a window, Hann: L1 of magnitudes + L1 of ln(magnitude + 1e-7).
+
+    Defaults of korvax 0.3's `mrstft_loss` (multi-scale spectral loss, Engel et al. 2020); zeros beyond the ends.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**MRSTFT | settings)
+
+
+class SmoothMRSTFTLoss(MultiResolutionSTFTLoss):
+    """Six flat-top windows of prime-like lengths from 67 to 2053: mean square difference of ln(1 + magnitude).
+
+    The smooth configuration of Schwär & Müller 2023, "Multi-Scale Spectral Loss Revisited", as korvax 0.3 has it.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**SMOOTH_MRSTFT | settings)
+
+
+def sum_and_difference_stft(
+    prediction: Tensor, target: Tensor, w_sum: float = 1.0, w_diff: float = 1.0, **settings: Any
+) -> Tensor:
+    """`(w_sum·L(sum) + w_diff·L(difference)) / 2` of stereo signals, L the `multi_resolution_stft`, `[B]`.
+
+    Steinmetz et al. 2020, auraloss 0.4.
+
+    Raises:
+        ValueError: not stereo, or as `multi_resolution_stft`.
+    """
+    check_same_shape(prediction, target)
+    both = [
+        multi_resolution_stft(predicted, wanted, **settings)
+        for predicted, wanted in zip(sum_and_difference(prediction), sum_and_difference(target), strict=True)
+    ]
+    return (w_sum * both[0] + w_diff * both[1]) / 2
+
+
+class SumAndDifferenceSTFTLoss(Loss):
+    """Multi-resolution STFT loss of sum and difference of stereo channels; see `sum_and_difference_stft`."""
+
+    def __init__(self, *, reduction: str = "mean", **settings: Any):
+        super().__init__(partial(sum_and_difference_stft, **settings), reduction)
+
+
+class RandomResolutionSTFTLoss(Loss):
+    """`multi_resolution_stft` at sizes drawn anew for every training step. Steinmetz & Reiss 2020, auraloss 0.4.
+
+    An FFT is a power of two from `min_fft_size` to below `max_fft_size` (and short enough for the signal), its hop
+    between `min_hop_size` and `max_hop_size` of it, its window the whole, half or a quarter of it.
+
+    The sizes follow from `seed` and the number of training calls so far, which is in the state: all ranks that make as
+    many calls draw the same, and a resumed run goes on exactly. Without gradient (validation) they are those of the
+    first call.
+
+    Args:
+        resolutions: sizes per call.
+        min_fft_size: samples, a power of two.
+        max_fft_size: likewise; itself never drawn, as in auraloss.
+        min_hop_size: share of the FFT.
+        max_hop_size: likewise.
+        windows: names to draw from.
+        seed: of the draws.
+        reduction: "mean" over items or "none".
+        **settings: others of `stft`.
+    """
+
+    def __init__(
+        self,
+        resolutions: int = 3,
+        min_fft_size: int = 16,
+        max_fft_size: int = 32768,
+        min_hop_size: float = 0.1,
+        max_hop_size: float = 1.0,
+        windows: Sequence[str] = RANDOM_WINDOWS,
+        seed: int = 0,
+        reduction: str = "mean",
+        **settings: Any,
+    ):
+        super().__init__(self._compare, reduction)
+        self.resolutions, self.windows, self.seed, self.settings = resolutions, tuple(windows), seed, settings
+        self.fft_sizes, self.hop_sizes = (min_fft_size, max_fft_size), (min_hop_size, max_hop_size)
+        self.calls = 0
+
+    def draw(self, samples: int, call: int) -> list[dict[str, Any]]:
+        """The sizes and windows of a call for signals of so many samples.
+
+        Raises:
+            ValueError: the signal is too short for the smallest FFT.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 2**32 + call)
+        low, high = (size.bit_length() - 1 for size in self.fft_sizes)
+        high = min(high, (2 * samples - 1).bit_length())
+        if high <= low:
+            raise ValueError(
+                f"a signal of {samples} samples is too short for an FFT of {2**low}: at least {2 ** (low - 1) + 1} "
+                "samples are needed"
+            )
+        least, most = self.hop_sizes
+        drawn = []
+        for _ in range(self.resolutions):
+            size = 2 ** int(torch.randint(low, high, (), generator=generator))
+            share = least + (most - least) * float(torch.rand((), generator=generator))
+            part, window = (int(torch.randint(count, (), generator=generator)) for count in (3, len(self.windows)))
+            sizes = {"fft_size": size, "hop_size": max(1, int(size * share)), "win_length": size // (1, 2, 4)[part]}
+            drawn.append({**sizes, "window": self.windows[window]})
+        return drawn
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
+    def _compare(self, prediction: Tensor, target: Tensor) -> Tensor:
+        training = torch.is_grad_enabled() and prediction.requires_grad
+        sizes = self.draw(prediction.shape[-1], self.calls if training else 0)
+        self.calls += training
+        return torch.stack([stft_terms(prediction, target, **size, **self.settings).loss for size in sizes]).mean(0)
+
+
+ENTRIES = {
+    "multi_resolution_stft": Entry(
+        "auraloss's multi-resolution STFT: spectral convergence + L1 of log magnitudes, FFT 512 to 2048",
+        lambda sample_rate, **options: MultiResolutionSTFTLoss(reduction="none", **options),
+    ),
+    "random_resolution_stft": Entry(
+        "the STFT loss at resolutions drawn for every step",
+        lambda sample_rate, **options: RandomResolutionSTFTLoss(reduction="none", **options),
+    ),
+    "sum_and_difference_stft": Entry(
+        "multi-resolution STFT loss of the sum and difference of stereo channels",
+        lambda sample_rate, **options: SumAndDifferenceSTFTLoss(reduction="none", **options),
+        channels=2,
+    ),
+    "spectral": Entry(
+        "multi-resolution STFT: spectral convergence + L1 of log magnitudes",
+        lambda sample_rate, **options: SpectralLoss(reduction="none", **options),
+    ),
+    "mrstft": Entry(
+        "multi-scale spectral loss: L1 of magnitudes and of log magnitudes, FFT 64 to 2048",
+        lambda sample_rate, **options: MRSTFTLoss(reduction="none", **options),
+    ),
+    "smooth_mrstft": Entry(
+        "smooth multi-scale spectral loss: L2 of ln(1 + magnitude), flat-top windows",
+        lambda sample_rate, **options: SmoothMRSTFTLoss(reduction="none", **options),
+    ),
+}

@@ -1,0 +1,233 @@
+"""STFT losses with auraloss's options: one resolution, mel or chroma scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from losses.base import Entry, Loss, check_same_shape
+from losses.filterbanks import mel_filters
+from losses.filters import a_weighting_taps, fir_filter
+from losses.spectra import POWER_FLOOR, Window, log_magnitude, magnitude, phase, shared_spectra, window_values
+from losses.transforms import chroma_filters
+
+SILENCE = 1e-3  # −60 dBFS: convergence is relative to at least this level, or silent targets would outweigh all others
+LEAST = 1e-12
+DISTANCES = ("L1", "L2")
+SCALES = (None, "mel", "chroma")
+
+
+class STFTTerms(NamedTuple):
+    """The loss and its terms before weighting, each `[B]` (or a mean over items); a term of weight 0 is 0."""
+
+    loss: Tensor
+    sc_mag_loss: Tensor
+    log_mag_loss: Tensor
+    lin_mag_loss: Tensor
+    phs_loss: Tensor
+
+
+def mean_abs(values: Tensor) -> Tensor:
+    """Mean magnitude per item, `[B, …] → [B]`; first along the last axis, which keeps float32 sums exact to 1e-6."""
+    return torch.linalg.vector_norm(values, ord=1, dim=-1).flatten(1).mean(1) / values.shape[-1]
+
+
+def norm(values: Tensor) -> Tensor:
+    """Frobenius norm per item, `[B, …] → [B]`, with gradient 0 at 0."""
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(values, dim=-1).flatten(1), dim=1)
+
+
+def distance(name: str) -> Callable[[Tensor], Tensor]:
+    """The distance of a difference `[B, …] → [B]`: "L1", mean of magnitudes, or "L2", mean of squares."""
+    if name not in DISTANCES:
+        raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {name!r}")
+    return mean_abs if name == "L1" else lambda values: values.square().mean(-1).flatten(1).mean(1)
+
+
+def convergence(prediction: Tensor, target: Tensor, silence: Tensor, batch: bool = False) -> Tensor:
+    """Spectral convergence `‖T − P‖_F / max(‖T‖_F, silence)` of spectrograms, per item or over the batch, `[B]`.
+
+    Arik et al. 2018. The floor keeps silent targets from outweighing all others.
+    """
+    error, reference = norm(target - prediction), norm(target)
+    if batch:
+        error = torch.linalg.vector_norm(error).expand(len(error))
+        reference = torch.linalg.vector_norm(reference).expand(len(reference))
+        silence = silence * len(reference) ** 0.5
+    return error / torch.maximum(reference, silence)
+
+
+@shared_spectra()
+def stft_terms(
+    prediction: Tensor,
+    target: Tensor,
+    fft_size: int = 1024,
+    hop_size: int = 256,
+    win_length: int = 1024,
+    window: Window = "hann_window",
+    w_sc: float = 1.0,
+    w_log_mag: float = 1.0,
+    w_lin_mag: float = 0.0,
+    w_phs: float = 0.0,
+    sample_rate: int | None = None,
+    scale: str | None = None,
+    n_bins: int | None = None,
+    perceptual_weighting: bool = False,
+    scale_invariance: bool = False,
+    eps: float = POWER_FLOOR,
+    mag_distance: str = "L1",
+    log_fac: float = 1.0,
+    log_eps: float = 0.0,
+    pad_mode: str = "reflect",
+    batch: bool = False,
+) -> STFTTerms:
+    """The terms of `stft`, which explains the arguments; each `[B]`."""
+    check_same_shape(prediction, target)
+    if scale not in SCALES:
+        raise ValueError(f"scale must be None, 'mel' or 'chroma', got {scale!r}")
+    if sample_rate is None and (scale or perceptual_weighting):
+        raise ValueError("a mel or chroma scale and perceptual weighting need the sample_rate, in Hz")
+    if perceptual_weighting:
+        assert sample_rate is not None
+        taps = a_weighting_taps(sample_rate)
+        prediction, target = fir_filter(prediction, taps), fir_filter(target, taps)
+    resolution: dict[str, Any] = {
+        "n_fft": fft_size,
+        "hop_length": hop_size,
+        "win_length": win_length,
+        "window": window,
+        "pad_mode": pad_mode,
+        "eps": eps,
+    }
+    predicted, wanted = magnitude(prediction, **resolution), magnitude(target, **resolution)
+    # Magnitudes of white noise at the level of silence.
+    energy = window_values(window, win_length, predicted.device, predicted.dtype).square().sum()
+    silence = (SILENCE * energy.sqrt()).expand(predicted.shape[-1])
+    plain = True
+    if scale is not None:
+        assert sample_rate is not None
+        filters = _filters(scale, sample_rate, fft_size, n_bins, predicted.device, predicted.dtype)
+        predicted, wanted, silence = predicted @ filters.T, wanted @ filters.T, silence @ filters.T
+        plain = False
+    if scale_invariance:
+        energy = wanted.square().sum((-2, -1), keepdim=True)
+        wanted = wanted * (predicted * wanted).sum((-2, -1), keepdim=True) / energy.clamp_min(POWER_FLOOR)
+        plain = False
+    zero = predicted.new_zeros(len(predicted))
+    sc = log_mag = lin_mag = phs = zero
+    of = distance(mag_distance)
+    if w_sc:
+        floor = torch.linalg.vector_norm(silence) * (predicted.shape[1] * predicted.shape[2]) ** 0.5
+        sc = convergence(predicted, wanted, floor, batch)
+    if w_log_mag:
+        if plain and log_fac == 1 and log_eps == 0:
+            logs = log_magnitude(prediction, **resolution), log_magnitude(target, **resolution)
+        else:
+            logs = _log(predicted, log_fac, log_eps), _log(wanted, log_fac, log_eps)
+        log_mag = of(logs[0] - logs[1])
+    if w_lin_mag:
+        lin_mag = of(predicted - wanted)
+    if w_phs:
+        phs = distance("L2")(phase(prediction, **resolution) - phase(target, **resolution))
+    loss = w_sc * sc + w_log_mag * log_mag + w_lin_mag * lin_mag + w_phs * phs
+    return STFTTerms(loss, sc, log_mag, lin_mag, phs)
+
+
+def stft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+    """STFT loss `w_sc·SC + w_log_mag·LOG + w_lin_mag·LIN + w_phs·PHS` of magnitudes P and T, `[B]`.
+
+    SC is the spectral convergence `‖T − P‖_F / ‖T‖_F` (T at least white noise of −60 dBFS), LOG the distance of
+    `ln(log_fac·P + log_eps)`, LIN that of P, PHS the mean square difference of the angles in (−π, π], which jumps where
+    an angle passes π (`losses.phase` does not). Arik et al. 2018, Yamamoto et al. 2020; options and defaults of
+    auraloss 0.4's `STFTLoss`, to whose value and gradient it is equal for one item, and with `batch` for several (the
+    gradient of ln|X| is ill-conditioned in float32: at bins near 0 either is as far from the exact one).
+    Differences: SC is per item, so that its mean does not depend on how a batch is divided among ranks; the chroma
+    scale works (auraloss registers a NumPy array as a buffer and fails); scale invariance works for several items
+    (auraloss multiplies them into each other's bins); a mel filter without bins does not give ln 0.
+
+    Args:
+        prediction: `[B, C, N]`.
+        target: likewise.
+        **settings: fft_size, hop_size, win_length: samples. window: see `spectra.spectrum`. w_sc, w_log_mag,
+            w_lin_mag, w_phs: weights. sample_rate: Hz, for mel, chroma and perceptual weighting. scale: None, "mel" or
+            "chroma", with n_bins bands (128, or 12 for chroma). perceptual_weighting: A-weight both signals first.
+            scale_invariance: scale T to P by least squares, per channel. eps: floor of the power. mag_distance: "L1"
+            or "L2", for LOG and LIN. log_fac, log_eps: factor and offset under the logarithm. pad_mode: "reflect" or
+            "constant". batch: SC over the whole batch, the same value for each item, as auraloss has it.
+
+    Raises:
+        ValueError: shapes differ, the signal is too short, or a setting is not one of those above.
+    """
+    return stft_terms(prediction, target, **settings).loss
+
+
+class STFTLoss(Loss):
+    """STFT loss of one resolution; see `stft` for the settings.
+
+    Args:
+        output: "loss", or "full" for `STFTTerms`, the loss and its terms.
+        reduction: "mean" over items, "none" for all of them, or "batch": the mean, with spectral convergence over the
+            whole batch, as auraloss has it.
+        **settings: see `stft`.
+    """
+
+    def __init__(self, *, output: str = "loss", reduction: str = "mean", **settings: Any):
+        if output not in ("loss", "full"):
+            raise ValueError(f"output must be 'loss' or 'full', got {output!r}")
+        self.output = output
+        batch = {"batch": True} if reduction == "batch" else {}
+        super().__init__(partial(self.terms, **settings, **batch), "mean" if batch else reduction)
+
+    terms: Callable[..., STFTTerms] = staticmethod(stft_terms)
+
+    def reduced(self, values: Any) -> Any:
+        if self.output == "loss":
+            return super().reduced(values.loss)
+        return STFTTerms(*(super(STFTLoss, self).reduced(term) for term in values))
+
+
+class MelSTFTLoss(STFTLoss):
+    """STFT loss on a mel scale of `n_mels` bands; see `stft` for the other settings."""
+
+    def __init__(self, sample_rate: int, n_mels: int = 128, **settings: Any):
+        super().__init__(sample_rate=sample_rate, scale="mel", n_bins=n_mels, **settings)
+
+
+class ChromaSTFTLoss(STFTLoss):
+    """STFT loss on `n_chroma` pitch classes; see `stft` for the other settings."""
+
+    def __init__(self, sample_rate: int, n_chroma: int = 12, **settings: Any):
+        super().__init__(sample_rate=sample_rate, scale="chroma", n_bins=n_chroma, **settings)
+
+
+def _log(values: Tensor, log_fac: float, log_eps: float) -> Tensor:
+    """A filter without bins gives 0, whose logarithm must be finite."""
+    return (log_fac * values + log_eps).clamp_min(LEAST).log()
+
+
+def _filters(
+    scale: str, sample_rate: int, n_fft: int, n_bins: int | None, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    if scale == "mel":
+        return mel_filters(sample_rate, n_fft, n_bins or 128, 0.0, None, device, dtype)
+    return chroma_filters(sample_rate, n_fft, n_bins or 12, device, dtype)
+
+
+ENTRIES = {
+    "stft": Entry(
+        "STFT of one resolution (1024): spectral convergence + L1 of log magnitudes",
+        lambda sample_rate, **options: STFTLoss(reduction="none", **options),
+    ),
+    "mel_stft": Entry(
+        "the STFT loss on 128 mel bands",
+        lambda sample_rate, **options: MelSTFTLoss(sample_rate, reduction="none", **options),
+    ),
+    "chroma_stft": Entry(
+        "the STFT loss on 12 pitch classes",
+        lambda sample_rate, **options: ChromaSTFTLoss(sample_rate, reduction="none", **options),
+    ),
+}

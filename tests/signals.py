@@ -1,0 +1,78 @@
+"""Signals and comparisons that the tests of losses share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
+
+
+def noise(shape: tuple[int, ...], seed: int, level: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Prediction and target of white noise."""
+    generator = torch.Generator().manual_seed(seed)
+    prediction, target = (torch.randn(shape, generator=generator) * level for _ in range(2))
+    return prediction, target
+
+
+def music(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """Prediction and target from a recording, where the corpus of the field tests is there, else of plucked notes."""
+    random = np.random.default_rng(seed)
+    items, channels, samples = shape
+    files = sorted(CORPUS.rglob("*.flac")) + sorted(CORPUS.rglob("*.wav")) if CORPUS.is_dir() else []
+    rows = []
+    for _ in range(2 * items * channels):
+        if files:
+            path = files[random.integers(len(files))]
+            start = int(random.integers(max(1, soundfile.info(path).frames - samples)))
+            audio = soundfile.read(path, samples, start, dtype="float32", always_2d=True, fill_value=0.0)[0][:, 0]
+        else:
+            time = np.arange(samples) / 24000
+            pitch, decay = random.uniform(60, 800), random.uniform(1, 10)
+            audio = sum(np.sin(2 * np.pi * pitch * k * time) * np.exp(-decay * k * time) / k for k in range(1, 20)) / 4
+        rows.append(audio.astype(np.float32) + random.normal(0, 1e-3, samples).astype(np.float32))
+    both = torch.from_numpy(np.stack(rows)).reshape(2, items, channels, samples)
+    return both[0], both[1]
+
+
+def gradient_of(function: Callable[[Tensor], Tensor], signal: Tensor) -> tuple[Tensor, Tensor]:
+    """The value and its gradient."""
+    signal = signal.clone().requires_grad_()
+    value = function(signal)
+    (gradient,) = torch.autograd.grad(value, signal)
+    return value.detach(), gradient
+
+
+def assert_same(
+    ours: Callable[[Tensor, Tensor], Tensor],
+    theirs: Callable[[Tensor, Tensor], Tensor],
+    prediction: Tensor,
+    target: Tensor,
+    exact: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> None:
+    """Equal in float32, values to 1e-5 and gradients to the prediction (norm of the difference) to 1e-4.
+
+    Where a gradient is ill-conditioned in float32, as that of ln|X| is at bins near 0, two right answers differ by
+    more, and by much at a bin that rounding puts on the other side of a floor. There `exact`, the reference in
+    float64, is given: the gradient must be equal to it in float64, and in float32 near the reference's almost
+    everywhere (the median over stretches of 250 samples).
+    """
+    value, gradient = gradient_of(lambda signal: ours(signal, target), prediction)
+    expected, reference = gradient_of(lambda signal: theirs(signal, target), prediction)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    if exact is None:
+        assert (gradient - reference).norm() <= 1e-4 * reference.norm()
+        return
+    errors = (gradient - reference).unfold(-1, 250, 250).norm(dim=-1)
+    assert (errors / reference.unfold(-1, 250, 250).norm(dim=-1)).median() <= 1e-3
+    target = target.double()
+    value, gradient = gradient_of(lambda signal: ours(signal, target), prediction.double())
+    expected, reference = gradient_of(lambda signal: exact(signal, target), prediction.double())
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (gradient - reference).norm() <= 1e-4 * reference.norm()
