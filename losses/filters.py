@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d
@@ -64,17 +64,25 @@ def folded_differentiator_taps(coef: float = 0.85) -> Tensor:
     return torch.tensor([1, 0, -coef], dtype=torch.float64)
 
 
+@lru_cache(maxsize=16)
 def a_weighting_taps(sample_rate: int, ntaps: int = 101) -> Tensor:
     """Linear-phase FIR filter `[ntaps]` whose gain is A-weighting's at `sample_rate` Hz, float64.
 
-    The gain of the bilinear transform of IEC 61672's analog filter at 512 frequencies, fitted by least squares; equal
-    to SciPy's `bilinear`, `freqz` and `firls` one after the other, as auraloss has them.
+    The gain of the bilinear transform of IEC 61672's analog filter at 512 frequencies, fitted by least squares, as
+    auraloss has it.
 
     Raises:
         ValueError: an even number of taps.
     """
-    frequencies = np.arange(RESPONSE_POINTS) / RESPONSE_POINTS  # 1 is half the sample rate
-    return torch.from_numpy(_least_squares_taps(ntaps, frequencies, _a_weighting_gain(frequencies, sample_rate)))
+    from scipy import signal  # takes a while
+
+    _check_odd(ntaps)
+    poles = [-2 * math.pi * corner for corner in A_WEIGHTING_HZ]
+    poles += [poles[0], poles[-1]]
+    gain = poles[-1] ** 2 * 10 ** (A_WEIGHTING_GAIN_DB / 20)
+    digital = signal.bilinear_zpk([0] * 4, poles, gain, sample_rate)
+    frequencies, response = signal.freqz_zpk(*digital, worN=RESPONSE_POINTS, fs=sample_rate)
+    return torch.from_numpy(signal.firls(ntaps, frequencies, abs(response), fs=sample_rate))
 
 
 class FIRFilter(nn.Module):
@@ -118,44 +126,3 @@ def _taps(
 def _check_odd(ntaps: int) -> None:
     if ntaps % 2 == 0:
         raise ValueError(f"the number of taps must be odd, got {ntaps}")
-
-
-def _a_weighting_gain(frequencies: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Gain of the digital A-weighting filter at `frequencies`, where 1 is half the sample rate."""
-    # The bilinear transform maps the digital frequency ω to the analog one 2 fs tan(ω / 2).
-    s = 2j * sample_rate * np.tan(np.pi * frequencies / 2)
-    p1, p2, p3, p4 = (2 * np.pi * corner for corner in A_WEIGHTING_HZ)
-    gain = p4**2 * 10 ** (A_WEIGHTING_GAIN_DB / 20)
-    return np.abs(gain * s**4 / ((s + p1) ** 2 * (s + p2) * (s + p3) * (s + p4) ** 2))
-
-
-def _least_squares_taps(ntaps: int, frequencies: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """Taps of the linear-phase filter whose gain is nearest to `gains` by least squares.
-
-    As in `firls`, the points are pairs, each a band between whose ends the wanted gain is a straight line; what lies
-    between two bands is free. `frequencies` from 0 to 1, half the sample rate.
-    """
-    _check_odd(ntaps)
-    order = np.arange(ntaps // 2 + 1)
-    start, stop = frequencies[::2, None], frequencies[1::2, None]
-    slope = (gains[1::2, None] - gains[::2, None]) / (stop - start)
-    offset = gains[::2, None] - slope * start
-
-    # The gain is Σ_n a_n cos(πnf). Its squared error integrated over the bands is smallest where, for every m,
-    # Σ_n a_n ∫cos(πnf) cos(πmf) df = ∫(slope f + offset) cos(πmf) df; all the integrals are known in closed form.
-    def cosines(n: np.ndarray, f: np.ndarray) -> np.ndarray:
-        return f * np.sinc(n * f)
-
-    def ramps(n: np.ndarray, f: np.ndarray) -> np.ndarray:
-        above = f * cosines(n, f) + np.cos(np.pi * n * f) / (np.pi * np.maximum(n, 1)) ** 2
-        return np.where(n == 0, f**2 / 2, above)
-
-    def wanted(n: np.ndarray, f: np.ndarray) -> np.ndarray:
-        return slope * ramps(n, f) + offset * cosines(n, f)
-
-    lags = np.arange(ntaps)
-    overlap = (cosines(lags, stop) - cosines(lags, start)).sum(0)
-    matrix = (overlap[abs(order[:, None] - order)] + overlap[order[:, None] + order]) / 2
-    a = np.linalg.solve(matrix, (wanted(order, stop) - wanted(order, start)).sum(0))
-    half = a[1:] / 2
-    return np.concatenate([half[::-1], a[:1], half])

@@ -1,16 +1,13 @@
-"""Time-domain losses and filters: hand-computed values, auraloss, torchmetrics and SciPy, safety on silence."""
+"""Time-domain losses and filters: hand-computed values, auraloss, torchmetrics, safety on silence."""
 
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import auraloss
 import pytest
-import scipy.signal
 import torch
 from auraloss.perceptual import FIRFilter as AuralossFIRFilter
 from auraloss.perceptual import SumAndDifference as AuralossSumAndDifference
@@ -18,7 +15,6 @@ from torch import Tensor, nn
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio, signal_noise_ratio
 
 from losses import base, filters, waveform
-from tests.conftest import ROOT
 
 SHAPES = [(1, 1, 333), (3, 2, 4000), (2, 5, 12000)]
 RATIOS = (waveform.snr, waveform.si_sdr, waveform.sd_sdr)
@@ -253,20 +249,6 @@ def test_filters_equal_auraloss(filter_type: str, coef: float, sample_rate: int,
     assert (slope - expected_slope).norm() <= 1e-5 * expected_slope.norm()
 
 
-@pytest.mark.parametrize("sample_rate", [8000, 24000, 44100])
-@pytest.mark.parametrize("ntaps", [1, 3, 101, 511])
-def test_a_weighting_taps_equal_scipy(sample_rate: int, ntaps: int) -> None:
-    poles = [-2 * math.pi * hz for hz in filters.A_WEIGHTING_HZ]
-    poles += [poles[0], poles[-1]]
-    gain = poles[-1] ** 2 * 10 ** (filters.A_WEIGHTING_GAIN_DB / 20)
-    zeros, poles, gain = scipy.signal.bilinear_zpk([0] * 4, poles, gain, sample_rate)
-    frequencies, response = scipy.signal.freqz_zpk(zeros, poles, gain, worN=filters.RESPONSE_POINTS, fs=sample_rate)
-    expected = scipy.signal.firls(ntaps, frequencies, abs(response), fs=sample_rate)
-    taps = filters.a_weighting_taps(sample_rate, ntaps)
-    assert taps.dtype == torch.float64
-    assert abs(taps.numpy() - expected).max() < 1e-12
-
-
 def test_a_weighting_is_0_db_at_1_khz_and_attenuates_the_bass() -> None:
     time = torch.arange(44100, dtype=torch.float64) / 44100
     levels = []
@@ -308,8 +290,3 @@ def test_filters_refuse_what_they_cannot_do() -> None:
         filters.FIRFilter("lp")
     with pytest.raises(ValueError, match=r"got \[1, 10\]"):
         filters.FIRFilter()(torch.zeros(1, 10))
-
-
-def test_filters_need_no_scipy() -> None:
-    code = "import sys; sys.modules['scipy'] = None; from losses import filters; filters.a_weighting_taps(44100)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
