@@ -36,8 +36,9 @@ def spectral_optimal_transport(
 ) -> Tensor:
     """The Wasserstein distance of each two spectra to the power p, `∫ |F_P⁻¹(q) − F_T⁻¹(q)|^p dq`.
 
-    F⁻¹(q) is the position below which a share q of the frame's sum lies; mean over channels and frames. One value per item, `[B]`, in units of the
-    positions to the power p. Follows Torres et al. 2024, `sot-loss` and `korvax.loss.spectral_optimal_transport_loss`.
+    F⁻¹(q) is the position below which a share q of the frame's sum lies. One value per item, `[B]`, the mean over
+    channels and frames, in units of the positions to the power p. Follows Torres et al. 2024, `sot-loss` and
+    `korvax.loss.spectral_optimal_transport_loss`.
 
     Args:
         prediction: spectrogram `[B, C, bins, frames]`, nowhere negative.
@@ -72,33 +73,29 @@ def spectral_optimal_transport(
         wanted = wanted / mass
     predicted = predicted / mass if normalize else predicted
 
-    ours, theirs = predicted.cumsum(-1).contiguous(), wanted.cumsum(-1).contiguous()
-    settings = positions, p, quantile_lowpass
+    # In float64: in float32 different sums often coincide, and their gradients are then those of the wrong order.
+    ours, theirs = (spectra.cumsum(-1, dtype=torch.float64) for spectra in (predicted, wanted))
+    settings = positions.double(), p, quantile_lowpass
     cost = _cost(ours, theirs, *settings) + _cost(theirs, ours, *settings, second=True)
-    return cost.flatten(1).mean(1)
+    return cost.flatten(1).mean(1).to(prediction.dtype)
 
 
 def _cost(own: Tensor, other: Tensor, positions: Tensor, p: float, lowpass: bool, second: bool = False) -> Tensor:
     """The part of the integral whose steps end at a value of `own`; both are cumulative spectra `[..., bins]`.
 
-    Merging the two by rank needs neither the sort nor the doubled length of the textbook's way. A step that ends at
-    a value of both belongs to the first.
+    Of equal values the second spectrum's come second and end no step. Merging by rank needs neither a sort nor
+    tensors of twice the length.
     """
-    last = len(positions) - 1
-    below = torch.searchsorted(other.detach(), own.detach())  # how many of the other's values lie below each
-    start = torch.maximum(F.pad(own[..., :-1], (1, 0)), F.pad(other, (1, 0)).gather(-1, below))
-    width = own - start
-    there = below.clamp_max(last)
+    rank = torch.searchsorted(other.detach(), own.detach(), right=second)  # how many of the other's come before
+    before, other_before = F.pad(own[..., :-1], (1, 0)), F.pad(other, (1, 0)).gather(-1, rank)
+    later = before > other_before if second else before >= other_before
+    width = own - torch.where(later, before, other_before)
+    ends_none = own > 1 if lowpass else torch.zeros_like(later)
     if second:
-        width = width.masked_fill((other.gather(-1, there) == own).detach(), 0)
-    if lowpass:
-        width = width.masked_fill(own > 1, 0)
-    # A bin without energy repeats the value before it, whose position is the quantile's.
-    index = torch.arange(last + 1, device=own.device)
-    rises = F.pad(own[..., 1:] > own[..., :-1], (1, 0), value=True)
-    here = torch.where(rises, index, 0).cummax(-1).values
-    distance = (positions[here] - positions[there]).abs()
-    return (width * (distance if p == 1 else distance.pow(p))).sum(-1)
+        ends_none = ends_none | (own == other_before)
+    there = positions.expand_as(own).gather(-1, rank.clamp_max(len(positions) - 1))
+    distance = (positions - there).abs()
+    return (width.masked_fill(ends_none, 0) * (distance if p == 1 else distance.pow(p))).sum(-1)
 
 
 def multi_resolution_transport(
