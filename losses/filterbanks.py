@@ -1,14 +1,17 @@
-"""Mel filter banks."""
+"""Mel filter banks, and their product with a spectrogram."""
 
 from __future__ import annotations
 
 import warnings
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+FILTERS_AT_ONCE = 16
 MEL_BREAK, MEL_HZ, MEL_RATIO = 15.0, 200 / 3, 6.4 ** (1 / 27)  # Slaney: 66.7 Hz a mel below 1 kHz, then exponential
 
 
@@ -48,6 +51,52 @@ def mel_filters(
             stacklevel=2,
         )
     return torch.from_numpy(bank).to(device=device, dtype=dtype)
+
+
+def mel_spectrogram(
+    magnitudes: Tensor, sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
+) -> Tensor:
+    """The mel filters applied to `[B, C, frames, n_fft // 2 + 1]`: `[B, C, frames, n_mels]`; see `mel_filters`."""
+    settings = sample_rate, n_fft, n_mels, f_min, f_max, magnitudes.device, magnitudes.dtype
+    value: Tensor = _Product.apply(magnitudes, mel_filters(*settings), _bands(*settings))
+    return value
+
+
+@lru_cache(maxsize=64)
+def _bands(*settings: Any) -> list[tuple[slice, slice]]:
+    """Groups of neighbouring filters, each with the bins in which they are not all 0."""
+    used = mel_filters(*settings).cpu() > 0
+    groups = []
+    for first in range(0, len(used), FILTERS_AT_ONCE):
+        filters = slice(first, first + FILTERS_AT_ONCE)
+        bins = used[filters].any(0).nonzero()
+        if len(bins):
+            groups.append((filters, slice(int(bins[0]), int(bins[-1]) + 1)))
+    return groups
+
+
+class _Product(torch.autograd.Function):
+    """Bins times filters, group by group: most of a dense product would be by zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, magnitudes: Tensor, filters: Tensor, groups: list[tuple[slice, slice]]) -> Tensor:
+        ctx.save_for_backward(filters)
+        ctx.groups = groups
+        rows = magnitudes.flatten(0, -2)
+        result = rows.new_zeros(len(rows), len(filters))
+        for bands, bins in groups:
+            torch.mm(rows[:, bins], filters[bands, bins].T, out=result[:, bands])
+        return result.unflatten(0, magnitudes.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (filters,) = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        result = rows.new_zeros(len(rows), filters.shape[1])
+        for bands, bins in ctx.groups:
+            result[:, bins].addmm_(rows[:, bands], filters[bands, bins])
+        return result.unflatten(0, gradient.shape[:-1]), None, None
 
 
 def _triangles(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> np.ndarray:

@@ -128,6 +128,23 @@ def phase(
     return _shared(signal, ("phase", *settings, eps), compute)
 
 
+@torch.compiler.disable
+def absolute(values: Tensor, eps: float = 0.0) -> Tensor:
+    """`sqrt(max(|values|², eps))` of complex values, with no gradient where eps is larger or the value 0."""
+    result: Tensor = _Magnitude.apply(values, eps)
+    return result
+
+
+@torch.compiler.disable
+def phase_difference(prediction: Tensor, target: Tensor, eps: float = POWER_FLOOR) -> Tensor:
+    """Angle of P relative to T, complex tensors of one shape: radians in (−π, π].
+
+    No gradient to the one whose power is below eps.
+    """
+    result: Tensor = _PhaseDifference.apply(prediction, target, eps)
+    return result
+
+
 @lru_cache(maxsize=64)
 def window_values(window: Window, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A periodic window by name, `[length]`; see `spectrum`."""
@@ -242,6 +259,29 @@ class _Magnitude(torch.autograd.Function):
         return _scaled(spectrum, (gradient / value).masked_fill_(value <= floor, 0)), None
 
 
+class _PhaseDifference(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(prediction, target)
+        ctx.eps = eps
+        # The angle of P·T*; from contiguous parts, which take a quarter of the time of strided ones.
+        real = prediction.real * target.real
+        real.addcmul_(prediction.imag, target.imag)
+        imag = prediction.imag * target.real
+        imag.addcmul_(prediction.real, target.imag, value=-1)
+        return torch.atan2(imag, real)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        prediction, target = ctx.saved_tensors
+        return (
+            _turned(prediction, gradient, ctx.eps) if ctx.needs_input_grad[0] else None,
+            _turned(target, -gradient, ctx.eps) if ctx.needs_input_grad[1] else None,
+            None,
+        )
+
+
 class _Phase(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spectrum: Tensor, eps: float) -> Tensor:
@@ -253,14 +293,19 @@ class _Phase(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (spectrum,) = ctx.saved_tensors
-        power = spectrum.real * spectrum.real
-        power.addcmul_(spectrum.imag, spectrum.imag)
-        factor = (gradient / power).masked_fill_(power <= ctx.eps, 0)
-        turned = torch.empty_like(spectrum)
-        parts = torch.view_as_real(turned)
-        torch.mul(spectrum.imag, -factor, out=parts[..., 0])
-        torch.mul(spectrum.real, factor, out=parts[..., 1])
-        return turned, None
+        return _turned(spectrum, gradient, ctx.eps), None
+
+
+def _turned(spectrum: Tensor, gradient: Tensor, eps: float) -> Tensor:
+    """The gradient of an angle, `i X / |X|²` times that of the angle, and 0 where the power is below eps."""
+    power = spectrum.real * spectrum.real
+    power.addcmul_(spectrum.imag, spectrum.imag)
+    factor = (gradient / power).masked_fill_(power <= eps, 0)
+    result = torch.empty_like(spectrum)
+    parts = torch.view_as_real(result)
+    torch.mul(spectrum.imag, -factor, out=parts[..., 0])
+    torch.mul(spectrum.real, factor, out=parts[..., 1])
+    return result
 
 
 def _scaled(spectrum: Tensor, factor: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from losses.base import Entry, Loss, check_same_shape
-from losses.filterbanks import mel_filters
+from losses.filterbanks import mel_spectrogram
 from losses.scales import a_weighting
-from losses.spectra import POWER_FLOOR, log_magnitude, magnitude, phase, shared_spectra, spectrum
+from losses.spectra import POWER_FLOOR, absolute, log_magnitude, magnitude, phase_difference, shared_spectra, spectrum
 from losses.stft import SILENCE, distance, mean_abs
 
 RESOLUTIONS = (512, 1024, 2048)  # FFT sizes of the losses that Encore defines itself, a quarter of them the hop
@@ -39,9 +40,11 @@ def mel(
     """
     check_same_shape(prediction, target)
     top = sample_rate / 2 if f_max is None else min(f_max, sample_rate / 2)
-    filters = mel_filters(sample_rate, n_fft, n_mels, f_min, top, prediction.device, prediction.dtype)
     predicted, wanted = (
-        (magnitude(signal, n_fft, hop_length) @ filters.T).clamp_min(1e-5).log() for signal in (prediction, target)
+        mel_spectrogram(magnitude(signal, n_fft, hop_length), sample_rate, n_fft, n_mels, f_min, top)
+        .clamp_min(1e-5)
+        .log()
+        for signal in (prediction, target)
     )
     return mean_abs(predicted - wanted)
 
@@ -102,9 +105,8 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
     values = []
     for n_fft in n_ffts:
         predicted, wanted = (spectrum(signal, n_fft, n_fft // 4) for signal in (prediction, target))
-        error = torch.linalg.vector_norm(torch.view_as_real(predicted - wanted), dim=-1)
         level = mean_abs(magnitude(target, n_fft, n_fft // 4))
-        values.append(error.flatten(1).mean(1) / level.clamp_min(_silence(n_fft)))
+        values.append(mean_abs(absolute(predicted - wanted)) / level.clamp_min(_silence(n_fft)))
     return torch.stack(values).mean(0)
 
 
@@ -122,12 +124,11 @@ def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = R
     for n_fft in n_ffts:
         sizes = n_fft, n_fft // 4
         # The differences of differences are those of this one, up to whole turns, which f does not see.
-        difference = phase(prediction, *sizes) - phase(target, *sizes)
+        difference = phase_difference(spectrum(prediction, *sizes), spectrum(target, *sizes))
         empty = torch.maximum(magnitude(prediction, *sizes), magnitude(target, *sizes)).detach() <= POWER_FLOOR**0.5
         difference = difference.masked_fill(empty, 0)
-        terms = (difference, difference.diff(dim=-1), difference.diff(dim=-2))
-        wrapped = [torch.remainder(term + math.pi, 2 * math.pi) - math.pi for term in terms]
-        values.append(torch.stack([mean_abs(term) for term in wrapped]).sum(0))
+        anti_wrapped: Tensor = _AntiWrapped.apply(difference)
+        values.append(anti_wrapped)
     return torch.stack(values).mean(0)
 
 
@@ -180,6 +181,34 @@ def _silence(n_fft: int) -> float:
 def _a_weights(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
     return (10 ** (a_weighting(frequencies) / 20)).to(device=device, dtype=dtype)
+
+
+class _AntiWrapped(torch.autograd.Function):
+    """Mean magnitudes of angles and of their wrapped differences along bins and frames, `[B, C, frames, bins] → [B]`.
+
+    All slopes are ±1 and known at once, so one tensor is kept for the gradient instead of nine.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, angles: Tensor) -> Tensor:
+        value = mean_abs(angles)
+        slope = angles.sgn().div_(angles[0].numel())
+        for dim in (-1, -2):
+            steps = angles.diff(dim=dim)
+            steps -= steps.div(2 * math.pi).round_().mul_(2 * math.pi)
+            value = value + mean_abs(steps)
+            steps.sgn_().div_(steps[0].numel())
+            count = steps.shape[dim]
+            slope.narrow(dim, 1, count).add_(steps)
+            slope.narrow(dim, 0, count).sub_(steps)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return slope * gradient[:, None, None, None]
 
 
 class SpectrogramLoss(Loss):
