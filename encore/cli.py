@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from encore.config import TrainConfig, knobs
+from encore.config import WEIGHT, TrainConfig, knobs
 from encore.errors import EncoreError
 
 USER_ERROR = 2
@@ -53,6 +53,8 @@ def config_command(app: typer.Typer, main: Callable[[TrainConfig], None]) -> Non
             settings["metavar"] = "|".join(entry.metadata["choices"])
         elif default is None:
             annotation = kind | None
+        elif name.startswith(WEIGHT) and not default:
+            settings["show_default"] = False  # of dozens of losses, that one is off needn't be said
         option = typer.Option(f"--{name}", **settings)
         parameters.append(
             inspect.Parameter(

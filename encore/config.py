@@ -111,7 +111,7 @@ class TrainConfig:
 
     loss_balancer: bool = knob(False, "make each weight its loss's share of the gradient", COMBINING)
     balancer_shrink: bool = knob(False, "let it pass on that gradients fade; not in a unity test", COMBINING)
-    metrics: str = knob("rms_input,rms_target,spectral,mel", "validate by these too, whatever their weight", COMBINING)
+    metrics: str = knob("rms_input,rms_target,spectral,mel", "measured at validation, whatever their weight", COMBINING)
 
     epochs: int = knob(200, "passes over the training pairs", OPTIMISATION, 1)
     max_steps: int | None = knob(None, "optimiser steps after which training ends, whatever the epoch", OPTIMISATION, 1)
