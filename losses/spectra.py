@@ -145,6 +145,19 @@ def phase_difference(prediction: Tensor, target: Tensor, eps: float = POWER_FLOO
     return result
 
 
+def check_long_enough(signal: Tensor, n_fft: int) -> None:
+    """Raises ValueError, with the length that it takes, unless the signal's ends can be reflected for such an FFT.
+
+    A loss of several resolutions asks for the longest one's before it computes any.
+    """
+    least = n_fft - n_fft // 2 + 1
+    if signal.shape[-1] < least:
+        raise ValueError(
+            f"a signal of shape {list(signal.shape)} is too short for an FFT of {n_fft}: at least {least} samples are "
+            "needed"
+        )
+
+
 @lru_cache(maxsize=64)
 def window_values(window: Window, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A periodic window by name, `[length]`; see `spectrum`."""
@@ -166,11 +179,8 @@ def _raw_spectrum(
     """The spectrum with the phase of a frame that begins where its window does."""
     if win_length > n_fft:
         raise ValueError(f"a window of {win_length} samples does not fit into an FFT of {n_fft}")
-    if pad_mode == "reflect" and signal.shape[-1] <= n_fft - n_fft // 2:
-        raise ValueError(
-            f"a signal of shape {list(signal.shape)} is too short for an FFT of {n_fft}: at least "
-            f"{n_fft - n_fft // 2 + 1} samples are needed"
-        )
+    if pad_mode == "reflect":
+        check_long_enough(signal, n_fft)
 
     def compute() -> Tensor:
         values = window_values(window, win_length, signal.device, signal.dtype)
@@ -224,16 +234,16 @@ class _Spectrum(torch.autograd.Function):
         gradient[..., 0] *= 2
         if n_fft % 2 == 0:
             gradient[..., -1] *= 2
-        frames = torch.fft.irfft(gradient, n=n_fft, norm="forward")[..., :length] * (window / 2)
+        frames = torch.fft.irfft(gradient, n=n_fft, norm="forward")[..., :length].mul_(window / 2)
         # Overlap-add in blocks of one hop: block j of frame f belongs at hop f + j.
         count, blocks = frames.shape[1], -(-length // hop)
-        added = frames.new_zeros(len(frames), count + blocks - 1, hop)
+        hops = count + blocks - 1
+        padded = frames.new_zeros(len(frames), max(samples + n_fft, left + hops * hop))
+        added = padded[:, left : left + hops * hop].unflatten(1, (hops, hop))
         for block in range(blocks):
             part = frames[..., block * hop : (block + 1) * hop]
             added[:, block : block + count, : part.shape[-1]] += part
-        padded = frames.new_zeros(len(frames), samples + n_fft)
-        end = min(padded.shape[-1], left + added.shape[1] * hop)
-        padded[:, left:end] = added.flatten(1)[:, : end - left]
+        padded = padded[:, : samples + n_fft]
         before, after = n_fft // 2, n_fft - n_fft // 2
         result = padded[:, before : before + samples].clone()
         if pad_mode == "reflect":
@@ -255,8 +265,11 @@ class _Magnitude(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         spectrum, value = ctx.saved_tensors
-        floor = value.new_tensor(ctx.eps).sqrt()
-        return _scaled(spectrum, (gradient / value).masked_fill_(value <= floor, 0)), None
+        floor = float(torch.tensor(ctx.eps, dtype=value.dtype).sqrt())
+        # The gradient where the value is above the floor, in one pass.
+        kept = torch.ops.aten.threshold_backward(gradient, value, floor)
+        divisor = value if ctx.eps else value.clamp_min(torch.finfo(value.dtype).tiny)
+        return _scaled(spectrum, kept.div_(divisor)), None
 
 
 class _PhaseDifference(torch.autograd.Function):
@@ -268,7 +281,7 @@ class _PhaseDifference(torch.autograd.Function):
         real = prediction.real * target.real
         real.addcmul_(prediction.imag, target.imag)
         imag = prediction.imag * target.real
-        imag.addcmul_(prediction.real, target.imag, value=-1)
+        imag.sub_(prediction.real * target.imag)  # rounded apart, or equal signals would not give exactly 0
         return torch.atan2(imag, real)
 
     @staticmethod
