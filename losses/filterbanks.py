@@ -57,19 +57,20 @@ def mel_spectrogram(
     magnitudes: Tensor, sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> Tensor:
     """The mel filters applied to `[B, C, frames, n_fft // 2 + 1]`: `[B, C, frames, n_mels]`; see `mel_filters`."""
-    settings = sample_rate, n_fft, n_mels, f_min, f_max, magnitudes.device, magnitudes.dtype
-    value: Tensor = _Product.apply(magnitudes, mel_filters(*settings), _bands(*settings))
+    settings = sample_rate, n_fft, n_mels, f_min, f_max
+    filters = mel_filters(*settings, magnitudes.device, magnitudes.dtype)
+    value: Tensor = _Product.apply(magnitudes, filters, _bands(*settings))
     return value
 
 
 @lru_cache(maxsize=64)
-def _bands(*settings: Any) -> list[tuple[slice, slice]]:
+def _bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float | None) -> list[tuple[slice, slice]]:
     """Groups of neighbouring filters, each with the bins in which they are not all 0."""
-    used = mel_filters(*settings).cpu() > 0
+    used = _triangles(sample_rate, n_fft, n_mels, f_min, sample_rate / 2 if f_max is None else f_max) > 0
     groups = []
     for first in range(0, len(used), FILTERS_AT_ONCE):
         filters = slice(first, first + FILTERS_AT_ONCE)
-        bins = used[filters].any(0).nonzero()
+        bins = used[filters].any(0).nonzero()[0]
         if len(bins):
             groups.append((filters, slice(int(bins[0]), int(bins[-1]) + 1)))
     return groups

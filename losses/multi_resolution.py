@@ -11,6 +11,7 @@ from torch import Tensor
 
 from losses.base import Entry, Loss, check_same_shape
 from losses.filters import a_weighting_taps, fir_filter, sum_and_difference
+from losses.spectra import check_long_enough
 from losses.stft import STFTLoss, STFTTerms, stft_terms
 
 SPECTRAL: dict[str, Any] = {
@@ -61,6 +62,8 @@ def multi_resolution_stft_terms(
             "fft_sizes, hop_sizes, win_lengths and n_bins must name as many resolutions, got "
             f"{len(fft_sizes)}, {len(hop_sizes)}, {len(win_lengths)} and {len(bins)}"
         )
+    if settings.get("pad_mode", "reflect") == "reflect":
+        check_long_enough(prediction, max(fft_sizes))
     if perceptual_weighting:  # once for all resolutions
         if sample_rate is None:
             raise ValueError("perceptual weighting needs the sample_rate, in Hz")
