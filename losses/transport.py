@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.base import Entry, Loss, check_same_shape
-from losses.spectra import Window, magnitude
+from losses.spectra import Window, check_long_enough, magnitude
 
 FFT_SIZES = (512, 1024, 2048)
 HOP_LENGTHS = (128, 256, 512)
@@ -130,6 +130,7 @@ def multi_resolution_transport(
     check_same_shape(prediction, target)
     if len(fft_sizes) != len(hop_lengths):
         raise ValueError(f"each FFT size needs a hop: {len(fft_sizes)} sizes and {len(hop_lengths)} hops do not fit")
+    check_long_enough(prediction, max(fft_sizes))
     total = prediction.new_zeros(len(prediction))
     for n_fft, hop in zip(fft_sizes, hop_lengths, strict=True):
         predicted, wanted = (
