@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -15,6 +18,9 @@ from torch import Tensor
 from encore.errors import EncoreError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+SHORTEST_SECONDS = 0.2  # of a segment; the longest window of the usual spectral losses needs 2048 samples
+
+T = TypeVar("T")
 
 
 def find_audio_files(folder: Path) -> list[Path]:
@@ -35,6 +41,15 @@ def find_audio_files(folder: Path) -> list[Path]:
     if not found:
         raise EncoreError(f"{folder}: no {', '.join(AUDIO_SUFFIXES)} file in it; give a folder of music")
     return found
+
+
+def split_whole(recordings: Sequence[T], val_fraction: float, seed: int) -> tuple[list[T], list[T]]:
+    """Whole recordings for training and for validation, at least one of each, in their order; the same for a seed."""
+    shuffled = list(range(len(recordings)))
+    random.Random(seed).shuffle(shuffled)
+    held_out = min(max(1, round(val_fraction * len(recordings))), len(recordings) - 1)
+    train, val = sorted(shuffled[held_out:]), sorted(shuffled[:held_out])
+    return [recordings[index] for index in train], [recordings[index] for index in val]
 
 
 def to_channels(audio: Tensor, channels: int) -> Tensor:

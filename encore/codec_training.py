@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from encore.audio import split_whole
 from encore.errors import EncoreError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -28,10 +29,7 @@ def split_files(files: Sequence[Path], val_fraction: float, seed: int) -> tuple[
     """Whole files for training and validation, at least one of each. Raises EncoreError for fewer than two files."""
     if len(files) < 2:
         raise EncoreError(f"found {len(files)} audio file(s): training and validation need one each, so at least two")
-    shuffled = sorted(files)
-    random.Random(seed).shuffle(shuffled)
-    held_out = min(max(1, round(val_fraction * len(files))), len(files) - 1)
-    return sorted(shuffled[held_out:]), sorted(shuffled[:held_out])
+    return split_whole(sorted(files), val_fraction, seed)
 
 
 class CropSampler:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from encore.audio import check_complete, read_audio
+from encore.audio import SHORTEST_SECONDS, check_complete, read_audio
 from encore.codec import FrozenCodec
 from encore.errors import EncoreError, listing
 from encore.latents import LatentCache
 
 SPLITS = ("train", "val")
-SHORTEST_SECONDS = 0.2  # the longest spectral window needs 2048 samples
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import csv
 import hashlib
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 from collections.abc import Callable, Iterable
@@ -28,10 +27,9 @@ from typing import Any
 import soundfile
 import torch
 
-from encore.audio import find_audio_files, read_audio, write_wav
+from encore.audio import SHORTEST_SECONDS, find_audio_files, read_audio, split_whole, write_wav
 from encore.errors import EncoreError, listing
 
-SHORTEST_SECONDS = 0.2  # of a segment; the longest window of the spectral losses needs 2048 samples
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
@@ -225,9 +223,8 @@ def divide(sources: list[Source], recipe: Recipe) -> dict[str, list[int]]:
         found = "one file gives pairs, and train and val need one each" if usable else "no file gives pairs"
         remedy = "give more music, or shorter --segment_seconds"
         raise EncoreError(f"{found}; {remedy}" + (f":\n{listing(problems)}" if problems else ""))
-    shuffled = random.Random(recipe.seed).sample(usable, len(usable))
-    count = min(max(1, round(recipe.val_fraction * len(usable))), len(usable) - 1)
-    return {"train": sorted(shuffled[count:]), "val": sorted(shuffled[:count])}
+    train, val = split_whole(usable, recipe.val_fraction, recipe.seed)
+    return {"train": train, "val": val}
 
 
 def _move_into_place(staging: Path, division: dict[str, list[int]], sources: list[Source], recipe: Recipe) -> None:
