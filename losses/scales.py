@@ -85,6 +85,7 @@ class AWeighted:
         return self.decibels(spectrogram) + _a_weights(self.frequencies, spectrogram.device, spectrogram.dtype)
 
 
+@torch.compiler.disable
 @lru_cache(maxsize=64)
 def _a_weights(frequencies: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     level = a_weighting(torch.tensor(frequencies, dtype=torch.float64))

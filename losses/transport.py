@@ -75,7 +75,7 @@ def spectral_optimal_transport(
 
     # In float64: in float32 different sums often coincide, and their gradients are then those of the wrong order.
     ours, theirs = (spectra.cumsum(-1, dtype=torch.float64) for spectra in (predicted, wanted))
-    settings = positions.double(), p, quantile_lowpass
+    settings = positions, p, quantile_lowpass
     cost = _cost(ours, theirs, *settings) + _cost(theirs, ours, *settings, second=True)
     return cost.flatten(1).mean(1).to(prediction.dtype)
 

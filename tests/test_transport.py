@@ -157,6 +157,18 @@ def test_the_cost_is_the_distance_times_the_share_that_is_moved() -> None:
     assert unbalanced().item() == pytest.approx(0.2 * 0.09 + 1.8 * 0.16)
 
 
+def test_sums_that_coincide_count_once() -> None:
+    raw = partial(spectral_optimal_transport, normalize=False, balanced=False)
+    assert raw(spectrum_of({2: 1.0}), spectrum_of({7: 1.0})).item() == pytest.approx(0.25)
+
+
+def test_float32_has_the_gradient_of_float64() -> None:
+    prediction, target = (frames.float() for frames in random_spectrograms((1, 1, 257, 50), 11))
+    _, gradient = value_and_gradient(spectral_optimal_transport, prediction, target)
+    _, exact = value_and_gradient(spectral_optimal_transport, prediction.double(), target.double())
+    assert (gradient - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
 def test_identity_is_zero_and_without_gradient_whatever_the_level() -> None:
     target = random_spectrograms((2, 1, 50, 5), 4)[0]
     for p in (1, 2):
