@@ -1,0 +1,207 @@
+"""The loss doctor: `python -m losses` examines every loss, or those of --only, on noise and music or on your files."""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from losses import doctor, patients
+from losses.doctor import Report
+from losses.patients import Material
+
+USER_ERROR = 2
+WIDTH = 120  # of what is not a terminal
+NARROW = 100  # a terminal with fewer columns has long names on two lines
+SAMPLE_RATE, SECONDS = 24000, 1.0
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
+)
+
+
+@app.command(help=__doc__)
+def main(
+    only: Annotated[str | None, typer.Option("--only", help="losses to examine: a,b,c; default: all")] = None,
+    input_: Annotated[Path | None, typer.Option("--input", help="audio file taken for the prediction")] = None,
+    target: Annotated[Path | None, typer.Option("--target", help="audio file taken for the target")] = None,
+    sample_rate: Annotated[
+        int | None, typer.Option("--sample_rate", help="Hz of the noise and music; default: 24000")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="length of the signals; default: 1, or all of the files")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+) -> None:
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    entries = patients.patients()
+    names = list(entries) if only is None else [name.strip() for name in only.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in entries]:
+        refuse(f"--only {','.join(unknown)}: no such loss; there are {', '.join(entries)}")
+    if not names:
+        refuse("--only names no loss")
+    if device not in ("cpu", "cuda"):
+        refuse(f"--device {device}: must be cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        refuse("--device cuda: torch finds no such device here")
+    if seconds is not None and not 0 < seconds < math.inf:
+        refuse(f"--seconds {seconds:g}: must be above 0")
+    if sample_rate is not None and sample_rate < 1:
+        refuse(f"--sample_rate {sample_rate}: must be above 0")
+    place = torch.device(device)
+    material = signals(console, input_, target, sample_rate, seconds)
+    pairs = {name: (p.to(place), t.to(place)) for name, (p, t) in material.pairs.items()}
+    material = replace(material, pairs=pairs)
+
+    progress = Console(stderr=True)
+    watched = track(names, "Examining", console=progress, transient=True, disable=not progress.is_terminal)
+    reports = [doctor.examine(name, entries[name], material, place) for name in watched]
+    check_length(reports, material)
+    for report in reports:  # last, because it changes how memory is given out, which costs time
+        if report.step is not None:
+            report.megabytes = doctor.peak_memory(report.step, place) / 1e6
+    print_table(console, reports, material, place)
+    failed = print_notes(console, reports)
+    for text, wrong in doctor.guide(material.sample_rate, place).items():
+        line(console, wrong is None, text if wrong is None else f"{text.split(':')[0]}: {wrong}")
+        failed |= wrong is not None
+    raise typer.Exit(int(failed))
+
+
+def signals(
+    console: Console, prediction: Path | None, target: Path | None, sample_rate: int | None, seconds: float | None
+) -> Material:
+    """The user's files, or else noise and music."""
+    if prediction is None and target is None:
+        sample_rate, seconds = sample_rate or SAMPLE_RATE, seconds or SECONDS
+        if round(seconds * sample_rate) < 1:
+            refuse(f"--seconds {seconds:g}: less than a sample at {sample_rate} Hz")
+        return patients.synthesised(sample_rate, seconds)
+    if prediction is None or target is None:
+        refuse("--input and --target go together")
+    (ours, rate), (theirs, other) = read("--input", prediction), read("--target", target)
+    if rate != other:
+        refuse(f"{prediction} has {rate} Hz and {target} {other} Hz; resample one of them")
+    if sample_rate not in (None, rate):
+        refuse(f"--sample_rate {sample_rate}: the files have {rate} Hz")
+    if len(ours[0]) != len(theirs[0]):
+        refuse(f"{prediction} has {len(ours[0])} channel(s) and {target} {len(theirs[0])}; make them equal")
+    samples = min(ours.shape[-1], theirs.shape[-1])
+    if ours.shape[-1] != theirs.shape[-1]:
+        longer = prediction if ours.shape[-1] > samples else target
+        most = max(ours.shape[-1], theirs.shape[-1])
+        line(console, None, f"{longer} is cut from {most / rate:.3f} s to {samples / rate:.3f} s")
+    if seconds is not None:
+        samples = min(samples, max(1, round(seconds * rate)))
+    return Material({"files": (ours[..., :samples], theirs[..., :samples])}, rate, len(ours[0]))
+
+
+def read(flag: str, path: Path) -> tuple[Tensor, int]:
+    """An audio file as `[1, C, N]`, and its rate in Hz."""
+    import soundfile
+
+    if not path.is_file():
+        refuse(f"{flag} {path}: no such file")
+    try:
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        refuse(f"{flag} {path}: can't be read as audio ({error})")
+    signal = torch.from_numpy(audio.T.copy())[None]
+    if not signal.numel():
+        refuse(f"{flag} {path}: holds no samples")
+    if not signal.isfinite().all():
+        refuse(f"{flag} {path}: has samples that are not finite")
+    if signal.shape[1] > 2:
+        refuse(f"{flag} {path}: has {signal.shape[1]} channels; give a mono or stereo file")
+    return signal, int(rate)
+
+
+def check_length(reports: list[Report], material: Material) -> None:
+    samples = material.shape[-1]
+    needs = {report.name: report.shortest for report in reports if (report.shortest or 0) > samples}
+    if needs:
+        wanted = ", ".join(f"{name} {least}" for name, least in needs.items())
+        refuse(f"{samples} samples ({samples / material.sample_rate:.3g} s) are too short: needed are for {wanted}")
+
+
+def print_table(console: Console, reports: list[Report], material: Material, device: torch.device) -> None:
+    items, _, samples = material.shape
+    shape = f"[{items}, {material.channels}, {samples}]" + " (two channels where need be)" * (material.channels == 1)
+    title = f"Losses at {material.sample_rate} Hz on {device.type}, {shape}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for column in ("loss", *material.pairs, "itself", "safe", "least", "ch.", "ms", "MB", "gradient"):
+        left = column in ("loss", "ch.", "safe")
+        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=column != "loss")
+    for report in reports:
+        name = folded(report.name) if console.width < NARROW else report.name
+        table.add_row(
+            name + (f"\n[dim]{report.note}[/]" if report.note else ""),
+            *(number(report.values.get(pair, math.nan)) for pair in material.pairs),
+            f"{mark(report.at_minimum)} {number(round(report.identity, 6) + 0.0)}".strip(),
+            "".join(map(mark, report.safe)) or "–",
+            str(report.shortest or "–"),
+            report.channels or "–",
+            number(report.milliseconds),
+            "–" if math.isnan(report.megabytes) else f"{report.megabytes:.1f}",
+            number(report.gradient),
+        )
+    console.print(table)
+    console.print(
+        f"{', '.join(material.pairs)}: value, prediction against target. itself: value of the target against itself, "
+        "✓ if that is its minimum.\n"
+        f"safe: ✓ for each of {', '.join(doctor.SAFETY)} with a finite value and gradient.\n"
+        "least: samples needed. ch.: channels taken. ms, MB: forward and backward, memory at its peak. gradient: norm "
+        "of an item's.\n",
+        style="dim",
+    )
+
+
+def print_notes(console: Console, reports: list[Report]) -> bool:
+    """What the table has no place for; whether a loss has failed."""
+    for report in reports:
+        for warning in report.warnings:
+            line(console, None, f"{report.name}: {warning}")
+        for problem in report.problems:
+            line(console, False, f"{report.name}: {problem}")
+    return any(report.problems for report in reports)
+
+
+def number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"
+
+
+def mark(good: bool | None) -> str:
+    return "" if good is None else "[green]✓[/]" if good else "[red]✗[/]"
+
+
+def folded(name: str) -> str:
+    """A long name on two lines, broken after an underscore that the spaces stand for meanwhile."""
+    lines = textwrap.wrap(name.replace("_", "_ "), 18)
+    return "\n".join(line.replace(" ", "") for line in lines)
+
+
+def line(console: Console, good: bool | None, text: str) -> None:
+    console.print(f"{'[yellow]![/]' if good is None else mark(good)} {escape(text)}", soft_wrap=True)
+
+
+def refuse(problem: str) -> NoReturn:
+    """Ends with status 2 and one line on standard error."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(problem)}")
+    raise typer.Exit(USER_ERROR)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,120 @@
+"""What the loss doctor examines and on what: all losses, small networks for those that need one, noise and music."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from losses.adversarial import Adversary
+from losses.base import Entry, Loss
+from losses.discriminators import discriminator
+from losses.registry import REGISTRY
+
+LEVEL = 0.1  # root mean square of the synthesised signals, -20 dBFS
+NEEDS_ENCODEC = ("embedding", "gan", "feature_matching")
+
+
+@dataclass(frozen=True)
+class Material:
+    """Signals to try losses on.
+
+    Attributes:
+        pairs: a prediction and a target `[B, C, N]` by name; the first pair is the one that is timed.
+        sample_rate: Hz.
+        channels: so many of them are given to losses that don't ask for a number of their own.
+    """
+
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    sample_rate: int
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(next(iter(self.pairs.values()))[0].shape)
+
+    def with_channels(self, channels: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: (p[:, :channels], t[:, :channels]) for name, (p, t) in self.pairs.items()}
+
+
+def noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """White noise of RMS 0.1."""
+    return LEVEL * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def music(shape: tuple[int, ...], sample_rate: int, seed: int) -> Tensor:
+    """Plucked notes with overtones, eight in a second, over noise of -70 dBFS; RMS 0.1 in every channel."""
+    random = np.random.default_rng(seed)
+    samples = shape[-1]
+    clock = np.arange(samples) / sample_rate
+    rows = []
+    for _ in range(math.prod(shape[:-1])):
+        row = random.normal(0, 10 ** (-70 / 20), samples)
+        for onset in np.arange(0, samples / sample_rate, 0.125):
+            since = clock[int(onset * sample_rate) :] - onset
+            pitch, decay = 55 * 2 ** random.uniform(0, 4), random.uniform(2, 8)
+            for overtone in range(1, 9):
+                partial = np.sin(2 * np.pi * pitch * overtone * since) * np.exp(-decay * overtone * since) / overtone
+                row[-len(since) :] += (pitch * overtone < sample_rate / 2) * partial
+        rows.append(LEVEL * row / np.sqrt(np.mean(row**2)))
+    return torch.from_numpy(np.stack(rows).astype(np.float32)).reshape(shape)
+
+
+def synthesised(sample_rate: int, seconds: float) -> Material:
+    """Noise against noise, and music against other music: two items, mono where stereo is not asked for."""
+    shape = (2, 2, round(seconds * sample_rate))
+    pairs = {
+        "noise": (noise(shape, 0), noise(shape, 1)),
+        "music": (music(shape, sample_rate, 2), music(shape, sample_rate, 3)),
+    }
+    return Material(pairs, sample_rate, 1)
+
+
+def patients() -> dict[str, Entry]:
+    """The registered losses and the adversarial ones; what needs a network of the user's has a small random one."""
+    adversarial = {
+        "gan": Entry("what the generator gains by deceiving the discriminator", _Adversarial, None),
+        "feature_matching": Entry("distance in the discriminator's layers", _FeatureMatching),
+    }
+    entries = REGISTRY | adversarial
+    if "embedding" in entries:
+        entries["embedding"] = replace(entries["embedding"], build=_embedding)
+    return entries
+
+
+class _Adversarial(Loss):
+    """One of an adversary's losses, by a small discriminator with random weights for as many channels as there are."""
+
+    term = "gan"
+
+    def __init__(self, sample_rate: int):
+        super().__init__(self._compare, "none")
+        self.adversaries = nn.ModuleList(_adversary(sample_rate, channels) for channels in (1, 2))
+
+    def _compare(self, prediction: Tensor, target: Tensor) -> Tensor:
+        value: Tensor = self.adversaries[prediction.shape[1] - 1](prediction, target)[self.term]
+        return value
+
+
+class _FeatureMatching(_Adversarial):
+    term = "feature_matching"
+
+
+def _adversary(sample_rate: int, channels: int) -> Adversary:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Adversary(discriminator("msstft", sample_rate, channels, filters=2))
+
+
+def _embedding(sample_rate: int) -> Loss:
+    """The loss `embedding` with a small encoder like EnCodec's, its weights random."""
+    from encodec.modules import SEANetEncoder
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = SEANetEncoder(channels=1, dimension=16, n_filters=4)
+    encoder.channels = 1
+    return REGISTRY["embedding"].build(sample_rate, encoder=encoder)
