@@ -21,7 +21,7 @@ from encore import cli
 from encore.audio import read_audio, write_wav
 from encore.checkpoint import Generator, load_generator, loss_options
 from encore.config import ADVERSARIAL, TrainConfig, registered_name
-from encore.errors import EncoreError
+from encore.errors import EncoreError, make_folder
 from encore.page import Exhibit, Table, write_page
 from encore.pictures import spectrograms
 from encore.sampling import Continuation, continue_song, reconstruct
@@ -60,7 +60,7 @@ def sample(
 ) -> None:
     """Continue a song: writes continuation.wav, full.wav, spectrogram.png and index.html."""
     check_options(checkpoint, run_id, seconds, start, metrics)
-    check_output(output)
+    make_folder(output, "--output")
     place = choose_device(device)
     if checkpoint is not None:
         generator = load_generator(checkpoint, place, codec_repository)
@@ -111,21 +111,6 @@ def check_options(
         problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}")
     if problems:
         raise EncoreError("\n".join(problems))
-
-
-def check_output(folder: Path) -> None:
-    """Makes the folder, before the work is done in vain.
-
-    Raises:
-        EncoreError: it can't be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("no permission to write")
-    except OSError as error:
-        reason = error.strerror or error
-        raise EncoreError(f"--output {folder}: can't be written to ({reason}); name another folder") from error
 
 
 def choose_device(name: str | None) -> torch.device:

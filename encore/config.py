@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import types
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from encore.errors import EncoreError
+from encore.errors import EncoreError, make_folder
 
 
 def knob(default: Any, help: str, group: str, minimum: float | None = None, choices: tuple[str, ...] = ()) -> Any:
@@ -275,14 +274,8 @@ def _folders(config: TrainConfig) -> list[str]:
         problems.append(f"--codec_repository {config.codec_repository}: no such folder")
     if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
         problems.append(f"--resume {config.resume}: no such file; give a checkpoint or auto")
-    # The checkpoint folder is made here, before hours of training find out that it can't be.
-    try:
-        config.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(config.checkpoint_dir, os.W_OK):
-            raise PermissionError("no permission to write")
-    except OSError as error:
-        reason = error.strerror or error
-        problems.append(
-            f"--checkpoint_dir {config.checkpoint_dir}: can't be written to ({reason}); name another folder"
-        )
+    try:  # here, before hours of training find out that it can't be
+        make_folder(config.checkpoint_dir, "--checkpoint_dir")
+    except EncoreError as error:
+        problems.append(str(error))
     return problems

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class EncoreError(Exception):
@@ -16,3 +18,19 @@ def listing(problems: Sequence[str], most: int = 10) -> str:
     """Joins problems into one message, a line each, and counts those beyond `most`."""
     lines = [*problems[:most], *([f"… and {len(problems) - most} more like these"] if len(problems) > most else [])]
     return "\n".join(lines)
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Makes a folder that work of hours will be written to.
+
+    Raises:
+        EncoreError: it can't be made or written to; names the flag.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("no permission to write")
+    except OSError as error:
+        raise EncoreError(
+            f"{flag} {folder}: can't be written to ({error.strerror or error}); name another folder"
+        ) from error
