@@ -197,7 +197,8 @@ class RandomResolutionSTFTLoss(Loss):
         Raises:
             ValueError: the signal is too short for the smallest FFT.
         """
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + call)
+        # PyTorch's generator hears the lowest 32 bits only; the factor is a prime far above the steps of a run.
+        generator = torch.Generator().manual_seed((self.seed * 15_485_863 + call) % 2**32)
         low, high = (size.bit_length() - 1 for size in self.fft_sizes)
         high = min(high, (2 * samples - 1).bit_length())
         if high <= low:
@@ -214,6 +215,9 @@ class RandomResolutionSTFTLoss(Loss):
             sizes = {"fft_size": size, "hop_size": max(1, int(size * share)), "win_length": size // (1, 2, 4)[part]}
             drawn.append({**sizes, "window": self.windows[window]})
         return drawn
+
+    def extra_repr(self) -> str:
+        return f"resolutions={self.resolutions}, seed={self.seed}, calls={self.calls}, reduction={self.reduction!r}"
 
     def get_extra_state(self) -> dict[str, int]:
         return {"calls": self.calls}
