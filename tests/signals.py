@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from encodec.modules import SEANetEncoder
 from torch import Tensor
 
+import losses
+
+RATE = 24000
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 
 
@@ -39,6 +45,32 @@ def music(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
         rows.append(audio.astype(np.float32) + random.normal(0, 1e-3, samples).astype(np.float32))
     both = torch.from_numpy(np.stack(rows)).reshape(2, items, channels, samples)
     return both[0], both[1]
+
+
+def loss_named(name: str, **options: Any) -> losses.base.Loss:
+    """The registered loss at 24 kHz, one value per item; "embedding" in a small random encoder, always the same."""
+    if name == "embedding" and "encoder" not in options:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of encodec's, about weight_norm
+            torch.manual_seed(0)
+            options["encoder"] = SEANetEncoder(n_filters=2, dimension=4, lstm=1)
+    return losses.create(name, RATE, **options)
+
+
+def shape_for(name: str, items: int) -> tuple[int, int, int]:
+    """A shape that the registered loss can take: of its channels, and a little longer than it needs."""
+    return items, losses.REGISTRY[name].channels or 1, 8000 if name == "pesq" else 2500
+
+
+def second_call(name: str, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over items and its gradient, at the second training step."""
+    loss = loss_named(name)
+    loss.reduction = "mean"
+    signal = prediction.clone().requires_grad_()
+    loss(signal, target)
+    value = loss(signal, target)
+    (gradient,) = torch.autograd.grad(value, signal)
+    return value.detach(), gradient
 
 
 def gradient_of(function: Callable[[Tensor], Tensor], signal: Tensor) -> tuple[Tensor, Tensor]:

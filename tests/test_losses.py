@@ -1,57 +1,25 @@
-"""The losses: known values, an independent NumPy reference, safety on silence, sharing of spectra."""
+"""The registry of losses, spectra shared by losses, and what two ranks make of the halves of a batch."""
 
 from __future__ import annotations
 
-import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import scipy.signal
 import torch
 from torch import Tensor
 
 import losses
-from losses import functional, waveform
+from losses import functional, spectra, waveform
+from tests.conftest import ENVIRONMENT
+from tests.signals import RATE, loss_named, noise, second_call, shape_for
 
 NAMES = list(losses.REGISTRY)
-
-
-def signals(seed: int = 0, shape: tuple[int, ...] = (3, 1, 6000), level: float = 0.2) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator) * level, torch.randn(shape, generator=generator) * level
-
-
-def numpy_magnitude(signal: np.ndarray, n_fft: int, hop: int) -> np.ndarray:
-    """Magnitudes `[bins, frames]` in float64, frame by frame."""
-    padded = np.pad(signal.astype(np.float64), n_fft // 2, mode="reflect")
-    window = scipy.signal.get_window("hann", n_fft)
-    starts = range(0, len(padded) - n_fft + 1, hop)
-    spectrum = np.stack([np.fft.rfft(window * padded[start : start + n_fft]) for start in starts], axis=1)
-    return np.sqrt(np.maximum(np.abs(spectrum) ** 2, 1e-8))
-
-
-def numpy_spectral(prediction: np.ndarray, target: np.ndarray) -> float:
-    values = []
-    for n_fft, hop in ((512, 128), (1024, 256), (2048, 512)):
-        p, t = numpy_magnitude(prediction, n_fft, hop), numpy_magnitude(target, n_fft, hop)
-        values.append(np.linalg.norm(t - p) / np.linalg.norm(t) + np.abs(np.log(p) - np.log(t)).mean())
-    return float(np.mean(values))
-
-
-def slaney_mel_filters(sample_rate: int, n_fft: int, bands: int, top: float) -> np.ndarray:
-    """Triangles between Slaney's mel points, of unit area in Hz."""
-
-    def hz(mel: np.ndarray) -> np.ndarray:
-        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * math.log(6.4) / 27))
-
-    top_mel = 15 + 27 * math.log(top / 1000) / math.log(6.4)
-    points = hz(np.linspace(0, top_mel, bands + 2))
-    bins = np.arange(n_fft // 2 + 1) * sample_rate / n_fft
-    rows = []
-    for low, middle, high in zip(points, points[1:], points[2:], strict=False):
-        triangle = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle))
-        rows.append(np.maximum(triangle, 0) * 2 / (high - low))
-    return np.stack(rows)
+# At a quarter of the FFT: 512, 1024 and 2048; and multi_mel's 4096.
+FAMILY = ("spectral", "mel", "multi_mel", "complex_stft", "phase", "loudness")
 
 
 def test_rms_of_known_signals() -> None:
@@ -62,126 +30,199 @@ def test_rms_of_known_signals() -> None:
     assert losses.RMSLoss()(torch.stack([ones[0], zeros[0]]), zeros).item() == pytest.approx(0.5)
 
 
-def test_spectral_equals_an_independent_reference() -> None:
-    prediction, target = signals()
-    values = losses.SpectralLoss(reduction="none")(prediction, target)
-    for item in range(3):
-        expected = numpy_spectral(prediction[item, 0].numpy(), target[item, 0].numpy())
-        assert values[item].item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_mel_equals_an_independent_reference() -> None:
-    prediction, target = signals(1)
-    filters = slaney_mel_filters(24000, 1024, 80, 8000)
-    values = functional.mel(prediction, target, 24000)
-    for item in range(3):
-        logs = [
-            np.log(np.maximum(filters @ numpy_magnitude(signal[item, 0].numpy(), 1024, 256), 1e-5))
-            for signal in (prediction, target)
-        ]
-        assert values[item].item() == pytest.approx(np.abs(logs[0] - logs[1]).mean(), rel=1e-4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-class TestContract:
-    """What holds for every registered loss."""
-
-    def test_zero_at_identity_and_above_elsewhere(self, name: str) -> None:
-        prediction, target = signals(2)
-        loss = losses.create(name, 24000)
-        assert loss(target, target).abs().max() == 0
-        assert (loss(prediction, target) > 0).all()
-
-    def test_a_value_per_item_whose_mean_is_the_default(self, name: str) -> None:
-        prediction, target = signals(3, (4, 2, 5000))
-        loss = losses.create(name, 24000)
-        values = loss(prediction, target)
-        assert values.shape == (4,)
-        for item in range(4):
-            alone = loss(prediction[item : item + 1], target[item : item + 1])
-            assert values[item].item() == pytest.approx(alone.item(), rel=1e-5)
-        loss.reduction = "mean"
-        assert loss(prediction, target).item() == pytest.approx(values.mean().item(), rel=1e-6)
-
-    def test_gradient_is_that_of_finite_differences(self, name: str) -> None:
-        prediction, target = (signal.double() for signal in signals(4, (1, 1, 2100)))
-        loss = losses.create(name, 24000)
-        prediction.requires_grad_()
-        direction = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        (gradient,) = torch.autograd.grad(loss(prediction, target).sum(), prediction)
-        step = 1e-7
-        with torch.no_grad():
-            above, below = (loss(prediction + sign * step * direction, target).sum() for sign in (1, -1))
-        slope = ((above - below) / (2 * step)).item()
-        assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-3)
-
-    @pytest.mark.parametrize("kind", ["silence", "same", "to silence", "from silence", "clipping", "impulse"])
-    def test_finite_with_gradient_on_hard_signals(self, name: str, kind: str) -> None:
-        noise, silence = signals(5)[0], torch.zeros(3, 1, 6000)
-        impulse = torch.zeros(3, 1, 6000)
-        impulse[..., 3000] = 1
-        prediction, target = {
-            "silence": (silence, silence),
-            "same": (noise, noise),
-            "to silence": (noise, silence),
-            "from silence": (silence, noise),
-            "clipping": ((100 * noise).clamp(-1, 1), noise),
-            "impulse": (impulse, noise),
-        }[kind]
-        prediction = prediction.clone().requires_grad_()
-        value = losses.create(name, 24000)(prediction, target)
-        value.sum().backward()
-        assert value.isfinite().all() and prediction.grad is not None and prediction.grad.isfinite().all()
-        # Against a silent target nothing may outweigh all the rest by orders of magnitude.
-        assert value.max() < 500
-
-    def test_shapes_that_do_not_fit_are_named(self, name: str) -> None:
-        loss = losses.create(name, 24000)
-        with pytest.raises(ValueError, match=r"\[1, 1, 5000\] and \[1, 1, 4999\]"):
-            loss(torch.zeros(1, 1, 5000), torch.zeros(1, 1, 4999))
-        with pytest.raises(ValueError, match=r"\[1, 5000\]"):
-            loss(torch.zeros(1, 5000), torch.zeros(1, 5000))
-
-    def test_input_need_not_be_contiguous(self, name: str) -> None:
-        prediction, target = signals(6, (2, 6000, 1))
-        loss = losses.create(name, 24000)
-        turned = [signal.transpose(1, 2) for signal in (prediction, target)]
-        assert torch.allclose(loss(*turned), loss(*(signal.contiguous() for signal in turned)))
-
-
-@pytest.mark.parametrize(("name", "least"), [("spectral", 1025), ("mel", 513)])
-def test_a_signal_that_is_too_short_is_refused_with_the_length_it_needs(name: str, least: int) -> None:
-    loss = losses.create(name, 24000)
-    assert loss(*signals(7, (1, 1, least))).isfinite().all()
-    with pytest.raises(ValueError, match=f"at least {least} samples"):
-        loss(*signals(7, (1, 1, least - 1)))
+def test_there_are_all_the_losses_and_each_says_what_it_is() -> None:
+    assert len(NAMES) == 31
+    for name, entry in losses.REGISTRY.items():
+        assert name == name.lower() and name.replace("_", "").isalnum()
+        assert 10 < len(entry.summary) < 110 and "\n" not in entry.summary, name
+        assert entry.channels in (None, 2)
+        assert (entry.metric is None) == (entry.minimum is not None)
 
 
 def test_an_unknown_name_and_reduction_are_refused() -> None:
-    with pytest.raises(ValueError, match="no loss named 'lpips'; there are rms, spectral"):
-        losses.create("lpips", 24000)
-    with pytest.raises(ValueError, match="reduction must be"):
+    with pytest.raises(ValueError, match="no loss named 'lpips'; there are rms, waveform_l1, .*embedding"):
+        losses.create("lpips", RATE)
+    with pytest.raises(ValueError, match="reduction must be 'mean' or 'none', got 'sum'"):
         losses.RMSLoss(reduction="sum")
 
 
-def test_shared_spectra_are_computed_once_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    prediction, target = signals(8)
-    spectral, mel = losses.create("spectral", 24000), losses.create("mel", 24000)
-    alone = spectral(prediction, target), mel(prediction, target)
-    calls, stft = [], torch.stft
+def test_options_reach_the_loss() -> None:
+    prediction, target = noise((2, 1, 5000), 0)
 
-    def counted(*arguments, **settings):
-        calls.append(arguments[1])
-        return stft(*arguments, **settings)
+    def created(name: str, **options: Any) -> Tensor:
+        return losses.create(name, RATE, **options)(prediction, target)
 
-    monkeypatch.setattr(torch, "stft", counted)
-    with losses.shared_spectra():
-        shared = spectral(prediction, target), mel(prediction, target)
-    assert sorted(calls) == [512, 512, 1024, 1024, 2048, 2048]  # mel found its 1024 there
-    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
-    with losses.shared_spectra():
-        before = mel(prediction, target)
-        prediction.mul_(0.5)  # a signal changed in place is another signal
-        assert not torch.equal(mel(prediction, target), before)
-    mel(prediction, target)
-    assert len(calls) == 6 + 3 + 2
+    assert torch.equal(created("mel", n_mels=40), functional.mel(prediction, target, RATE, n_mels=40))
+    assert not torch.equal(created("mel", n_mels=40), created("mel"))
+    assert torch.equal(created("snr", zero_mean=False), functional.snr(prediction, target, zero_mean=False))
+    assert torch.equal(created("phase", n_ffts=(64,)), functional.phase_distance(prediction, target, (64,)))
+    assert torch.equal(created("stft", fft_size=2048), functional.stft(prediction, target, fft_size=2048))
+    assert torch.equal(created("spectral", w_sc=0.0, window="hann"), created("spectral", w_sc=0.0))
+    assert losses.create("random_resolution_stft", RATE, seed=3).draw(5000, 0) != losses.create(
+        "random_resolution_stft", RATE
+    ).draw(5000, 0)
+    # The rate counts, too.
+    assert not torch.equal(losses.create("loudness", 48000)(prediction, target), created("loudness"))
+
+
+class Transforms:
+    """Counts what is transformed, by the samples of the frames."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.seen: Counter[tuple[int, bytes]] = Counter()
+        rfft = torch.fft.rfft
+
+        def counted(frames: Tensor, n: int) -> Tensor:
+            self.seen[n, frames.detach().numpy().tobytes()] += 1
+            return rfft(frames, n=n)
+
+        monkeypatch.setattr(spectra.torch.fft, "rfft", counted)
+
+    def sizes(self) -> list[int]:
+        """FFT sizes of all transforms so far, which are then forgotten."""
+        sizes = sorted(n for n, _ in self.seen.elements())
+        self.seen.clear()
+        return sizes
+
+
+@pytest.fixture
+def transforms(monkeypatch: pytest.MonkeyPatch) -> Transforms:
+    return Transforms(monkeypatch)
+
+
+def parameter(signal: Tensor) -> Tensor:
+    return signal.detach().clone().requires_grad_()
+
+
+class TestSharedSpectra:
+    def test_a_signal_is_transformed_once_for_each_resolution(self, transforms: Transforms) -> None:
+        prediction, target = noise((2, 1, 5000), 1)
+        prediction.requires_grad_()
+        family = [loss_named(name) for name in FAMILY]
+        with losses.shared_spectra():
+            torch.stack([loss(prediction, target) for loss in family]).sum().backward()
+        assert transforms.sizes() == 2 * [512] + 2 * [1024] + 2 * [2048] + 2 * [4096]
+        for loss in family:  # for themselves, too, losses share what they can
+            loss(prediction, target)
+            assert set(transforms.seen.values()) == {1}
+            transforms.seen.clear()
+
+    def test_no_registered_loss_transforms_anything_twice(self, transforms: Transforms) -> None:
+        prediction, target = noise((1, 2, 8000), 2)
+        prediction.requires_grad_()
+        every = [loss_named(name) for name in NAMES if name != "pesq"]  # which has its own
+        with losses.shared_spectra():
+            for loss in every:
+                loss(prediction, target)
+        assert len(transforms.seen) > 40
+        assert set(transforms.seen.values()) == {1}
+
+    def test_values_and_gradients_stay_the_same(self) -> None:
+        first, target = noise((2, 2, 8000), 3)
+        alone, together = parameter(first), parameter(first)
+        expected = [loss_named(name)(alone, target) for name in NAMES]
+        with losses.shared_spectra():
+            values = [loss_named(name)(together, target) for name in NAMES]
+        assert all(map(torch.equal, values, expected))
+        weights = [10.0 ** (number % 3) for number in range(len(NAMES))]
+        for results in (expected, values):
+            sum(weight * result.sum() for weight, result in zip(weights, results, strict=True)).backward()
+        assert alone.grad is not None and together.grad is not None
+        assert (alone.grad - together.grad).norm() <= 1e-5 * alone.grad.norm()
+
+    def test_a_signal_changed_in_place_is_another(self) -> None:
+        prediction, target = noise((1, 1, 5000), 4)
+        loss = losses.create("mel", RATE)
+        with losses.shared_spectra():
+            before = loss(prediction, target)
+            prediction.mul_(0.5)
+            after = loss(prediction, target)
+        assert not torch.equal(before, after) and torch.equal(after, loss(prediction, target))
+
+    def test_a_new_signal_in_the_place_of_an_old_one_is_another(self) -> None:
+        loss, target = losses.create("log_spectrogram", RATE), noise((1, 1, 5000), 5)[1]
+        with losses.shared_spectra():
+            for factor in (1.0, 2.0, 3.0, 4.0):  # whose memory, and id, the next one could get
+                assert loss(factor * target, target).item() == pytest.approx(
+                    losses.create("log_spectrogram", RATE)(factor * target, target.clone()).item(), rel=1e-5
+                )
+
+    def test_what_was_computed_without_gradient_does_not_swallow_one(self) -> None:
+        prediction, target = noise((1, 1, 5000), 6)
+        expected, signal = parameter(prediction), parameter(prediction)
+        loss = losses.create("spectral", RATE)
+        loss(expected, target).sum().backward()
+        with losses.shared_spectra():
+            with torch.no_grad():
+                loss(signal, target)
+            with torch.inference_mode():
+                loss(signal, target)
+            loss(signal, target).sum().backward()
+        assert signal.grad is not None and expected.grad is not None and torch.equal(signal.grad, expected.grad)
+
+    def test_inner_contexts_share_with_outer_ones_and_nothing_outlives_them(self, transforms: Transforms) -> None:
+        prediction, target = noise((1, 1, 5000), 7)
+        loss = losses.create("mel", RATE)
+        with losses.shared_spectra():
+            for _ in range(2):
+                with losses.shared_spectra():
+                    loss(prediction, target)
+            loss(prediction, target)
+            assert transforms.sizes() == [1024, 1024]
+        loss(prediction, target)
+        with losses.shared_spectra():
+            loss(prediction, target)
+        assert transforms.sizes() == [1024] * 4
+        with pytest.raises(RuntimeError, match="stop"), losses.shared_spectra():
+            raise RuntimeError("stop")
+        assert spectra._bank.get() is None
+
+
+# Rank r of two: the second call of each loss on its half of the batch, value and gradient.
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+import losses
+from encore.distributed import end_process, stop, total
+from tests.signals import loss_named, noise, second_call, shape_for
+
+def main():
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    results = {}
+    for name in losses.REGISTRY:
+        prediction, target = (signal[2 * rank : 2 * rank + 2] for signal in noise(shape_for(name, 4), 8))
+        value, gradient = second_call(name, prediction, target)
+        results[name] = value, total(value) / 2, gradient
+    torch.save(results, f"{folder}/{rank}.pt")
+    stop()
+
+end_process(main)
+"""
+
+
+def test_two_ranks_with_half_a_batch_each_make_what_one_makes_of_the_whole(tmp_path: Path) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        problems = [process.communicate(timeout=240)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], problems
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert list(one) == list(other) == NAMES
+    for name in NAMES:
+        # Of random_resolution_stft both ranks draw what one process draws at its second step.
+        value, gradient = second_call(name, *noise(shape_for(name, 4), 8))
+        assert torch.equal(one[name][1], other[name][1])
+        assert one[name][1].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-8), name
+        halves = torch.cat([one[name][2], other[name][2]]) / 2
+        assert (halves - gradient).norm() <= 1e-4 * gradient.norm(), name
+        assert one[name][0] != other[name][0], name
