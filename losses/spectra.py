@@ -1,8 +1,4 @@
-"""Short-time Fourier transforms for all losses, each computed once per signal and step inside `shared_spectra()`.
-
-Faster than `torch.stft` and its backward pass: frames lie along the last axis but one, so nothing is transposed; only
-the window's length is multiplied; the gradient goes back through one inverse transform of the half spectrum.
-"""
+"""Short-time Fourier transforms for all losses, each computed once per signal and step inside `shared_spectra()`."""
 
 from __future__ import annotations
 
@@ -15,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+
+from losses.autograd import Angle, AngleDifference, Magnitude, Spectrum
 
 POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silence
 
@@ -87,7 +83,7 @@ def magnitude(
     settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode
 
     def compute() -> Tensor:
-        value: Tensor = _Magnitude.apply(_raw_spectrum(signal, *settings), eps)
+        value: Tensor = Magnitude.apply(_raw_spectrum(signal, *settings), eps)
         return value
 
     return _shared(signal, ("magnitude", *settings, eps), compute)
@@ -122,7 +118,7 @@ def phase(
     settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode
 
     def compute() -> Tensor:
-        value: Tensor = _Phase.apply(spectrum(signal, *settings), eps)
+        value: Tensor = Angle.apply(spectrum(signal, *settings), eps)
         return value
 
     return _shared(signal, ("phase", *settings, eps), compute)
@@ -131,7 +127,7 @@ def phase(
 @torch.compiler.disable
 def absolute(values: Tensor, eps: float = 0.0) -> Tensor:
     """`sqrt(max(|values|², eps))` of complex values, with no gradient where eps is larger or the value 0."""
-    result: Tensor = _Magnitude.apply(values, eps)
+    result: Tensor = Magnitude.apply(values, eps)
     return result
 
 
@@ -141,7 +137,7 @@ def phase_difference(prediction: Tensor, target: Tensor, eps: float = POWER_FLOO
 
     No gradient to the one whose power is below eps.
     """
-    result: Tensor = _PhaseDifference.apply(prediction, target, eps)
+    result: Tensor = AngleDifference.apply(prediction, target, eps)
     return result
 
 
@@ -184,7 +180,7 @@ def _raw_spectrum(
 
     def compute() -> Tensor:
         values = window_values(window, win_length, signal.device, signal.dtype)
-        transformed: Tensor = _Spectrum.apply(signal.flatten(0, 1), values, n_fft, hop_length, pad_mode)
+        transformed: Tensor = Spectrum.apply(signal.flatten(0, 1), values, n_fft, hop_length, pad_mode)
         return transformed.unflatten(0, signal.shape[:2])
 
     return _shared(signal, ("spectrum", n_fft, hop_length, win_length, window, pad_mode), compute)
@@ -209,122 +205,3 @@ def _shift(n_fft: int, samples: int, device: torch.device, dtype: torch.dtype) -
     if n_fft % 2 == 0:
         factors[-1] = (-1) ** samples  # exactly real, or the sign of a real bin's angle π would be left to rounding
     return factors.to(device=device, dtype=dtype)
-
-
-class _Spectrum(torch.autograd.Function):
-    """`[B, N]` to `[B, frames, bins]`."""
-
-    @staticmethod
-    def forward(ctx: Any, signal: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode: str) -> Tensor:
-        length, left = len(window), (n_fft - len(window)) // 2
-        ctx.save_for_backward(window)
-        ctx.settings = n_fft, hop, pad_mode, signal.shape[-1]
-        padded = F.pad(signal[:, None], (n_fft // 2, n_fft - n_fft // 2), mode=pad_mode)[:, 0]
-        inner = padded[:, left : padded.shape[-1] - (n_fft - length - left)]
-        return torch.fft.rfft(inner.unfold(-1, length, hop) * window, n=n_fft)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (window,) = ctx.saved_tensors
-        n_fft, hop, pad_mode, samples = ctx.settings
-        length, left = len(window), (n_fft - len(window)) // 2
-        # An inverse real transform counts every bin but the first and (of an even size) the last for two.
-        gradient = gradient.clone()
-        gradient[..., 0] *= 2
-        if n_fft % 2 == 0:
-            gradient[..., -1] *= 2
-        frames = torch.fft.irfft(gradient, n=n_fft, norm="forward")[..., :length].mul_(window / 2)
-        # Overlap-add in blocks of one hop: block j of frame f belongs at hop f + j.
-        count, blocks = frames.shape[1], -(-length // hop)
-        hops = count + blocks - 1
-        padded = frames.new_zeros(len(frames), max(samples + n_fft, left + hops * hop))
-        added = padded[:, left : left + hops * hop].unflatten(1, (hops, hop))
-        for block in range(blocks):
-            part = frames[..., block * hop : (block + 1) * hop]
-            added[:, block : block + count, : part.shape[-1]] += part
-        padded = padded[:, : samples + n_fft]
-        before, after = n_fft // 2, n_fft - n_fft // 2
-        result = padded[:, before : before + samples].clone()
-        if pad_mode == "reflect":
-            result[:, 1 : before + 1] += padded[:, :before].flip(-1)
-            result[:, -after - 1 : -1] += padded[:, before + samples :].flip(-1)
-        return result, None, None, None, None
-
-
-class _Magnitude(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, spectrum: Tensor, eps: float) -> Tensor:
-        power = spectrum.real * spectrum.real
-        value = power.addcmul_(spectrum.imag, spectrum.imag).clamp_min_(eps).sqrt_()
-        ctx.save_for_backward(spectrum, value)
-        ctx.eps = eps
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        spectrum, value = ctx.saved_tensors
-        floor = float(torch.tensor(ctx.eps, dtype=value.dtype).sqrt())
-        # The gradient where the value is above the floor, in one pass.
-        kept = torch.ops.aten.threshold_backward(gradient, value, floor)
-        divisor = value if ctx.eps else value.clamp_min(torch.finfo(value.dtype).tiny)
-        return _scaled(spectrum, kept.div_(divisor)), None
-
-
-class _PhaseDifference(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, prediction: Tensor, target: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(prediction, target)
-        ctx.eps = eps
-        # The angle of P·T*; from contiguous parts, which take a quarter of the time of strided ones.
-        real = prediction.real * target.real
-        real.addcmul_(prediction.imag, target.imag)
-        imag = prediction.imag * target.real
-        imag.sub_(prediction.real * target.imag)  # rounded apart, or equal signals would not give exactly 0
-        return torch.atan2(imag, real)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        prediction, target = ctx.saved_tensors
-        return (
-            _turned(prediction, gradient, ctx.eps) if ctx.needs_input_grad[0] else None,
-            _turned(target, -gradient, ctx.eps) if ctx.needs_input_grad[1] else None,
-            None,
-        )
-
-
-class _Phase(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, spectrum: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(spectrum)
-        ctx.eps = eps
-        return torch.atan2(spectrum.imag, spectrum.real)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (spectrum,) = ctx.saved_tensors
-        return _turned(spectrum, gradient, ctx.eps), None
-
-
-def _turned(spectrum: Tensor, gradient: Tensor, eps: float) -> Tensor:
-    """The gradient of an angle, `i X / |X|²` times that of the angle, and 0 where the power is below eps."""
-    power = spectrum.real * spectrum.real
-    power.addcmul_(spectrum.imag, spectrum.imag)
-    factor = (gradient / power).masked_fill_(power <= eps, 0)
-    result = torch.empty_like(spectrum)
-    parts = torch.view_as_real(result)
-    torch.mul(spectrum.imag, -factor, out=parts[..., 0])
-    torch.mul(spectrum.real, factor, out=parts[..., 1])
-    return result
-
-
-def _scaled(spectrum: Tensor, factor: Tensor) -> Tensor:
-    """A complex tensor times a real one, without making the real one complex first."""
-    result = torch.empty_like(spectrum)
-    parts = torch.view_as_real(result)
-    torch.mul(spectrum.real, factor, out=parts[..., 0])
-    torch.mul(spectrum.imag, factor, out=parts[..., 1])
-    return result

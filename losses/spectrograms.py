@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from losses.autograd import AntiWrapped, mean_abs
 from losses.base import Entry, Loss, check_same_shape
 from losses.filterbanks import mel_spectrogram
 from losses.scales import a_weighting
@@ -24,7 +23,7 @@ from losses.spectra import (
     shared_spectra,
     spectrum,
 )
-from losses.stft import SILENCE, distance, mean_abs
+from losses.stft import SILENCE, distance
 
 RESOLUTIONS = (512, 1024, 2048)  # FFT sizes of the losses that Encore defines itself, a quarter of them the hop
 
@@ -141,7 +140,7 @@ def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = R
         difference = phase_difference(spectrum(prediction, *sizes), spectrum(target, *sizes))
         empty = torch.maximum(magnitude(prediction, *sizes), magnitude(target, *sizes)).detach() <= POWER_FLOOR**0.5
         difference = difference.masked_fill(empty, 0)
-        anti_wrapped: Tensor = _AntiWrapped.apply(difference)
+        anti_wrapped: Tensor = AntiWrapped.apply(difference)
         values.append(anti_wrapped)
     return torch.stack(values).mean(0)
 
@@ -197,34 +196,6 @@ def _silence(n_fft: int) -> float:
 def _a_weights(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
     return (10 ** (a_weighting(frequencies) / 20)).to(device=device, dtype=dtype)
-
-
-class _AntiWrapped(torch.autograd.Function):
-    """Mean magnitudes of angles and of their wrapped differences along bins and frames, `[B, C, frames, bins] → [B]`.
-
-    All slopes are ±1 and known at once, so one tensor is kept for the gradient instead of nine.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, angles: Tensor) -> Tensor:
-        value = mean_abs(angles)
-        slope = angles.sgn().div_(angles[0].numel())
-        for dim in (-1, -2):
-            steps = angles.diff(dim=dim)
-            steps -= steps.div(2 * math.pi).round_().mul_(2 * math.pi)
-            value = value + mean_abs(steps)
-            steps.sgn_().div_(steps[0].numel())
-            count = steps.shape[dim]
-            slope.narrow(dim, 1, count).add_(steps)
-            slope.narrow(dim, 0, count).sub_(steps)
-        ctx.save_for_backward(slope)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return slope * gradient[:, None, None, None]
 
 
 class SpectrogramLoss(Loss):

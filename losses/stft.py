@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from losses.autograd import mean_abs
 from losses.base import Entry, Loss, check_same_shape
 from losses.filterbanks import mel_filters
 from losses.filters import a_weighting_taps, fir_filter
@@ -29,11 +30,6 @@ class STFTTerms(NamedTuple):
     log_mag_loss: Tensor
     lin_mag_loss: Tensor
     phs_loss: Tensor
-
-
-def mean_abs(values: Tensor) -> Tensor:
-    """Mean magnitude per item, `[B, …] → [B]`; first along the last axis, which keeps float32 sums exact to 1e-6."""
-    return torch.linalg.vector_norm(values, ord=1, dim=-1).flatten(1).mean(1) / values.shape[-1]
 
 
 def norm(values: Tensor) -> Tensor:
