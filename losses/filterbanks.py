@@ -15,6 +15,7 @@ FILTERS_AT_ONCE = 16
 MEL_BREAK, MEL_HZ, MEL_RATIO = 15.0, 200 / 3, 6.4 ** (1 / 27)  # Slaney: 66.7 Hz a mel below 1 kHz, then exponential
 
 
+@torch.compiler.disable
 @lru_cache(maxsize=64)
 def mel_filters(
     sample_rate: int,
@@ -53,6 +54,7 @@ def mel_filters(
     return torch.from_numpy(bank).to(device=device, dtype=dtype)
 
 
+@torch.compiler.disable
 def mel_spectrogram(
     magnitudes: Tensor, sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> Tensor:

@@ -154,6 +154,7 @@ def check_long_enough(signal: Tensor, n_fft: int) -> None:
         )
 
 
+@torch.compiler.disable
 @lru_cache(maxsize=64)
 def window_values(window: Window, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A periodic window by name, `[length]`; see `spectrum`."""

@@ -192,6 +192,7 @@ def _silence(n_fft: int) -> float:
     return SILENCE * (0.375 * n_fft) ** 0.5
 
 
+@torch.compiler.disable
 @lru_cache(maxsize=64)
 def _a_weights(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
