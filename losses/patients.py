@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -115,6 +116,9 @@ def _embedding(sample_rate: int) -> Loss:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = SEANetEncoder(channels=1, dimension=16, n_filters=4)
+        with warnings.catch_warnings():
+            # The package uses torch's older weight norm.
+            warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
+            encoder = SEANetEncoder(channels=1, dimension=16, n_filters=4)
     encoder.channels = 1
     return REGISTRY["embedding"].build(sample_rate, encoder=encoder)
