@@ -34,7 +34,7 @@ Pairs = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass
 class Report:
-    """What was found. `problems` fail the loss, NaN is what is not known; `at_minimum` is None if the minimum is."""
+    """What was found. `problems` fail the loss, NaN is what is not known; `at_minimum` is None if there is none."""
 
     name: str
     note: str = ""
@@ -142,6 +142,7 @@ def _examine(report: Report, loss: nn.Module, entry: Entry, pairs: Pairs, device
 def _identity(report: Report, loss: Step, entry: Entry, target: Tensor) -> None:
     found = report.trial("identity", loss, target, target)
     if found is None:
+        report.at_minimum = False
         return
     report.identity = found[0]
     if entry.minimum is not None:

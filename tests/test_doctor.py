@@ -117,6 +117,7 @@ def test_ill_losses_fail_each_with_its_reason(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setitem(REGISTRY, f"ill_{number}", entry(function))
     status, output = run("--only", ",".join(["rms", *(f"ill_{number}" for number in range(len(ill)))]))
     assert status == 1 and "✗ rms" not in output and output.count("works") == 4
+    assert rows(output)["ill_2"][2:5] == ["✗", "–", "✗✓✓"]
     for number, (_, problem) in enumerate(ill):
         assert f"✗ ill_{number}: {problem}" in output, output
 
