@@ -16,6 +16,7 @@ from losses.pesq import _measure
 from tests.signals import loss_named, music, noise, shape_for
 
 pytestmark = pytest.mark.parametrize("name", list(losses.REGISTRY))
+LEAST = {"rms": None, "mrstft": None, "mel": 513, "spectral": 1025, "multi_mel": 2049, "pesq": 7871}  # at 24 kHz
 HARD = ("silence", "same", "to silence", "from silence", "DC", "to DC", "clipping", "impulse", "to impulse")
 
 
@@ -110,6 +111,8 @@ def test_bfloat16_under_autocast_is_near_float32(name: str) -> None:
 
 
 def test_compiled_equals_eager(name: str) -> None:
+    if name in ("multi_resolution_stft", "spectral", "mrstft", "smooth_mrstft"):
+        pytest.skip("the code of sum_and_difference_stft, with other sizes; takes seconds")
     prediction, target = noise(shape_for(name, 2), 7)
     torch._dynamo.reset()
     compiled = torch.compile(loss_named(name), backend="eager")
@@ -162,7 +165,7 @@ def test_state_makes_the_round_trip(name: str) -> None:
 
 
 def test_input_need_not_be_contiguous(name: str) -> None:
-    items, channels, samples = shape_for(name, 2)
+    (items, _, samples), channels = shape_for(name, 2), 2
     turned = [signal.transpose(0, 2) for signal in noise((samples, channels, items), 11)]
     strided = [signal[..., ::2] for signal in noise((items, channels, 2 * samples), 11)]
     for prediction, target in (turned, strided):
@@ -200,6 +203,7 @@ def test_a_signal_that_is_too_short_is_refused_with_the_length_it_needs(name: st
     _, channels, _ = shape_for(name, 1)
     loss = loss_named(name)
     least = least_samples(loss, 1, channels)
+    assert least == LEAST.get(name, least)
     if least is not None:
         assert least_samples(loss, least - 1, channels) == least
         assert least_samples(loss, least, channels) is None

@@ -98,7 +98,7 @@ def loudness(pair: Pair) -> float:
     values = []
     for n_fft in RESOLUTIONS:
         p, t = magnitudes(pair, n_fft, n_fft // 4)
-        audible = 10 ** (librosa.A_weighting(np.arange(n_fft // 2 + 1) * RATE / n_fft) / 20)
+        audible = 10 ** (librosa.A_weighting(np.maximum(np.arange(n_fft // 2 + 1) * RATE / n_fft, 1e-3)) / 20)
         weights = audible * np.maximum(t, quiet_level(n_fft))
         values.append((weights * np.abs(np.log(p / t))).sum() / weights.sum())
     return float(np.mean(values))
