@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ LEAST = {"rms": None, "mrstft": None, "mel": 513, "spectral": 1025, "multi_mel":
 HARD = ("silence", "same", "to silence", "from silence", "DC", "to DC", "clipping", "impulse", "to impulse")
 
 
-def value_and_gradient(loss: torch.nn.Module, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(loss: Callable[..., Tensor], prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     prediction = prediction.detach().clone().requires_grad_()
     values = loss(prediction, target)
     (gradient,) = torch.autograd.grad(values.sum(), prediction)
