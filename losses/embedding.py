@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torchaudio.functional import resample
 
 from losses.base import Entry, Loss, check_same_shape
+from losses.compilation import eager
 from losses.embedding_networks import NETWORKS, Network
 
 FLOOR_SHARE = 0.1  # of a layer's mean magnitude on white noise of RMS 0.1, -20 dBFS: the least a target counts as
 
 
-@torch.compiler.disable  # an LSTM compiles into one step after the other, for minutes
+@eager  # an LSTM compiles into one step after the other, for minutes
 def embedding(
     prediction: Tensor, target: Tensor, sample_rate: int, network: Network, floors: Sequence[float], layers: str = "all"
 ) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from losses.compilation import constant, eager
+
 FILTERS_AT_ONCE = 16
 MEL_BREAK, MEL_HZ, MEL_RATIO = 15.0, 200 / 3, 6.4 ** (1 / 27)  # Slaney: 66.7 Hz a mel below 1 kHz, then exponential
 
 
-@torch.compiler.disable
-@lru_cache(maxsize=64)
+@constant
 def mel_filters(
     sample_rate: int,
     n_fft: int,
@@ -54,7 +54,7 @@ def mel_filters(
     return torch.from_numpy(bank).to(device=device, dtype=dtype)
 
 
-@torch.compiler.disable
+@eager
 def mel_spectrogram(
     magnitudes: Tensor, sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> Tensor:
@@ -65,7 +65,7 @@ def mel_spectrogram(
     return value
 
 
-@lru_cache(maxsize=64)
+@constant
 def _bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float | None) -> list[tuple[slice, slice]]:
     """Groups of neighbouring filters, each with the bins in which they are not all 0."""
     used = _triangles(sample_rate, n_fft, n_mels, f_min, sample_rate / 2 if f_max is None else f_max) > 0

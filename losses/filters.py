@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d
+
+from losses.compilation import constant
 
 FILTER_TYPES = ("hp", "fd", "aw")
 # IEC 61672's A-weighting: corner frequencies in Hz (the first and the last twice), and what brings 1 kHz to 0 dB.
@@ -64,7 +65,7 @@ def folded_differentiator_taps(coef: float = 0.85) -> Tensor:
     return torch.tensor([1, 0, -coef], dtype=torch.float64)
 
 
-@lru_cache(maxsize=16)
+@constant
 def a_weighting_taps(sample_rate: int, ntaps: int = 101) -> Tensor:
     """Linear-phase FIR filter `[ntaps]` whose gain is A-weighting's at `sample_rate` Hz, float64.
 
@@ -112,7 +113,7 @@ class FIRFilter(nn.Module):
         return fir_filter(signal, _taps(*self.settings, signal.device, signal.dtype))
 
 
-@lru_cache(maxsize=64)
+@constant
 def _taps(
     filter_type: str, coef: float, sample_rate: int, ntaps: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:

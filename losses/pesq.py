@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
 from math import gcd
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchaudio.functional import lfilter, resample
 
 from losses.base import Entry, Loss, check_same_shape
+from losses.compilation import constant, eager
 
 RATE = 16000  # Hz, that of wide-band PESQ
 SHORTEST = 5248  # samples at 16 kHz: the first length that the package pads to its 20 frames of 512 samples, hop 256
@@ -19,7 +20,7 @@ AUDIBLE = 1e-5  # peak; -100 dBFS
 POWER_FLOOR = 1e-8  # of the band that levels are aligned by, relative to the louder signal's peak; -80 dB
 
 
-@torch.compiler.disable  # torchaudio's recursive filter can't be compiled
+@eager  # torchaudio's recursive filter can't be compiled
 def pesq(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     """Differentiable PESQ (ITU-T P.862) by the package torch-pesq: `0.1 · d_symmetric + 0.0309 · d_asymmetric`.
 
@@ -62,7 +63,7 @@ def pesq(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     return values.unflatten(0, prediction.shape[:2]).mean(1).to(prediction.dtype)
 
 
-@lru_cache(maxsize=8)
+@constant
 def _measure(device: torch.device) -> Any:
     """The package's loss in float64, which aligns no silence to the level of speech."""
     try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from losses.compilation import constant
 from losses.filterbanks import mel_filters
 
 
@@ -85,8 +85,7 @@ class AWeighted:
         return self.decibels(spectrogram) + _a_weights(self.frequencies, spectrogram.device, spectrogram.dtype)
 
 
-@torch.compiler.disable
-@lru_cache(maxsize=64)
+@constant
 def _a_weights(frequencies: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     level = a_weighting(torch.tensor(frequencies, dtype=torch.float64))
     return level[:, None].to(device=device, dtype=dtype)

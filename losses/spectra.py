@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from losses.autograd import Angle, AngleDifference, Magnitude, Spectrum
+from losses.compilation import constant, eager
 
 POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silence
 
@@ -35,7 +35,7 @@ def shared_spectra() -> Iterator[None]:
         _bank.reset(token)
 
 
-@torch.compiler.disable
+@eager
 def spectrum(
     signal: Tensor,
     n_fft: int,
@@ -69,7 +69,7 @@ def spectrum(
     return raw * _shift(n_fft, left, raw.device, raw.dtype)
 
 
-@torch.compiler.disable
+@eager
 def magnitude(
     signal: Tensor,
     n_fft: int,
@@ -89,7 +89,7 @@ def magnitude(
     return _shared(signal, ("magnitude", *settings, eps), compute)
 
 
-@torch.compiler.disable
+@eager
 def log_magnitude(
     signal: Tensor,
     n_fft: int,
@@ -104,7 +104,7 @@ def log_magnitude(
     return _shared(signal, ("log", *settings), lambda: magnitude(signal, *settings).log())
 
 
-@torch.compiler.disable
+@eager
 def phase(
     signal: Tensor,
     n_fft: int,
@@ -124,14 +124,14 @@ def phase(
     return _shared(signal, ("phase", *settings, eps), compute)
 
 
-@torch.compiler.disable
+@eager
 def absolute(values: Tensor, eps: float = 0.0) -> Tensor:
     """`sqrt(max(|values|², eps))` of complex values, with no gradient where eps is larger or the value 0."""
     result: Tensor = Magnitude.apply(values, eps)
     return result
 
 
-@torch.compiler.disable
+@eager
 def phase_difference(prediction: Tensor, target: Tensor, eps: float = POWER_FLOOR) -> Tensor:
     """Angle of P relative to T, complex tensors of one shape: radians in (−π, π].
 
@@ -154,8 +154,7 @@ def check_long_enough(signal: Tensor, n_fft: int) -> None:
         )
 
 
-@torch.compiler.disable
-@lru_cache(maxsize=64)
+@constant
 def window_values(window: Window, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A periodic window by name, `[length]`; see `spectrum`."""
     if isinstance(window, str) and window.endswith("_window") and hasattr(torch, window):
@@ -199,7 +198,7 @@ def _shared(signal: Tensor, key: tuple[Any, ...], compute: Callable[[], Tensor])
     return bank[key][1]
 
 
-@lru_cache(maxsize=64)
+@constant
 def _shift(n_fft: int, samples: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     turns = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * samples / n_fft
     factors = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from losses.autograd import AntiWrapped, mean_abs
 from losses.base import Entry, Loss, check_same_shape
+from losses.compilation import constant
 from losses.filterbanks import mel_spectrogram
 from losses.scales import a_weighting
 from losses.spectra import (
@@ -192,8 +193,7 @@ def _silence(n_fft: int) -> float:
     return SILENCE * (0.375 * n_fft) ** 0.5
 
 
-@torch.compiler.disable
-@lru_cache(maxsize=64)
+@constant
 def _a_weights(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
     return (10 ** (a_weighting(frequencies) / 20)).to(device=device, dtype=dtype)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.compilation import constant
 from losses.filterbanks import mel_filters
 from losses.spectra import POWER_FLOOR, Window, magnitude, window_values
 
 
-@torch.compiler.disable
-@lru_cache(maxsize=64)
+@constant
 def chroma_filters(sample_rate: float, n_fft: int, n_chroma: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Chroma filter bank `[n_chroma, n_fft // 2 + 1]`, the first row is C.
 
@@ -181,8 +180,7 @@ class CQT(VQT):
     gamma: float = field(default=0.0, init=False)
 
 
-@torch.compiler.disable
-@lru_cache(maxsize=16)
+@constant
 def _constant_q_kernels(transform: VQT, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Per octave, from the lowest: kernels `[width, 2 bins]`, real parts then imaginary ones, n = 0 at `width / 2`."""
     q = 1 / (2 ** (1 / transform.bins_per_octave) - 1)

@@ -1,0 +1,32 @@
+"""What stays out of compiled code, and constant tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import TypeVar, cast
+
+import torch
+from torch._compile import _disable_dynamo
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def eager(function: Function) -> Function:
+    """`torch.compiler.disable`, which imports the compiler only when something is compiled: it takes seconds."""
+    return cast(Function, _disable_dynamo(function))
+
+
+def constant(function: Function) -> Function:
+    """A function that makes constant tensors of hashable arguments, each once.
+
+    What it makes serves training and compiled code also when it is first asked for in inference mode.
+    """
+
+    @lru_cache(maxsize=64)
+    @wraps(function)
+    def made(*arguments: object, **named: object) -> object:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*arguments, **named)
+
+    return cast(Function, eager(made))
