@@ -26,47 +26,81 @@ class Spectrum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, signal: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode: str) -> Tensor:
-        length, left = len(window), (n_fft - len(window)) // 2
         ctx.save_for_backward(window)
         ctx.settings = n_fft, hop, pad_mode, signal.shape[-1]
-        padded = F.pad(signal[:, None], (n_fft // 2, n_fft - n_fft // 2), mode=pad_mode)[:, 0]
-        inner = padded[:, left : padded.shape[-1] - (n_fft - length - left)]
-        return torch.fft.rfft(inner.unfold(-1, length, hop) * window, n=n_fft)
+        return _transformed(signal, window, n_fft, hop, pad_mode)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (window,) = ctx.saved_tensors
-        n_fft, hop, pad_mode, samples = ctx.settings
-        length, left = len(window), (n_fft - len(window)) // 2
-        # An inverse real transform counts every bin but the first and (of an even size) the last for two.
-        gradient = gradient.clone()
-        gradient[..., 0] *= 2
-        if n_fft % 2 == 0:
-            gradient[..., -1] *= 2
-        frames = torch.fft.irfft(gradient, n=n_fft, norm="forward")[..., :length].mul_(window / 2)
-        # Overlap-add in blocks of one hop: block j of frame f belongs at hop f + j.
-        count, blocks = frames.shape[1], -(-length // hop)
-        hops = count + blocks - 1
-        padded = frames.new_zeros(len(frames), max(samples + n_fft, left + hops * hop))
-        added = padded[:, left : left + hops * hop].unflatten(1, (hops, hop))
-        for block in range(blocks):
-            part = frames[..., block * hop : (block + 1) * hop]
-            added[:, block : block + count, : part.shape[-1]] += part
-        padded = padded[:, : samples + n_fft]
-        before, after = n_fft // 2, n_fft - n_fft // 2
-        result = padded[:, before : before + samples].clone()
-        if pad_mode == "reflect":
-            result[:, 1 : before + 1] += padded[:, :before].flip(-1)
-            result[:, -after - 1 : -1] += padded[:, before + samples :].flip(-1)
-        return result, None, None, None, None
+        return _back(gradient.clone(), window, *ctx.settings), None, None, None, None
+
+
+class SpectrumAndMagnitude(torch.autograd.Function):
+    """`Spectrum` and its `Magnitude` in one, which goes back through both without a tensor in between."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, signal: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode: str, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        spectrum = _transformed(signal, window, n_fft, hop, pad_mode)
+        value = _magnitude(spectrum, eps)
+        ctx.save_for_backward(window, spectrum, value)
+        ctx.settings, ctx.eps = (n_fft, hop, pad_mode, signal.shape[-1]), eps
+        ctx.set_materialize_grads(False)
+        return spectrum, value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, direct: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        window, spectrum, value = ctx.saved_tensors
+        if gradient is not None:
+            whole = _along(spectrum, value, gradient, ctx.eps)
+            whole = whole if direct is None else whole.add_(direct)
+        elif direct is not None:
+            whole = direct.clone()
+        else:
+            return (None,) * 6
+        return _back(whole, window, *ctx.settings), None, None, None, None, None
+
+
+def _transformed(signal: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode: str) -> Tensor:
+    length, left = len(window), (n_fft - len(window)) // 2
+    padded = F.pad(signal[:, None], (n_fft // 2, n_fft - n_fft // 2), mode=pad_mode)[:, 0]
+    inner = padded[:, left : padded.shape[-1] - (n_fft - length - left)]
+    return torch.fft.rfft(inner.unfold(-1, length, hop) * window, n=n_fft)
+
+
+def _back(gradient: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode: str, samples: int) -> Tensor:
+    """The gradient of the signal, from that of the spectrum, which is overwritten."""
+    length, left = len(window), (n_fft - len(window)) // 2
+    # An inverse real transform counts every bin but the first and (of an even size) the last for two.
+    gradient[..., 0] *= 2
+    if n_fft % 2 == 0:
+        gradient[..., -1] *= 2
+    frames = torch.fft.irfft(gradient, n=n_fft, norm="forward")[..., :length].mul_(window / 2)
+    # Overlap-add in blocks of one hop: block j of frame f belongs at hop f + j.
+    count, blocks = frames.shape[1], -(-length // hop)
+    hops = count + blocks - 1
+    padded = frames.new_zeros(len(frames), max(samples + n_fft, left + hops * hop))
+    added = padded[:, left : left + hops * hop].unflatten(1, (hops, hop))
+    for block in range(blocks):
+        part = frames[..., block * hop : (block + 1) * hop]
+        added[:, block : block + count, : part.shape[-1]] += part
+    padded = padded[:, : samples + n_fft]
+    before, after = n_fft // 2, n_fft - n_fft // 2
+    result = padded[:, before : before + samples].clone()
+    if pad_mode == "reflect":
+        result[:, 1 : before + 1] += padded[:, :before].flip(-1)
+        result[:, -after - 1 : -1] += padded[:, before + samples :].flip(-1)
+    return result
 
 
 class Magnitude(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spectrum: Tensor, eps: float) -> Tensor:
-        power = spectrum.real * spectrum.real
-        value = power.addcmul_(spectrum.imag, spectrum.imag).clamp_min_(eps).sqrt_()
+        value = _magnitude(spectrum, eps)
         ctx.save_for_backward(spectrum, value)
         ctx.eps = eps
         return value
@@ -75,11 +109,37 @@ class Magnitude(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         spectrum, value = ctx.saved_tensors
-        floor = float(torch.tensor(ctx.eps, dtype=value.dtype).sqrt())
-        # The gradient where the value is above the floor, in one pass.
-        kept = torch.ops.aten.threshold_backward(gradient, value, floor)
-        divisor = value if ctx.eps else value.clamp_min(torch.finfo(value.dtype).tiny)
-        return _scaled(spectrum, kept.div_(divisor)), None
+        return _along(spectrum, value, gradient, ctx.eps), None
+
+
+def _magnitude(spectrum: Tensor, eps: float) -> Tensor:
+    power = spectrum.real * spectrum.real
+    return power.addcmul_(spectrum.imag, spectrum.imag).clamp_min_(eps).sqrt_()
+
+
+def _along(spectrum: Tensor, value: Tensor, gradient: Tensor, eps: float) -> Tensor:
+    """The gradient of a magnitude, X / |X| times that of the value, and 0 where it was clamped."""
+    floor = float(torch.tensor(eps, dtype=value.dtype).sqrt())
+    # The gradient where the value is above the floor, in one pass.
+    kept = torch.ops.aten.threshold_backward(gradient, value, floor)
+    divisor = value if eps else value.clamp_min(torch.finfo(value.dtype).tiny)
+    return _scaled(spectrum, kept.div_(divisor))
+
+
+class LogRatio(torch.autograd.Function):
+    """`ln(prediction / target)` of positive values."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(prediction, target)
+        return (prediction / target).log_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        prediction, target = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        return gradient / prediction if needed[0] else None, -gradient / target if needed[1] else None
 
 
 class AngleDifference(torch.autograd.Function):

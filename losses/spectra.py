@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses.autograd import Angle, AngleDifference, Magnitude, Spectrum
+from losses.autograd import Angle, AngleDifference, LogRatio, Magnitude, Spectrum, SpectrumAndMagnitude
 from losses.compilation import constant, eager
 
 POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silence
@@ -83,15 +83,20 @@ def magnitude(
     settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode
 
     def compute() -> Tensor:
-        value: Tensor = Magnitude.apply(_raw_spectrum(signal, *settings), eps)
+        if _is_held(signal, ("spectrum", *settings)):
+            return absolute(_raw_spectrum(signal, *settings), eps)
+        both = SpectrumAndMagnitude.apply(*_checked(signal, *settings), eps)
+        transformed, value = (part.unflatten(0, signal.shape[:2]) for part in both)
+        _shared(signal, ("spectrum", *settings), lambda: transformed)
         return value
 
     return _shared(signal, ("magnitude", *settings, eps), compute)
 
 
 @eager
-def log_magnitude(
-    signal: Tensor,
+def log_ratio(
+    prediction: Tensor,
+    target: Tensor,
     n_fft: int,
     hop_length: int,
     win_length: int | None = None,
@@ -99,9 +104,14 @@ def log_magnitude(
     pad_mode: str = "reflect",
     eps: float = POWER_FLOOR,
 ) -> Tensor:
-    """Natural logarithm of the `magnitude`."""
+    """`ln P − ln T` of the `magnitude`s of two signals; one logarithm for both."""
     settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode, eps
-    return _shared(signal, ("log", *settings), lambda: magnitude(signal, *settings).log())
+
+    def compute() -> Tensor:
+        value: Tensor = LogRatio.apply(magnitude(prediction, *settings), magnitude(target, *settings))
+        return value
+
+    return _shared(prediction, ("log ratio", *_identity(target), *settings), compute)
 
 
 @eager
@@ -173,17 +183,30 @@ def _raw_spectrum(
     signal: Tensor, n_fft: int, hop_length: int, win_length: int, window: Window, pad_mode: str
 ) -> Tensor:
     """The spectrum with the phase of a frame that begins where its window does."""
+    settings = n_fft, hop_length, win_length, window, pad_mode
+
+    def compute() -> Tensor:
+        transformed: Tensor = Spectrum.apply(*_checked(signal, *settings))
+        return transformed.unflatten(0, signal.shape[:2])
+
+    return _shared(signal, ("spectrum", *settings), compute)
+
+
+def _checked(
+    signal: Tensor, n_fft: int, hop_length: int, win_length: int, window: Window, pad_mode: str
+) -> tuple[Tensor, Tensor, int, int, str]:
+    """What `autograd.Spectrum` takes."""
     if win_length > n_fft:
         raise ValueError(f"a window of {win_length} samples does not fit into an FFT of {n_fft}")
     if pad_mode == "reflect":
         check_long_enough(signal, n_fft)
+    values = window_values(window, win_length, signal.device, signal.dtype)
+    return signal.flatten(0, 1), values, n_fft, hop_length, pad_mode
 
-    def compute() -> Tensor:
-        values = window_values(window, win_length, signal.device, signal.dtype)
-        transformed: Tensor = Spectrum.apply(signal.flatten(0, 1), values, n_fft, hop_length, pad_mode)
-        return transformed.unflatten(0, signal.shape[:2])
 
-    return _shared(signal, ("spectrum", n_fft, hop_length, win_length, window, pad_mode), compute)
+def _is_held(signal: Tensor, key: tuple[Any, ...]) -> bool:
+    bank = _bank.get()
+    return bank is not None and (*_identity(signal), *key) in bank
 
 
 def _shared(signal: Tensor, key: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
@@ -191,11 +214,15 @@ def _shared(signal: Tensor, key: tuple[Any, ...], compute: Callable[[], Tensor])
     bank = _bank.get()
     if bank is None:
         return compute()
-    version = 0 if signal.is_inference() else signal._version  # changed in place, it is another signal
-    key = (id(signal), version, signal.requires_grad and torch.is_grad_enabled(), *key)
+    key = (*_identity(signal), *key)
     if key not in bank:
         bank[key] = (signal, compute())  # the signal is kept so that its id stays its own
     return bank[key][1]
+
+
+def _identity(signal: Tensor) -> tuple[int, int, bool]:
+    """What tells a signal from others; changed in place, it is another one, and one without gradient is too."""
+    return id(signal), 0 if signal.is_inference() else signal._version, signal.requires_grad and torch.is_grad_enabled()
 
 
 @constant

@@ -18,7 +18,7 @@ from losses.spectra import (
     POWER_FLOOR,
     absolute,
     check_long_enough,
-    log_magnitude,
+    log_ratio,
     magnitude,
     phase_difference,
     shared_spectra,
@@ -102,7 +102,7 @@ def mse_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_l
 def log_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_length: int = 256) -> Tensor:
     """L1 of log magnitudes, `mean(| ln|P| − ln|T| |)`, magnitudes at least 1e-4, `[B]`."""
     check_same_shape(prediction, target)
-    return mean_abs(log_magnitude(prediction, n_fft, hop_length) - log_magnitude(target, n_fft, hop_length))
+    return mean_abs(log_ratio(prediction, target, n_fft, hop_length))
 
 
 @shared_spectra()
@@ -161,7 +161,7 @@ def loudness(prediction: Tensor, target: Tensor, sample_rate: int, n_ffts: Seque
         weights = magnitude(target, *sizes).clamp_min(_silence(n_fft)) * _a_weights(
             sample_rate, n_fft, prediction.device, prediction.dtype
         )
-        error = weights * (log_magnitude(prediction, *sizes) - log_magnitude(target, *sizes))
+        error = weights * log_ratio(prediction, target, *sizes)
         values.append(mean_abs(error) / mean_abs(weights))
     return torch.stack(values).mean(0)
 
@@ -183,7 +183,7 @@ def spectral_energy(
     for n_fft in n_ffts:
         sizes = n_fft, n_fft // 4
         linear = mean_abs(magnitude(prediction, *sizes) - magnitude(target, *sizes))
-        logs = log_magnitude(prediction, *sizes) - log_magnitude(target, *sizes)
+        logs = log_ratio(prediction, target, *sizes)
         values.append(linear + torch.linalg.vector_norm(logs, dim=-1).flatten(1).mean(1) / (n_fft // 2 + 1) ** 0.5)
     return torch.stack(values).mean(0)
 

@@ -13,7 +13,7 @@ from losses.autograd import mean_abs
 from losses.base import Entry, Loss, check_same_shape
 from losses.filterbanks import mel_filters
 from losses.filters import a_weighting_taps, fir_filter
-from losses.spectra import POWER_FLOOR, Window, log_magnitude, magnitude, phase, shared_spectra, window_values
+from losses.spectra import POWER_FLOOR, Window, log_ratio, magnitude, phase, shared_spectra, window_values
 from losses.transforms import chroma_filters
 
 SILENCE = 1e-3  # −60 dBFS: convergence is relative to at least this level, or silent targets would outweigh all others
@@ -121,10 +121,10 @@ def stft_terms(
         sc = convergence(predicted, wanted, floor, batch)
     if w_log_mag:
         if plain and log_fac == 1 and log_eps == 0:
-            logs = log_magnitude(prediction, **resolution), log_magnitude(target, **resolution)
+            difference = log_ratio(prediction, target, **resolution)
         else:
-            logs = _log(predicted, log_fac, log_eps), _log(wanted, log_fac, log_eps)
-        log_mag = of(logs[0] - logs[1])
+            difference = _log(predicted, log_fac, log_eps) - _log(wanted, log_fac, log_eps)
+        log_mag = of(difference)
     if w_lin_mag:
         lin_mag = of(predicted - wanted)
     if w_phs:
