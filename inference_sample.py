@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -193,8 +194,11 @@ def trained_names(config: TrainConfig) -> set[str]:
 def measures_of(generator: Generator, metrics: str | None, truth: Tensor) -> dict[str, nn.Module]:
     """The losses of the table, by name, each tried on the truth `[C, N]` before there is anything to lose.
 
+    One of the run's that can't be computed here is left out, and said.
+
     Raises:
-        EncoreError: losses that can't be computed here, a line each: another package, more samples or channels needed.
+        EncoreError: losses of --metrics that can't be computed here, a line each: another package, more samples or
+            channels needed.
     """
     config, codec = generator.config, generator.codec
     wanted = ALWAYS | trained_names(config) if metrics is None else set(named(metrics))
@@ -208,7 +212,10 @@ def measures_of(generator: Generator, metrics: str | None, truth: Tensor) -> dic
             loss(truth[None], truth[None])
             measures[name] = loss
         except (ImportError, OSError, ValueError) as error:
-            problems.append(f"--metrics {name}: {error}")
+            if metrics is None:  # nobody asked for it by name
+                print(f"the table is without {name}: {error}", file=sys.stderr)
+            else:
+                problems.append(f"--metrics {name}: {error}")
     if problems:
         raise EncoreError("\n".join(problems))
     return measures

@@ -101,7 +101,6 @@ def main(config: TrainConfig) -> None:
 
         # Model and objective
         torch.manual_seed(config.seed)
-        torch.set_float32_matmul_precision("high")
         model = build_model(config, codec)
         inputs = [pair.input for pair in pairs["train"]]
         model.set_statistics(*distributed.from_main(partial(cache.statistics, inputs)))

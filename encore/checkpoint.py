@@ -88,7 +88,8 @@ class TrainState:
             problems.append(f"--resume {path}: was trained with another codec (--codec {saved.codec}); name that one")
         if (content["ema"] is None) != (self.ema is None):
             problems.append(f"--resume {path}: was trained with --ema_decay {saved.ema_decay:g}, keep it on or off")
-        if "adversary" in content["objective"] and saved.discriminator != config.discriminator:
+        judged = "adversary" in content["objective"] and self.objective.adversary is not None
+        if judged and saved.discriminator != config.discriminator:
             problems.append(f"--resume {path}: was trained with --discriminator {saved.discriminator}; keep that one")
         if problems:
             raise EncoreError("\n".join(problems))
@@ -99,6 +100,8 @@ class TrainState:
         self.schedule.load_state_dict(content["schedule"])
         self.objective.load_state_dict(content["objective"])
         self.progress = Progress(**content["progress"])
+        if self.objective.adversary is not None and not judged:
+            self.objective.adversary.steps = self.progress.step  # it counts the run's steps, from whenever it is there
 
 
 def read(path: Path) -> dict[str, Any]:

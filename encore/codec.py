@@ -232,7 +232,7 @@ def load_codec(name: str, repository: Path | None = None, bandwidth: float | Non
     Raises:
         EncoreError: the weights can't be had, or the codec has no quantiser at this bandwidth.
     """
-    # A convolution with 10 bits of mantissa (TF32) is audible noise at −60 dB, and the codec's are the only ones here.
+    # A convolution with 10 bits of mantissa (TF32) is audible noise at −60 dB.
     torch.backends.cudnn.allow_tf32 = False
     if name not in PRETRAINED:
         if bandwidth is not None:

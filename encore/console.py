@@ -135,7 +135,12 @@ class Screen:
     def _parts(self, values: Values) -> str:
         """Every component's value; one that was not computed is off. The adversary's are never validated by."""
         shown = [c for c in self.components if c.loss is not None or c.name in values]
-        return ", ".join(f"{c.label}: {values[c.name]:.4f}" if c.name in values else f"{c.label}: off" for c in shown)
+        parts = []
+        for c in shown:
+            parts.append(f"{c.label}: {values[c.name]:.4f}" if c.name in values else f"{c.label}: off")
+            if c.metric is not None and c.name in values:
+                parts.append(f"{c.metric}: {-values[c.name]:.4f}")
+        return ", ".join(parts)
 
     def _table(self, figures: EpochFigures) -> Table:
         note = f"  {figures.skipped} steps skipped" if figures.skipped else ""
@@ -153,13 +158,15 @@ class Screen:
             share = c.weight * figures.val.get(c.name, math.nan) / (figures.val["loss"] or math.nan)
             parts = [_percent(share), _percent(figures.train.get(SHARE + c.name, math.nan))]
             table.add_row(c.name, f"{c.weight:g}", *self._row(c.name, figures, parts))
+            if c.metric is not None:
+                table.add_row(f"  {c.metric}", "", *self._row(c.name, figures, ["", ""], sign=-1), style="dim")
         table.add_section()
         table.add_row("total", "", *self._row("loss", figures, ["100%", "100%"]), style="bold")
         return table
 
-    def _row(self, name: str, figures: EpochFigures, parts: list[str]) -> list[str]:
+    def _row(self, name: str, figures: EpochFigures, parts: list[str], sign: int = 1) -> list[str]:
         train, val, floor, copy = (
-            f"{values[name]:.4f}" if name in values else "–"
+            f"{sign * values[name]:.4f}" if name in values else "–"
             for values in (figures.train, figures.val, self.floor, self.copy)
         )
         return [train, val, *parts, floor, copy]

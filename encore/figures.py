@@ -20,8 +20,11 @@ class Sums:
 
     def add(self, values: Mapping[str, Tensor], total: Tensor) -> None:
         """Adds a batch's values, `[B]` each, and the weighted total as "loss"."""
-        for name, value in {**values, "loss": total}.items():
-            self.add_value(name, value.detach().double().mean().item(), len(value))
+        named = {**values, "loss": total}
+        # One transfer from the device for all.
+        means = torch.stack([value.detach().double().mean() for value in named.values()]).tolist()
+        for name, mean in zip(named, means, strict=True):
+            self.add_value(name, mean, len(named[name]))
 
     def add_value(self, name: str, value: float, items: int) -> None:
         """Adds a mean over `items` items."""

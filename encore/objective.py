@@ -37,6 +37,8 @@ class Combiner(Protocol):
 class Adversary(Protocol):
     """Losses that a discriminator gives, which is trained beside the model, and has its state."""
 
+    steps: int
+
     @property
     def due(self) -> bool: ...
     def __call__(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]: ...
@@ -178,7 +180,7 @@ class Regression(nn.Module):
         total = self.total(values) if any(name in self.losses for name in values) else nothing
         if self.adversary is not None and self.adversary.due:
             values["disc_loss"] = self.adversary.accumulate(outcome.audio, outcome.target, scale)
-        finite = all(bool(value.isfinite().all()) for value in (total, *values.values()))
+        finite = bool(torch.cat([total, *values.values()]).isfinite().all())
         return Step(values, total, combined.shares, combined.left_out, finite)
 
     def end_step(self, skip: bool) -> None:
@@ -214,9 +216,9 @@ class Regression(nn.Module):
         return {name: state for name, part in self._parts().items() if (state := part.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # type: ignore[override]
-        """The opposite of `state_dict`; a part that is new in this run begins anew."""
+        """The opposite of `state_dict`; a part that is new in this run begins anew, one that is gone is forgotten."""
         for name, part in self._parts().items():
-            if name in state:
+            if name in state and part.state_dict():
                 part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ USER_ERROR = 2
 WIDTH = 120  # of what is not a terminal
 NARROW = 100  # a terminal with fewer columns has long names on two lines
 SAMPLE_RATE, SECONDS = 24000, 1.0
+MOST_SAMPLES = 10_000_000  # what fits into the memory of a small machine, all losses considered
 
 app = typer.Typer(
     add_completion=False,
@@ -87,6 +88,8 @@ def signals(
     """The user's files, or else noise and music."""
     if prediction is None and target is None:
         sample_rate, seconds = sample_rate or SAMPLE_RATE, seconds or SECONDS
+        if not seconds * sample_rate <= MOST_SAMPLES:
+            refuse(f"--seconds {seconds:g}: more than {MOST_SAMPLES // sample_rate} s at {sample_rate} Hz is too much")
         if round(seconds * sample_rate) < 1:
             refuse(f"--seconds {seconds:g}: less than a sample at {sample_rate} Hz")
         return patients.synthesised(sample_rate, seconds)

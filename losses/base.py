@@ -13,10 +13,10 @@ Function = Callable[[Tensor, Tensor], Any]
 
 
 def check_same_shape(prediction: Tensor, target: Tensor) -> None:
-    """Raises ValueError, with both shapes, unless both are `[B, C, N]` and equal in shape."""
-    if prediction.shape != target.shape or prediction.dim() != 3:
+    """Raises ValueError, with both shapes, unless both are `[B, C, N]`, equal in shape and not empty."""
+    if prediction.shape != target.shape or prediction.dim() != 3 or not prediction.numel():
         raise ValueError(
-            "prediction and target must both be [B, C, N] and equal in shape, got "
+            "prediction and target must both be [B, C, N], none of them 0, and equal in shape, got "
             f"{list(prediction.shape)} and {list(target.shape)}"
         )
 
@@ -53,6 +53,16 @@ class Loss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.function}, reduction={self.reduction!r}"
+
+
+def entry(summary: str, loss: Callable[..., Loss], takes_rate: bool = False, **attributes: Any) -> Entry:
+    """An entry for a loss class, whose first argument is the sample rate if `takes_rate`."""
+
+    def build(sample_rate: int, **options: Any) -> Loss:
+        rate = {"sample_rate": sample_rate} if takes_rate else {}
+        return loss(**rate, **{"reduction": "none", **options})
+
+    return Entry(summary, build, **attributes)
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,8 @@ def _sum(gradients: Mapping[str, Tensor], scales: Mapping[str, float], signal: T
 
 def _shares(norms: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, float]:
     """Every term's part of the sum of the scaled norms; empty where there is no gradient at all."""
-    sizes = {name: scales[name] * norm.item() if name in scales else 0.0 for name, norm in norms.items()}
+    numbers = zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)
+    sizes = {name: scales[name] * norm if name in scales else 0.0 for name, norm in numbers}
     whole = sum(sizes.values())
     return {name: size / whole for name, size in sizes.items()} if whole else {}
 

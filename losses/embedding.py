@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchaudio.functional import resample
 
-from losses.base import Entry, Loss, check_same_shape
+from losses.base import Loss, check_same_shape, entry
 from losses.compilation import eager
 from losses.embedding_networks import NETWORKS, Network
 
@@ -112,8 +112,9 @@ class EmbeddingLoss(Loss):
 
 
 ENTRIES = {
-    "embedding": Entry(
+    "embedding": entry(
         "distance between the activations of a frozen network, by default the codec's encoder",
-        lambda sample_rate, **options: EmbeddingLoss(sample_rate, **options, reduction="none"),
+        EmbeddingLoss,
+        True,
     )
 }

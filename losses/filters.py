@@ -86,6 +86,11 @@ def a_weighting_taps(sample_rate: int, ntaps: int = 101) -> Tensor:
     return torch.from_numpy(signal.firls(ntaps, frequencies, abs(response), fs=sample_rate))
 
 
+def a_weighted(signal: Tensor, sample_rate: int) -> Tensor:
+    """`signal [B, C, N]` through the A-weighting filter; see `a_weighting_taps`."""
+    return fir_filter(signal, _taps("aw", 0.0, sample_rate, 101, signal.device, signal.dtype))
+
+
 class FIRFilter(nn.Module):
     """Pre-emphasis of a signal `[B, C, N]` of any number of channels: same shape, device and dtype.
 

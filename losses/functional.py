@@ -1,7 +1,7 @@
-"""All losses as pure functions of `(prediction, target)`, both `[B, C, N]`; each returns one value per item, `[B]`."""
+"""The losses as pure functions of `(prediction, target)`, both `[B, C, N]`; each returns one value per item, `[B]`."""
 
 from losses.embedding import embedding
-from losses.multi_resolution import multi_resolution_stft, sum_and_difference_stft
+from losses.multi_resolution import mrstft, multi_resolution_stft, smooth_mrstft, spectral, sum_and_difference_stft
 from losses.pesq import pesq
 from losses.spectrograms import (
     complex_spec,
@@ -30,6 +30,7 @@ __all__ = [
     "log_spectrogram",
     "loudness",
     "mel",
+    "mrstft",
     "mse_spectrogram",
     "multi_complex_spec",
     "multi_mel",
@@ -40,7 +41,9 @@ __all__ = [
     "rms",
     "sd_sdr",
     "si_sdr",
+    "smooth_mrstft",
     "snr",
+    "spectral",
     "spectral_energy",
     "stft",
     "sum_and_difference_stft",

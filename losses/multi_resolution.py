@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses.base import Entry, Loss, check_same_shape
-from losses.filters import a_weighting_taps, fir_filter, sum_and_difference
+from losses.base import Loss, check_same_shape, entry
+from losses.compilation import eager
+from losses.filters import a_weighted, sum_and_difference
 from losses.spectra import check_long_enough
 from losses.stft import STFTLoss, STFTTerms, stft_terms
 
@@ -67,8 +68,7 @@ def multi_resolution_stft_terms(
     if perceptual_weighting:  # once for all resolutions
         if sample_rate is None:
             raise ValueError("perceptual weighting needs the sample_rate, in Hz")
-        taps = a_weighting_taps(sample_rate)
-        prediction, target = fir_filter(prediction, taps), fir_filter(target, taps)
+        prediction, target = a_weighted(prediction, sample_rate), a_weighted(target, sample_rate)
     terms = [
         stft_terms(prediction, target, fft, hop, win, n_bins=count, sample_rate=sample_rate, **settings)
         for fft, hop, win, count in zip(fft_sizes, hop_sizes, win_lengths, bins, strict=True)
@@ -89,6 +89,21 @@ def multi_resolution_stft(prediction: Tensor, target: Tensor, **settings: Any) -
         ValueError: as `stft`, or lists of different lengths.
     """
     return multi_resolution_stft_terms(prediction, target, **settings).loss
+
+
+def spectral(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+    """`multi_resolution_stft` with the settings of `SpectralLoss`, `[B]`."""
+    return multi_resolution_stft(prediction, target, **SPECTRAL | settings)
+
+
+def mrstft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+    """`multi_resolution_stft` with the settings of `MRSTFTLoss`, `[B]`."""
+    return multi_resolution_stft(prediction, target, **MRSTFT | settings)
+
+
+def smooth_mrstft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+    """`multi_resolution_stft` with the settings of `SmoothMRSTFTLoss`, `[B]`."""
+    return multi_resolution_stft(prediction, target, **SMOOTH_MRSTFT | settings)
 
 
 class MultiResolutionSTFTLoss(STFTLoss):
@@ -132,7 +147,7 @@ def sum_and_difference_stft(
 ) -> Tensor:
     """`(w_sum·L(sum) + w_diff·L(difference)) / 2` of stereo signals, L the `multi_resolution_stft`, `[B]`.
 
-    Steinmetz et al. 2020, auraloss 0.4.
+    Steinmetz et al. 2020, auraloss 0.4; with `batch=True` (see `stft`) of its value for several items.
 
     Raises:
         ValueError: not stereo, or as `multi_resolution_stft`.
@@ -225,6 +240,7 @@ class RandomResolutionSTFTLoss(Loss):
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.calls = state["calls"]
 
+    @eager  # compiled, every count of calls would be another program
     def _compare(self, prediction: Tensor, target: Tensor) -> Tensor:
         training = torch.is_grad_enabled() and prediction.requires_grad
         sizes = self.draw(prediction.shape[-1], self.calls if training else 0)
@@ -233,29 +249,29 @@ class RandomResolutionSTFTLoss(Loss):
 
 
 ENTRIES = {
-    "multi_resolution_stft": Entry(
+    "multi_resolution_stft": entry(
         "auraloss's multi-resolution STFT: spectral convergence + L1 of log magnitudes, FFT 512 to 2048",
-        lambda sample_rate, **options: MultiResolutionSTFTLoss(reduction="none", **options),
+        MultiResolutionSTFTLoss,
     ),
-    "random_resolution_stft": Entry(
+    "random_resolution_stft": entry(
         "the STFT loss at resolutions drawn for every step",
-        lambda sample_rate, **options: RandomResolutionSTFTLoss(reduction="none", **options),
+        RandomResolutionSTFTLoss,
     ),
-    "sum_and_difference_stft": Entry(
+    "sum_and_difference_stft": entry(
         "multi-resolution STFT loss of the sum and difference of stereo channels",
-        lambda sample_rate, **options: SumAndDifferenceSTFTLoss(reduction="none", **options),
+        SumAndDifferenceSTFTLoss,
         channels=2,
     ),
-    "spectral": Entry(
+    "spectral": entry(
         "multi-resolution STFT: spectral convergence + L1 of log magnitudes",
-        lambda sample_rate, **options: SpectralLoss(reduction="none", **options),
+        SpectralLoss,
     ),
-    "mrstft": Entry(
+    "mrstft": entry(
         "multi-scale spectral loss: L1 of magnitudes and of log magnitudes, FFT 64 to 2048",
-        lambda sample_rate, **options: MRSTFTLoss(reduction="none", **options),
+        MRSTFTLoss,
     ),
-    "smooth_mrstft": Entry(
+    "smooth_mrstft": entry(
         "smooth multi-scale spectral loss: L2 of ln(1 + magnitude), flat-top windows",
-        lambda sample_rate, **options: SmoothMRSTFTLoss(reduction="none", **options),
+        SmoothMRSTFTLoss,
     ),
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchaudio.functional import lfilter, resample
 
-from losses.base import Entry, Loss, check_same_shape
+from losses.base import Loss, check_same_shape, entry
 from losses.compilation import eager
 
 RATE = 16000  # Hz, that of wide-band PESQ
@@ -97,9 +97,10 @@ class PESQLoss(Loss):
 
 
 ENTRIES = {
-    "pesq": Entry(
+    "pesq": entry(
         "perceptual evaluation of speech quality, at 16 kHz: a speech measure",
-        lambda sample_rate: PESQLoss(sample_rate, reduction="none"),
+        PESQLoss,
+        True,
         package="torch-pesq",
     )
 }

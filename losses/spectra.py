@@ -196,6 +196,8 @@ def _checked(
     signal: Tensor, n_fft: int, hop_length: int, win_length: int, window: Window, pad_mode: str
 ) -> tuple[Tensor, Tensor, int, int, str]:
     """What `autograd.Spectrum` takes."""
+    if hop_length < 1 or win_length < 1:
+        raise ValueError(f"hop and window must be at least 1 sample, got {hop_length} and {win_length}")
     if win_length > n_fft:
         raise ValueError(f"a window of {win_length} samples does not fit into an FFT of {n_fft}")
     if pad_mode == "reflect":
@@ -220,9 +222,10 @@ def _shared(signal: Tensor, key: tuple[Any, ...], compute: Callable[[], Tensor])
     return bank[key][1]
 
 
-def _identity(signal: Tensor) -> tuple[int, int, bool]:
+def _identity(signal: Tensor) -> tuple[int, int, bool, bool]:
     """What tells a signal from others; changed in place, it is another one, and one without gradient is too."""
-    return id(signal), 0 if signal.is_inference() else signal._version, signal.requires_grad and torch.is_grad_enabled()
+    version = 0 if signal.is_inference() else signal._version
+    return id(signal), version, signal.requires_grad and torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 @constant

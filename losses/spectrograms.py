@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from losses.autograd import AntiWrapped, mean_abs
-from losses.base import Entry, Loss, check_same_shape
+from losses.base import Loss, check_same_shape, entry
 from losses.compilation import constant
 from losses.filterbanks import mel_spectrogram
 from losses.scales import a_weighting
@@ -282,22 +282,15 @@ class SpectralEnergyLoss(SpectrogramLoss):
     compare = staticmethod(spectral_energy)
 
 
-def _entry(summary: str, loss: Callable[..., Loss], takes_rate: bool = False) -> Entry:
-    def build(sample_rate: int, **options: Any) -> Loss:
-        return loss(**{"sample_rate": sample_rate} if takes_rate else {}, **options, reduction="none")
-
-    return Entry(summary, build)
-
-
 ENTRIES = {
-    "mel": _entry("L1 of log-mel spectrograms", MelLoss, True),
-    "multi_mel": _entry("L1 of log-mel spectrograms of three resolutions", MultiMelLoss, True),
-    "complex_spec": _entry("L1 of magnitudes relative to the target's mean", ComplexSpecLoss),
-    "multi_complex_spec": _entry("relative L1 of magnitudes, FFT 32 to 2048", MultiComplexSpecLoss),
-    "mse_spectrogram": _entry("mean square difference of magnitudes", MSESpectrogramLoss),
-    "log_spectrogram": _entry("L1 of log magnitudes", LogSpectrogramLoss),
-    "complex_stft": _entry("distance of complex spectra: magnitude and phase", ComplexSTFTLoss),
-    "phase": _entry("anti-wrapped phase, group delay and instantaneous frequency", PhaseLoss),
-    "loudness": _entry("log-spectral error where the target is loud to the ear", LoudnessLoss, True),
-    "spectral_energy": _entry("linear L1 + log L2 of magnitudes, FFT 64 to 2048", SpectralEnergyLoss),
+    "mel": entry("L1 of log-mel spectrograms", MelLoss, True),
+    "multi_mel": entry("L1 of log-mel spectrograms of three resolutions", MultiMelLoss, True),
+    "complex_spec": entry("L1 of magnitudes relative to the target's mean", ComplexSpecLoss),
+    "multi_complex_spec": entry("relative L1 of magnitudes, FFT 32 to 2048", MultiComplexSpecLoss),
+    "mse_spectrogram": entry("mean square difference of magnitudes", MSESpectrogramLoss),
+    "log_spectrogram": entry("L1 of log magnitudes", LogSpectrogramLoss),
+    "complex_stft": entry("distance of complex spectra: magnitude and phase", ComplexSTFTLoss),
+    "phase": entry("anti-wrapped phase, group delay and instantaneous frequency", PhaseLoss),
+    "loudness": entry("log-spectral error where the target is loud to the ear", LoudnessLoss, True),
+    "spectral_energy": entry("linear L1 + log L2 of magnitudes, FFT 64 to 2048", SpectralEnergyLoss),
 }

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from losses.autograd import mean_abs
-from losses.base import Entry, Loss, check_same_shape
+from losses.base import Loss, check_same_shape, entry
 from losses.filterbanks import mel_filters
-from losses.filters import a_weighting_taps, fir_filter
+from losses.filters import a_weighted
 from losses.spectra import POWER_FLOOR, Window, log_ratio, magnitude, phase, shared_spectra, window_values
 from losses.transforms import chroma_filters
 
@@ -89,8 +89,7 @@ def stft_terms(
         raise ValueError("a mel or chroma scale and perceptual weighting need the sample_rate, in Hz")
     if perceptual_weighting:
         assert sample_rate is not None
-        taps = a_weighting_taps(sample_rate)
-        prediction, target = fir_filter(prediction, taps), fir_filter(target, taps)
+        prediction, target = a_weighted(prediction, sample_rate), a_weighted(target, sample_rate)
     resolution: dict[str, Any] = {
         "n_fft": fft_size,
         "hop_length": hop_size,
@@ -214,16 +213,18 @@ def _filters(
 
 
 ENTRIES = {
-    "stft": Entry(
+    "stft": entry(
         "STFT of one resolution (1024): spectral convergence + L1 of log magnitudes",
-        lambda sample_rate, **options: STFTLoss(reduction="none", **options),
+        STFTLoss,
     ),
-    "mel_stft": Entry(
+    "mel_stft": entry(
         "the STFT loss on 128 mel bands",
-        lambda sample_rate, **options: MelSTFTLoss(sample_rate, reduction="none", **options),
+        MelSTFTLoss,
+        True,
     ),
-    "chroma_stft": Entry(
+    "chroma_stft": entry(
         "the STFT loss on 12 pitch classes",
-        lambda sample_rate, **options: ChromaSTFTLoss(sample_rate, reduction="none", **options),
+        ChromaSTFTLoss,
+        True,
     ),
 }

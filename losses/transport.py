@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Entry, Loss, check_same_shape
+from losses.base import Loss, check_same_shape, entry
 from losses.spectra import Window, check_long_enough, magnitude
 
 FFT_SIZES = (512, 1024, 2048)
@@ -171,8 +171,8 @@ class SpectralOptimalTransportLoss(Loss):
 
 
 ENTRIES = {
-    "spectral_optimal_transport": Entry(
+    "spectral_optimal_transport": entry(
         "how far energy must be moved along the frequencies",
-        lambda sample_rate, **options: SpectralOptimalTransportLoss(**options, reduction="none"),
+        SpectralOptimalTransportLoss,
     )
 }

@@ -7,12 +7,11 @@ Sums of energy are in squared units of the waveform, where full scale is 1.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from losses.base import Entry, Loss, check_same_shape
+from losses.base import Loss, check_same_shape, entry
 
 SILENCE_POWER = 1e-6  # −60 dBFS: errors are relative to at least this mean square
 KNEE = 10.0  # an error 10 dB above the target: from here on a ratio of energies counts by its logarithm
@@ -216,21 +215,18 @@ class SDSDRLoss(Loss):
         super().__init__(partial(sd_sdr, zero_mean=zero_mean, eps=eps), reduction)
 
 
-def _entry(summary: str, loss: type[Loss], minimum: float | None = 0.0, metric: str | None = None) -> Entry:
-    def build(sample_rate: int, **options: Any) -> Loss:
-        return loss(reduction="none", **options)
-
-    return Entry(summary, build, minimum, metric)
-
-
 ENTRIES = {
-    "rms": _entry("root mean square error of the waveform", RMSLoss),
-    "waveform_l1": _entry("mean absolute error of the waveform", WaveformL1Loss),
-    "waveform_mse": _entry("mean square error of the waveform", WaveformMSELoss),
-    "esr": _entry("energy of the error relative to the target's", ESRLoss),
-    "dc": _entry("difference of the means, relative to the target's power", DCLoss),
-    "log_cosh": _entry("log-cosh of the error: square where small, absolute where large", LogCoshLoss),
-    "snr": _entry("minus the signal-to-noise ratio in dB", SNRLoss, None, "snr_db"),
-    "si_sdr": _entry("minus the scale-invariant signal-to-distortion ratio in dB", SISDRLoss, None, "si_sdr_db"),
-    "sd_sdr": _entry("minus the scale-dependent signal-to-distortion ratio in dB", SDSDRLoss, None, "sd_sdr_db"),
+    "rms": entry("root mean square error of the waveform", RMSLoss),
+    "waveform_l1": entry("mean absolute error of the waveform", WaveformL1Loss),
+    "waveform_mse": entry("mean square error of the waveform", WaveformMSELoss),
+    "esr": entry("energy of the error relative to the target's", ESRLoss),
+    "dc": entry("difference of the means, relative to the target's power", DCLoss),
+    "log_cosh": entry("log-cosh of the error: square where small, absolute where large", LogCoshLoss),
+    "snr": entry("minus the signal-to-noise ratio in dB", SNRLoss, minimum=None, metric="snr_db"),
+    "si_sdr": entry(
+        "minus the scale-invariant signal-to-distortion ratio in dB", SISDRLoss, minimum=None, metric="si_sdr_db"
+    ),
+    "sd_sdr": entry(
+        "minus the scale-dependent signal-to-distortion ratio in dB", SDSDRLoss, minimum=None, metric="sd_sdr_db"
+    ),
 }

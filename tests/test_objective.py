@@ -17,6 +17,7 @@ from encore.config import TrainConfig, knobs
 from encore.errors import EncoreError
 from encore.objective import Component, Crop, Regression
 from encore.pairs import Batch
+from losses import pesq
 from tests.conftest import melody
 from train_worker import adversary_of, components_of
 
@@ -120,6 +121,7 @@ def test_losses_that_cannot_be_computed_here_are_named_with_their_flags(
     codec: FrozenCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_pesq", None)  # as if it were not installed
+    pesq._measure.cache_clear()
     config = TrainConfig(loss_weight_sum_and_difference_stft=0.5, metrics="pesq,mel,multi_mel")
     with pytest.raises(EncoreError) as caught:
         components_of(config, codec, torch.zeros(1, 1, 6000))
@@ -217,3 +219,15 @@ def test_its_state_is_that_of_balancer_and_adversary(codec: FrozenCodec, batch: 
             terms.end_step(skip=False)
         results.append([model.weight.grad, *terms.adversary.parameters()])  # type: ignore[union-attr]
     assert all(torch.equal(ours, uninterrupted) for ours, uninterrupted in zip(*results, strict=True))
+
+
+def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: FrozenCodec, batch: Batch) -> None:
+    """A run goes on with another way to combine its losses, in both directions."""
+    balanced, model = adversarial(codec), nn.Conv1d(128, 128, 1)
+    balanced.backward(balanced(model, batch, Crop(0, 30)), 1.0, measure=False)
+    plain = objective(codec, *components_for(codec, loss_weight_mel=1))
+    plain.load_state_dict(balanced.state_dict())
+    assert not plain.state_dict()
+    again = adversarial(codec)
+    again.load_state_dict(plain.state_dict())
+    assert all(average.steps == 0 for average in again.combiner.averages.values())  # type: ignore[attr-defined]
