@@ -14,11 +14,13 @@ Function = Callable[[Tensor, Tensor], Any]
 
 def check_same_shape(prediction: Tensor, target: Tensor) -> None:
     """Raises ValueError, with both shapes, unless both are `[B, C, N]`, equal in shape and not empty."""
-    if prediction.shape != target.shape or prediction.dim() != 3 or not prediction.numel():
+    if prediction.shape != target.shape or prediction.dim() != 3:
         raise ValueError(
-            "prediction and target must both be [B, C, N], none of them 0, and equal in shape, got "
+            "prediction and target must both be [B, C, N] and equal in shape, got "
             f"{list(prediction.shape)} and {list(target.shape)}"
         )
+    if not prediction.numel():
+        raise ValueError(f"a signal of shape {list(prediction.shape)} is empty: at least 1 samples are needed")
 
 
 class Loss(nn.Module):

@@ -226,3 +226,8 @@ def test_two_ranks_with_half_a_batch_each_make_what_one_makes_of_the_whole(tmp_p
         # A network's float32 sums depend on the size of the batch.
         assert (halves - gradient).norm() <= (1e-3 if name == "embedding" else 1e-4) * gradient.norm(), name
         assert one[name][0] != other[name][0], name
+
+
+def test_an_empty_signal_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[2, 1, 0\] is empty"):
+        losses.RMSLoss()(torch.zeros(2, 1, 0), torch.zeros(2, 1, 0))
