@@ -10,7 +10,6 @@ allocates).
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import auraloss
 import torch
@@ -29,6 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 import losses
+from losses.doctor import peak_memory
 from losses.scales import a_weighting
 
 RATE = 24000
@@ -171,21 +170,7 @@ def peak(group: str, name: str, shape: tuple[int, ...], device: torch.device) ->
     case = groups(device)[group][name]
     prediction, target = signals(shape, device)
     step(case, prediction[:1, :, :9000].detach().requires_grad_(), target[:1, :, :9000])
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(case, prediction, target)
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = resident("VmRSS")
-    step(case, prediction, target)
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+    return peak_memory(lambda: step(case, prediction, target), device)
 
 
 def peak_elsewhere(*arguments: str) -> float:

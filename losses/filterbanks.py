@@ -58,7 +58,7 @@ def mel_filters(
 def mel_spectrogram(
     magnitudes: Tensor, sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> Tensor:
-    """The mel filters applied to `[B, C, frames, n_fft // 2 + 1]`: `[B, C, frames, n_mels]`; see `mel_filters`."""
+    """The mel filters applied to `[…, frames, n_fft // 2 + 1]`: `[…, frames, n_mels]`; see `mel_filters`."""
     settings = sample_rate, n_fft, n_mels, f_min, f_max
     filters = mel_filters(*settings, magnitudes.device, magnitudes.dtype)
     value: Tensor = _Product.apply(magnitudes, filters, _bands(*settings))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from losses.compilation import constant
-from losses.filterbanks import mel_filters
+from losses.filterbanks import mel_spectrogram
 
 
 def log_scale(spectrogram: Tensor, log_fac: float = 1.0, log_eps: float = 1e-7) -> Tensor:
@@ -116,5 +116,4 @@ class MelScale:
         if spectrogram.shape[-2] != self.n_fft // 2 + 1:
             raise ValueError(f"a spectrogram of {spectrogram.shape[-2]} bins is not that of an FFT of {self.n_fft}")
         settings = self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max
-        filters = mel_filters(*settings, spectrogram.device, spectrogram.dtype)
-        return (spectrogram.transpose(-1, -2) @ filters.T).transpose(-1, -2)
+        return mel_spectrogram(spectrogram.transpose(-1, -2), *settings).transpose(-1, -2)

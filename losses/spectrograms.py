@@ -13,7 +13,7 @@ from losses.autograd import AntiWrapped, mean_abs
 from losses.base import Loss, check_same_shape, entry
 from losses.compilation import constant
 from losses.filterbanks import mel_spectrogram
-from losses.scales import a_weighting
+from losses.scales import a_weighting, fft_frequencies
 from losses.spectra import (
     POWER_FLOOR,
     absolute,
@@ -195,7 +195,7 @@ def _silence(n_fft: int) -> float:
 
 @constant
 def _a_weights(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
+    frequencies = torch.tensor(fft_frequencies(sample_rate, n_fft), dtype=torch.float64)
     return (10 ** (a_weighting(frequencies) / 20)).to(device=device, dtype=dtype)
 
 
@@ -213,31 +213,29 @@ class SpectrogramLoss(Loss):
         super().__init__(partial(self.compare, **settings), reduction)
 
 
-class MelLoss(SpectrogramLoss):
+class RatedSpectrogramLoss(SpectrogramLoss):
+    """One whose function takes the sample rate, in Hz."""
+
+    def __init__(self, sample_rate: int, **settings: Any):
+        super().__init__(sample_rate=sample_rate, **settings)
+
+
+class MelLoss(RatedSpectrogramLoss):
     """L1 of log-mel spectrograms; see `mel` for the settings."""
 
     compare = staticmethod(mel)
 
-    def __init__(self, sample_rate: int, **settings: Any):
-        super().__init__(sample_rate=sample_rate, **settings)
 
-
-class MultiMelLoss(SpectrogramLoss):
+class MultiMelLoss(RatedSpectrogramLoss):
     """L1 of log-mel spectrograms of several resolutions; see `multi_mel` for the settings."""
 
     compare = staticmethod(multi_mel)
 
-    def __init__(self, sample_rate: int, **settings: Any):
-        super().__init__(sample_rate=sample_rate, **settings)
 
-
-class LoudnessLoss(SpectrogramLoss):
+class LoudnessLoss(RatedSpectrogramLoss):
     """Log-spectral error weighted by loudness; see `loudness` for the settings."""
 
     compare = staticmethod(loudness)
-
-    def __init__(self, sample_rate: int, **settings: Any):
-        super().__init__(sample_rate=sample_rate, **settings)
 
 
 class ComplexSpecLoss(SpectrogramLoss):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from losses.autograd import mean_abs
 from losses.base import Loss, check_same_shape, entry
-from losses.filterbanks import mel_filters
+from losses.filterbanks import mel_spectrogram
 from losses.filters import a_weighted
 from losses.spectra import POWER_FLOOR, Window, log_ratio, magnitude, phase, shared_spectra, window_values
 from losses.transforms import chroma_filters
@@ -101,12 +101,13 @@ def stft_terms(
     predicted, wanted = magnitude(prediction, **resolution), magnitude(target, **resolution)
     # Magnitudes of white noise at the level of silence.
     energy = window_values(window, win_length, predicted.device, predicted.dtype).square().sum()
-    silence = (SILENCE * energy.sqrt()).expand(predicted.shape[-1])
+    silence = (SILENCE * energy.sqrt()).expand(1, predicted.shape[-1])
     plain = True
     if scale is not None:
         assert sample_rate is not None
-        filters = _filters(scale, sample_rate, fft_size, n_bins, predicted.device, predicted.dtype)
-        predicted, wanted, silence = predicted @ filters.T, wanted @ filters.T, silence @ filters.T
+        predicted, wanted, silence = (
+            _bands(values, scale, sample_rate, fft_size, n_bins) for values in (predicted, wanted, silence)
+        )
         plain = False
     if scale_invariance:
         energy = wanted.square().sum((-2, -1), keepdim=True)
@@ -204,12 +205,11 @@ def _log(values: Tensor, log_fac: float, log_eps: float) -> Tensor:
     return (log_fac * values + log_eps).clamp_min(LEAST).log()
 
 
-def _filters(
-    scale: str, sample_rate: int, n_fft: int, n_bins: int | None, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def _bands(values: Tensor, scale: str, sample_rate: int, n_fft: int, n_bins: int | None) -> Tensor:
+    """Mel bands or pitch classes of `[…, frames, bins]`."""
     if scale == "mel":
-        return mel_filters(sample_rate, n_fft, n_bins or 128, 0.0, None, device, dtype)
-    return chroma_filters(sample_rate, n_fft, n_bins or 12, device, dtype)
+        return mel_spectrogram(values, sample_rate, n_fft, n_bins or 128)
+    return values @ chroma_filters(sample_rate, n_fft, n_bins or 12, values.device, values.dtype).T
 
 
 ENTRIES = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.compilation import constant
-from losses.filterbanks import mel_filters
+from losses.filterbanks import mel_spectrogram
 from losses.spectra import POWER_FLOOR, Window, magnitude, window_values
 
 
@@ -92,7 +92,7 @@ class Mel(STFT):
 
     def __call__(self, signal: Tensor) -> Tensor:
         settings = self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max
-        return (self._frames(signal) @ mel_filters(*settings, signal.device, signal.dtype).T).transpose(-1, -2)
+        return mel_spectrogram(self._frames(signal), *settings).transpose(-1, -2)
 
 
 @dataclass(frozen=True)

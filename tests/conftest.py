@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +47,23 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
         )
 
     return run
+
+
+def results_of_two_ranks(program: str, folder: Path) -> list[Any]:
+    """What two processes of a program, called with their rank and the folder, save there as `<rank>.pt`."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(rank), str(folder)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        problems = [process.communicate(timeout=240)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], problems
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def melody(seconds: float, seed: int) -> np.ndarray:

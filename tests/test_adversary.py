@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from losses import Adversary, discriminator
-from tests.conftest import ENVIRONMENT
+from tests.conftest import results_of_two_ranks
 
 LENGTHS = {"msstft": 2048, "mpd": 400, "msstft+mpd": 2048}
 
@@ -250,19 +248,7 @@ end_process(main)
 def test_two_ranks_train_as_one_on_the_union(tmp_path: Path) -> None:
     prediction, target = signals()
     torch.save([signal.unflatten(0, (2, 2)) for signal in (prediction, target)], tmp_path / "signals.pt")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        problems = [process.communicate(timeout=240)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], problems
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    one, other = results_of_two_ranks(RANK, tmp_path)
     assert all(map(equal, one, other))
     alone = new_adversary()
     start, trained, after_nan, after_skip, last = one

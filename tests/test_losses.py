@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from torch import Tensor
 
 import losses
 from losses import functional, spectra, waveform
-from tests.conftest import ENVIRONMENT
+from tests.conftest import results_of_two_ranks
 from tests.signals import RATE, loss_named, noise, second_call, shape_for
 
 NAMES = list(losses.REGISTRY)
@@ -203,19 +201,7 @@ end_process(main)
 
 
 def test_two_ranks_with_half_a_batch_each_make_what_one_makes_of_the_whole(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        problems = [process.communicate(timeout=240)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], problems
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    one, other = results_of_two_ranks(RANK, tmp_path)
     assert list(one) == list(other) == NAMES
     for name in NAMES:
         # Of random_resolution_stft both ranks draw what one process draws at its second step.
