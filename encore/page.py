@@ -54,8 +54,20 @@ def write_page(
     0 dB is the loudest point of the first exhibit in all pictures. All text is escaped.
     """
     reference_db = peak(exhibits[0].audio, sample_rate)
-    body = "".join(_exhibit(exhibit, sample_rate, reference_db) for exhibit in exhibits)
+    body = "".join(exhibit_html(exhibit, sample_rate, reference_db) for exhibit in exhibits)
     table_html = "" if table is None else _table(table)
+    sections = f"""<section aria-labelledby="listen">
+<h2 id="listen">Listen</h2>
+<div class="exhibits">{body}
+</div>
+<p class="legend">Colours: level in dB, 0 being the loudest point of “{escape(exhibits[0].title)}”.</p>
+</section>{table_html}
+{facts_html("How it was made", facts)}"""
+    write_document(path, title, sections)
+
+
+def write_document(path: Path, title: str, sections: str, style: str = "") -> None:
+    """Writes a page of Encore's look: the title, then `sections`, which are HTML. `style` is CSS beside `STYLE`."""
     path.write_text(
         f"""<!DOCTYPE html>
 <html lang="en">
@@ -64,7 +76,7 @@ def write_page(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>{STYLE}{style}</style>
 </head>
 <body>
 <header>
@@ -72,16 +84,7 @@ def write_page(
 <h1>{escape(title)}</h1>
 </header>
 <main>
-<section aria-labelledby="listen">
-<h2 id="listen">Listen</h2>
-<div class="exhibits">{body}
-</div>
-<p class="legend">Colours: level in dB, 0 being the loudest point of “{escape(exhibits[0].title)}”.</p>
-</section>{table_html}
-<section aria-labelledby="facts">
-<h2 id="facts">How it was made</h2>
-<dl>{_facts(facts)}</dl>
-</section>
+{sections}
 </main>
 <script>{SCRIPT}</script>
 </body>
@@ -91,7 +94,8 @@ def write_page(
     )
 
 
-def _exhibit(exhibit: Exhibit, sample_rate: int, reference_db: float) -> str:
+def exhibit_html(exhibit: Exhibit, sample_rate: int, reference_db: float) -> str:
+    """A card with a player (FLAC, lossless) and a spectrogram whose 0 dB is `reference_db`."""
     picture, sound = io.BytesIO(), io.BytesIO()
     spectrograms({"": exhibit.audio}, sample_rate, picture, reference_db)
     samples = exhibit.audio.detach().cpu().float().clamp(-1, 1).numpy().T
@@ -103,7 +107,7 @@ def _exhibit(exhibit: Exhibit, sample_rate: int, reference_db: float) -> str:
 <h3>{title} <small>{seconds:.1f} s</small></h3>
 <p>{escape(exhibit.note)}</p>
 <audio controls preload="metadata" aria-label="{title}" src="data:audio/flac;base64,{_base64(sound)}"></audio>
-<img alt="Spectrogram: {title}" src="data:image/png;base64,{_base64(picture)}">
+{picture_html(picture, f"Spectrogram: {exhibit.title}")}
 </article>"""
 
 
@@ -129,8 +133,18 @@ def _table(table: Table) -> str:
 </section>"""
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    return "".join(f"\n<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+def facts_html(heading: str, facts: Mapping[str, str]) -> str:
+    """A section of facts by name."""
+    rows = "".join(f"\n<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return f"""<section aria-labelledby="facts">
+<h2 id="facts">{escape(heading)}</h2>
+<dl>{rows}</dl>
+</section>"""
+
+
+def picture_html(picture: io.BytesIO, description: str) -> str:
+    """A PNG inside the page, and what it says to those who can't see it."""
+    return f'<img alt="{escape(description)}" src="data:image/png;base64,{_base64(picture)}">'
 
 
 def _base64(content: io.BytesIO) -> str:
