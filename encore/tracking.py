@@ -32,7 +32,7 @@ class Tracker:
         uri: tracking server or store.
         experiment: name; made if missing.
         run_name: None lets MLflow choose.
-        run_id: run to go on with, or None for a new one.
+        run_id: run to go on with; None takes that of the environment's MLFLOW_RUN_ID, or else a new one.
         journal: file for what could not be sent; one that is there is taken up again.
         say: gets one line when the server is lost, and one when it is back.
     """
@@ -65,6 +65,8 @@ class Tracker:
             header, *records = (json.loads(line) for line in journal.read_text().splitlines())
             if run_id in (None, header["run_id"]):
                 self.run_id, self.records = header["run_id"], records
+        # MLflow's own variable: the run that has been made for this process.
+        self.run_id = self.run_id or os.environ.get("MLFLOW_RUN_ID")
 
     def params(self, values: Mapping[str, Any]) -> None:
         self.records.append({"kind": "params", "values": {name: str(value) for name, value in values.items()}})
