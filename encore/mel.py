@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torchaudio.functional import melscale_fbanks
 
 BANDS = 40
 FLOOR_DB = -80.0  # of full scale: what is quieter counts as silence
@@ -43,16 +43,12 @@ def power_spectrogram(audio: Tensor, n_fft: int, hop: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def mel_filters(sample_rate: int, n_fft: int, bands: int = BANDS) -> Tensor:
-    """Triangles of height 1, evenly spaced in mel from 0 Hz to half the sample rate: `[n_fft // 2 + 1, bands]`.
+def mel_filters(sample_rate: int, n_fft: int) -> Tensor:
+    """40 triangles of height 1, evenly spaced in mel from 0 Hz to half the sample rate: `[n_fft // 2 + 1, 40]`.
 
     mel(f) = 2595 · log10(1 + f / 700), f in Hz (the HTK Book, Young et al. 2006).
     """
-    edges = 700 * (10 ** (np.linspace(0, 2595 * math.log10(1 + sample_rate / 1400), bands + 2) / 2595) - 1)
-    bins = np.arange(n_fft // 2 + 1)[:, None] * sample_rate / n_fft
-    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
-    triangles = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(0)
-    return torch.from_numpy(triangles).float()
+    return melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, BANDS, sample_rate)
 
 
 def log_mel(audio: Tensor, sample_rate: int, n_fft: int, hop: int) -> Tensor:
