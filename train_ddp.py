@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from encore import cli
-from encore.config import TrainConfig, validate
+from encore.checks import validate
+from encore.config import TrainConfig
 from encore.launch import launch, ranks_here
 
 app = cli.new_app()
@@ -15,6 +16,7 @@ app = cli.new_app()
 
 def train(config: TrainConfig) -> None:
     """Train a transformer to continue music, with a weighted sum of losses on the decoded audio."""
+    config = config.resolved()
     validate(config)
     ranks_here(config)
     sys.exit(launch(Path(__file__).resolve().with_name("train_worker.py"), config))

@@ -22,16 +22,26 @@ from torch.utils.data import DataLoader
 
 import losses
 from encore import cli, distributed
-from encore.checkpoint import Progress, TrainState, build_model, loss_options, resume_source, set_aside
+from encore.checkpoint import (
+    Progress,
+    TrainState,
+    build_model,
+    loss_options,
+    recipe_of,
+    resume_source,
+    set_aside,
+)
+from encore.checks import validate
 from encore.codec import FrozenCodec, load_codec
-from encore.config import ADVERSARIAL, TrainConfig, registered_name, validate
+from encore.config import ADVERSARIAL, TrainConfig, registered_name
 from encore.console import SHARE, EpochFigures, Screen, named_metrics
 from encore.distributed import Ranks
 from encore.errors import EncoreError
 from encore.evaluation import baselines, validation, write_example
 from encore.figures import Sums, means
+from encore.hearing import Hearing, heard_samples
 from encore.latents import LatentCache
-from encore.objective import Component, Crop, Regression
+from encore.objective import Component, Objective
 from encore.optim import Schedule, adamw, averaged
 from encore.pairs import Batch, EpochSampler, Pair, PairDataset, collate, find_pairs, segment_frames
 from encore.tracking import Tracker
@@ -39,6 +49,7 @@ from encore.tracking import Tracker
 DIVERGED = 3  # exit status after a run of steps that were not finite
 NOT_FINITE_IN_A_ROW = 10
 CPU_DECODE_SECONDS = 2.0
+ROLLOUT_PHASE = 0.25  # of the steps, the last ones: the model then goes on from what it made itself
 SHARES_EVERY = 10  # steps from one measurement of the gradients' shares to the next; each takes a pass per loss
 LABELS = {"rms_input": "rms_in", "rms_target": "rms_tgt", "spectral": "spec"}  # in the log's lines
 
@@ -68,6 +79,7 @@ def main(config: TrainConfig) -> None:
     ranks = distributed.start()
     screen, tracker, outcome = Screen(ranks.is_main), None, "FAILED"
     try:
+        config = config.resolved()
         distributed.together(partial(validate, config))
 
         # Data, codec and losses
@@ -76,9 +88,10 @@ def main(config: TrainConfig) -> None:
         assert config.dataset_folder is not None
         pairs = distributed.together(partial(find_pairs, config.dataset_folder, codec.sample_rate))
         frames = segment_frames(pairs, codec.hop_length)
+        recipe = distributed.together(partial(recipe_of, config, codec, frames))
         seconds = config.decode_seconds or (math.inf if ranks.has_gpu else CPU_DECODE_SECONDS)
-        crop_frames = int(min(frames, seconds * codec.frame_rate))
-        silence = torch.zeros(1, codec.channels, crop_frames * codec.hop_length, device=ranks.device)
+        heard_frames = int(min(frames, max(1, seconds * codec.frame_rate)))
+        silence = torch.zeros(1, codec.channels, heard_samples(codec, recipe, heard_frames), device=ranks.device)
         components = distributed.together(partial(components_of, config, codec, silence))
         adversary = distributed.together(partial(adversary_of, config, codec, silence))
         cache = encode_pairs(config, codec, pairs, ranks, screen)
@@ -101,21 +114,24 @@ def main(config: TrainConfig) -> None:
 
         # Model and objective
         torch.manual_seed(config.seed)
-        model = build_model(config, codec)
+        model = build_model(config, codec, frames)
         inputs = [pair.input for pair in pairs["train"]]
         model.set_statistics(*distributed.from_main(partial(cache.statistics, inputs)))
         model.to(ranks.device)
         bf16 = config.bf16 and ranks.has_gpu and torch.cuda.is_bf16_supported()
         margin = distributed.from_main(lambda: codec.measure_margin(val_set[0][0][None].to(ranks.device)))
-        objective = Regression(
-            components,
+        hearing = Hearing(
             codec,
+            recipe,
+            config.samples if recipe.generative else 1,
             margin,
-            shared=losses.shared_spectra,
+            heard_frames,
             autocast=partial(torch.autocast, "cuda", torch.bfloat16) if bf16 else contextlib.nullcontext,
-            combiner=combiner_of(config),
-            adversary=adversary,
+            context_noise=config.context_noise,
+            rollout_blocks=config.rollout_blocks,
         )
+        combiner = combiner_of(config)
+        objective = Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner, adversary)
         objective.to(ranks.device)
         optimizer = adamw(model, config.lr, config.weight_decay)
         total_steps = min(config.max_steps or math.inf, config.epochs * sampler.steps)
@@ -133,8 +149,8 @@ def main(config: TrainConfig) -> None:
             set_aside(config.checkpoint_dir, source)
             (config.checkpoint_dir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
             screen.open_log(config.checkpoint_dir / "train.log")
-        floor, copy = baselines(objective, val_loader, ranks)
-        screen.baselines(components, floor, copy)
+        known = baselines(objective, val_loader, ranks)
+        screen.baselines(components, known)
         if source is not None:
             screen.say(f"resumed from {source} at epoch {progress.epoch + 1}, step {progress.epoch_step}")
         if ranks.is_main:
@@ -143,8 +159,8 @@ def main(config: TrainConfig) -> None:
                 config.mlflow_uri, config.experiment, config.run_name, progress.run_id, journal, screen.say
             )
             tracker.params(config.to_dict())
-            tracker.metrics(named_metrics("floor", floor, components), step=0)
-            tracker.metrics(named_metrics("copy", copy, components), step=0)
+            for kind, values in known.items():
+                tracker.metrics(named_metrics(kind, values, components), step=0)
             tracker.artifact(config.checkpoint_dir / "config.json")
             tracker.flush()
             progress.run_id = tracker.run_id
@@ -156,7 +172,7 @@ def main(config: TrainConfig) -> None:
         last = progress.epoch >= config.epochs or progress.step >= total_steps
         while not last:
             sampler.start_at(progress.epoch, progress.epoch_step)
-            figures = train_epoch(config, ranks, state, ddp, train_loader, sampler, crop_frames, stop, screen)
+            figures = train_epoch(config, ranks, state, ddp, train_loader, sampler, stop, screen)
             if figures is None:
                 if ranks.is_main:
                     save(config.checkpoint_dir / "last.pt")
@@ -212,7 +228,6 @@ def train_epoch(
     model: DistributedDataParallel,
     loader: Loader,
     sampler: EpochSampler,
-    crop_frames: int,
     stop: StopSignal,
     screen: Screen,
 ) -> EpochFigures | None:
@@ -233,10 +248,10 @@ def train_epoch(
         step_sums, finite, left_out = Sums(sums.sums), True, set[str]()
         for remaining in reversed(range(config.grad_accumulation)):
             batch = next(batches).to(ranks.device)
-            whole = batch.context.shape[-1]
-            crop = Crop(int(torch.randint(whole - crop_frames + 1, ())), crop_frames)
+            late = progress.step >= (1 - ROLLOUT_PHASE) * state.schedule.total_steps
+            plan = objective.hearing.plan(batch.context.shape[-1], own=late)
             with model.no_sync() if remaining else contextlib.nullcontext():
-                outcome = objective(model, batch, crop)
+                outcome = objective(model, batch, plan)
                 measure = progress.epoch_step % SHARES_EVERY == 0
                 step = objective.backward(outcome, 1 / config.grad_accumulation, measure)
             finite, left_out = finite and step.finite, left_out.union(step.left_out)
@@ -290,16 +305,17 @@ def components_of(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -> l
     for name, weight in config.loss_weights.items():
         if not weight and name not in config.metric_names:
             continue
-        label, against_input, loss, metric = LABELS.get(name, name), name == "rms_input", None, None
+        label, against_input, loss, metric, distance = LABELS.get(name, name), name == "rms_input", None, None, False
         if name not in ADVERSARIAL:
             registered = registered_name(name)
             try:
                 loss = losses.create(registered, codec.sample_rate, **loss_options(config, codec, name))
                 loss.to(silence.device)(silence, silence)
                 metric = losses.REGISTRY[registered].metric
+                distance = losses.REGISTRY[registered].distance and not against_input
             except (ImportError, OSError, ValueError) as error:
                 problems.append(f"{config.flag_of(name)}: {error}")
-        components.append(Component(name, label, weight, against_input, loss, metric))
+        components.append(Component(name, label, weight, against_input, loss, metric, distance))
     if problems:
         raise EncoreError("\n".join(problems))
     return components

@@ -18,13 +18,15 @@ from torch.optim.swa_utils import AveragedModel
 from encore.codec import FrozenCodec, load_codec
 from encore.config import TrainConfig
 from encore.errors import EncoreError
+from encore.generation import Recipe
 from encore.model import ContinuationTransformer
-from encore.objective import Regression
+from encore.objective import Objective
 from encore.optim import Schedule
 
-FORMAT = 1
+FORMAT = 2
 RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", "missed_mlflow.jsonl")
-SHAPE = ("d_model", "nhead", "num_layers")  # settings that fix the model's tensors
+# What a model can't change while it is trained: its tensors' shape, and what it has learnt to start from and to make.
+SHAPE = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
 
 
 @dataclass
@@ -50,7 +52,7 @@ class TrainState:
     ema: AveragedModel | None
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    objective: Regression
+    objective: Objective
     progress: Progress
 
     def save(self, path: Path, config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> None:
@@ -134,6 +136,10 @@ class Generator:
     config: TrainConfig
     segment_frames: int
 
+    @property
+    def recipe(self) -> Recipe:
+        return recipe_of(self.config, self.codec, self.segment_frames)
+
 
 def load_generator(path: Path, device: torch.device, codec_repository: Path | None = None) -> Generator:
     """The averaged weights of a checkpoint (the plain ones where none were kept), in evaluation mode.
@@ -146,7 +152,7 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
     codec = load_codec(config.codec, codec_repository or config.codec_repository, config.encodec_bandwidth).to(device)
     if codec.identity != content["codec"]["identity"]:
         raise EncoreError(f"{path}: was trained with other weights of --codec {config.codec} than are there now")
-    model = build_model(config, codec)
+    model = build_model(config, codec, content["segment_frames"])
     weights = content["model"]
     if content["ema"] is not None:
         prefix = "module."
@@ -155,9 +161,41 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
     return Generator(model.to(device).eval(), codec, config, content["segment_frames"])
 
 
-def build_model(config: TrainConfig, codec: FrozenCodec) -> ContinuationTransformer:
+def build_model(config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> ContinuationTransformer:
     """A new model for a configuration and the codec whose latents it works on."""
-    return ContinuationTransformer(codec.latent_dim, config.d_model, config.nhead, config.num_layers, config.dropout)
+    seconds = config.context_seconds
+    return ContinuationTransformer(
+        codec.latent_dim,
+        config.d_model,
+        config.nhead,
+        config.num_layers,
+        config.dropout,
+        window=segment_frames if seconds is None else max(1, round(seconds * codec.frame_rate)),
+        start_at_prior=config.objective == "energy" and config.prior == "replay",
+    )
+
+
+def recipe_of(config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> Recipe:
+    """How a configuration's model is used.
+
+    Raises:
+        EncoreError: blocks that don't fit the segments, or the codec.
+    """
+    block_frames = segment_frames
+    if config.generation == "blocks":
+        block_frames = max(1, round(config.block_seconds * codec.frame_rate))
+        if block_frames > segment_frames:
+            raise EncoreError(
+                f"--block_seconds {config.block_seconds:g}: longer than the segments "
+                f"({segment_frames / codec.frame_rate:g} s); shorten it, or use --generation whole"
+            )
+    if codec.segment_frames is not None and block_frames % codec.segment_frames:
+        raise EncoreError(
+            f"--generation {config.generation}: {config.codec} works in pieces of "
+            f"{codec.segment_frames / codec.frame_rate:g} s, and blocks must be whole ones; choose --block_seconds so, "
+            "or segments for --generation whole"
+        )
+    return Recipe(block_frames, config.objective == "energy", config.prior)
 
 
 def loss_options(config: TrainConfig, codec: FrozenCodec, name: str) -> dict[str, Any]:

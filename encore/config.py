@@ -1,14 +1,12 @@
-"""The configuration of a training run: one frozen dataclass, from which the flags are made, checked once."""
+"""The configuration of a training run: one frozen dataclass, from which the flags are made."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
-
-from encore.errors import EncoreError, make_folder
 
 
 def knob(default: Any, help: str, group: str, minimum: float | None = None, choices: tuple[str, ...] = ()) -> Any:
@@ -21,7 +19,7 @@ def weight(help: str, group: str, default: float = 0.0) -> Any:
     return knob(default, help, group, 0)
 
 
-DATA, CODEC, MODEL = "Data", "Codec", "Model"
+DATA, CODEC, MODEL, GENERATION = "Data", "Codec", "Model", "Generation"
 WAVEFORM, SPECTRAL, PERCEPTUAL, JUDGED, COMBINING = (
     f"Losses: {kind}" for kind in ("waveform", "spectral", "perceptual", "adversarial", "combining")
 )
@@ -29,6 +27,7 @@ OPTIMISATION, RUN, RANKS, TRACKING = "Optimisation", "Run", "Ranks", "Tracking"
 SCHEDULERS = ("cosine", "plateau", "constant")
 DISCRIMINATORS = ("msstft", "mpd", "msstft+mpd")
 EMBEDDINGS = ("codec", "crepe", "panns", "openl3")
+OBJECTIVES, GENERATIONS, PRIORS = ("regression", "energy"), ("blocks", "whole"), ("replay", "none")
 COMPONENT_NAMES = {"input": "rms_input", "target": "rms_target"}  # where a weight's name is not its component's
 WEIGHT = "loss_weight_"
 ADVERSARIAL = ("gan", "feature_matching")  # a discriminator's, not losses that can be measured by themselves
@@ -60,8 +59,36 @@ class TrainConfig:
     num_layers: int = knob(4, "transformer layers", MODEL, 1)
     dropout: float = knob(0.1, "dropout probability", MODEL, 0)
 
+    objective: str | None = knob(
+        None,
+        "energy draws several continuations and scores them, regression makes one; default: energy, regression in a "
+        "unity test",
+        GENERATION,
+        choices=OBJECTIVES,
+    )
+    samples: int = knob(2, "continuations drawn per input by the objective energy", GENERATION, 2)
+    generation: str | None = knob(
+        None,
+        "block after block, or the whole segment at once; default: blocks for energy, whole for regression",
+        GENERATION,
+        choices=GENERATIONS,
+    )
+    block_seconds: float = knob(0.4, "length of a block", GENERATION, 0)
+    context_seconds: float | None = knob(
+        None, "seconds of the past that the model sees; default: a segment", GENERATION, 0
+    )
+    prior: str = knob(
+        "replay", "what a continuation starts from: the context again, or nothing", GENERATION, choices=PRIORS
+    )
+    context_noise: float = knob(
+        0.0, "greatest deviation of noise on the context in training, relative to the latents'", GENERATION, 0
+    )
+    rollout_blocks: int = knob(
+        0, "most blocks of its own that the model goes on from, in the last quarter of training", GENERATION, 0
+    )
+
     loss_weight_input: float = weight("RMS error against the input", WAVEFORM)
-    loss_weight_target: float = weight("RMS error against the target", WAVEFORM, 1.0)
+    loss_weight_target: float = weight("RMS error against the target; 1 for regression without other weights", WAVEFORM)
     loss_weight_waveform_l1: float = weight("mean absolute error", WAVEFORM)
     loss_weight_waveform_mse: float = weight("mean square error", WAVEFORM)
     loss_weight_esr: float = weight("error-to-signal ratio", WAVEFORM)
@@ -90,7 +117,9 @@ class TrainConfig:
     loss_weight_complex_stft: float = weight("distance of complex spectra: magnitude and phase together", SPECTRAL)
     loss_weight_phase: float = weight("anti-wrapped phase, group delay and instantaneous frequency", SPECTRAL)
     loss_weight_loudness: float = weight("spectral error weighted by how loud the target's bins are", SPECTRAL)
-    loss_weight_spectral_energy: float = weight("linear L1 and log L2 over six resolutions (Gritsenko)", SPECTRAL)
+    loss_weight_spectral_energy: float = weight(
+        "linear L1 and log L2 over six resolutions (Gritsenko); 1 for energy without other weights", SPECTRAL
+    )
 
     loss_weight_pesq: float = weight("perceptual evaluation of speech quality: a measure of speech", PERCEPTUAL)
     loss_weight_embedding: float = weight("distance in the features of --embedding_model", PERCEPTUAL)
@@ -139,6 +168,16 @@ class TrainConfig:
     experiment: str = knob("encore", "MLflow experiment", TRACKING)
     run_name: str | None = knob(None, "name of the MLflow run", TRACKING)
     artifact_every: int = knob(5, "epochs between validation examples (audio and picture) in MLflow", TRACKING, 1)
+
+    def resolved(self) -> TrainConfig:
+        """The same with what follows from other settings: objective, generation, and a weight if none is given."""
+        objective = self.objective or ("regression" if self.unity_test else "energy")
+        generation = self.generation or ("blocks" if objective == "energy" else "whole")
+        if any(self.loss_weights.values()):
+            return replace(self, objective=objective, generation=generation)
+        if objective == "energy":
+            return replace(self, objective=objective, generation=generation, loss_weight_spectral_energy=1.0)
+        return replace(self, objective=objective, generation=generation, loss_weight_target=1.0)
 
     @property
     def latent_folder(self) -> Path:
@@ -200,82 +239,3 @@ def _plain(hint: Any) -> type:
     if get_origin(hint) in (types.UnionType, Union):
         return next(kind for kind in get_args(hint) if kind is not type(None))
     return hint
-
-
-def validate(config: TrainConfig) -> None:
-    """Checks a configuration as far as it can be without reading data.
-
-    Raises:
-        EncoreError: all problems together, a line each, with flag, value and remedy.
-    """
-    problems = []
-    for name, _, entry in knobs():
-        value, minimum, choices = getattr(config, name), entry.metadata["minimum"], entry.metadata["choices"]
-        # Written so that NaN, which is neither above nor below, is refused too.
-        if minimum is not None and value is not None and not minimum <= value < float("inf"):
-            problems.append(f"--{name} {value}: must be a finite number of at least {minimum:g}")
-        if choices and value not in choices:
-            problems.append(f"--{name} {value}: must be one of {', '.join(choices)}")
-    problems += _losses(config) + _relations(config) + _folders(config)
-    if problems:
-        raise EncoreError("\n".join(problems))
-
-
-def _losses(config: TrainConfig) -> list[str]:
-    problems = []
-    weights = config.loss_weights
-    measurable = {name: value for name, value in weights.items() if name not in ADVERSARIAL}
-    if not any(weights.values()):
-        problems.append("--loss_weight_…: all weights are 0, there is nothing to train on; give one above 0")
-    elif not any(measurable.values()):
-        flag = next(config.flag_of(name) for name in ADVERSARIAL if weights[name])
-        problems.append(f"{flag}: needs another loss beside it, by which the best epoch is known; give one a weight")
-    if config.balancer_shrink and not config.loss_balancer:
-        problems.append("--balancer_shrink true: is a setting of the balancer's; add --loss_balancer true")
-    unknown = [name for name in config.metric_names if name not in measurable]
-    if unknown:
-        problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(measurable)}")
-    if config.embedding_weights is not None and not config.embedding_weights.is_file():
-        problems.append(f"--embedding_weights {config.embedding_weights}: no such file")
-    return problems
-
-
-def _relations(config: TrainConfig) -> list[str]:
-    problems = []
-    if config.nhead > 0 and (config.d_model % config.nhead or config.d_model // config.nhead % 2):
-        problems.append(
-            f"--d_model {config.d_model} --nhead {config.nhead}: every head needs the same even number of channels; "
-            f"d_model must be a multiple of {2 * config.nhead}"
-        )
-    for name in ("dropout", "ema_decay"):
-        if getattr(config, name) >= 1:
-            problems.append(f"--{name} {getattr(config, name)}: must be below 1")
-    for name in ("lr", "disc_lr", "clip_norm", "encodec_bandwidth"):
-        if getattr(config, name) == 0:
-            problems.append(f"--{name} 0: must be above 0")
-    if config.unity_test and config.shuffle_targets:
-        problems.append("--unity_test true --shuffle_targets true: contradict each other; choose one")
-    counts = config.nnodes.split(":")
-    if not (len(counts) <= 2 and all(count.isdigit() and int(count) > 0 for count in counts)):
-        problems.append(f"--nnodes {config.nnodes}: must be a number of machines N or a range MIN:MAX")
-    elif int(counts[-1]) > 1 and not config.rdzv_endpoint:
-        problems.append(f"--nnodes {config.nnodes}: several machines need --rdzv_endpoint HOST:PORT")
-    return problems
-
-
-def _folders(config: TrainConfig) -> list[str]:
-    problems = []
-    folder = config.dataset_folder
-    if folder is None:
-        problems.append("--dataset_folder: missing; name a folder that prepare_data.py made")
-    elif not folder.is_dir():
-        problems.append(f"--dataset_folder {folder}: no such folder; python prepare_data.py MUSIC --output {folder}")
-    if config.codec_repository is not None and not config.codec_repository.is_dir():
-        problems.append(f"--codec_repository {config.codec_repository}: no such folder")
-    if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
-        problems.append(f"--resume {config.resume}: no such file; give a checkpoint or auto")
-    try:  # here, before hours of training find out that it can't be
-        make_folder(config.checkpoint_dir, "--checkpoint_dir")
-    except EncoreError as error:
-        problems.append(str(error))
-    return problems

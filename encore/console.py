@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from encore.objective import Component
+from encore.objective import ATTRACTION, REPULSION, Component
 
 Values = Mapping[str, float]
 GRADIENT = "grad_"  # begins the names of the figures that are the gradient's, and no component's
 SHARE = GRADIENT + "share_"
+NAMES = {"floor": "Codec floor", "copy": "Copy baseline", "replay": "Replay baseline"}
 
 
 @dataclass
@@ -74,8 +75,7 @@ class Screen:
         )
         self.progress.start()
         self.components: Sequence[Component] = ()
-        self.floor: Values = {}
-        self.copy: Values = {}
+        self.known: Mapping[str, Values] = {}
 
     def open_log(self, path: Path) -> None:
         """Every line goes to this file too, also those said before."""
@@ -120,11 +120,14 @@ class Screen:
         else:
             self.say("\n".join(lines))
 
-    def baselines(self, components: Sequence[Component], floor: Values, copy: Values) -> None:
-        """Keeps the terms, the codec's floor and the copy baseline for the tables, and writes the figures once."""
-        self.components, self.floor, self.copy = components, floor, copy
-        self.say(f"Codec floor:   {floor['loss']:.4f} ({self._parts(floor)})")
-        self.say(f"Copy baseline: {copy['loss']:.4f} ({self._parts(copy)})")
+    def baselines(self, components: Sequence[Component], known: Mapping[str, Values]) -> None:
+        """Keeps the terms, and what the baselines (floor, copy, …) have, for the tables, and writes these once."""
+        self.components, self.known = components, known
+        for name, values in known.items():
+            self.say(f"{NAMES[name] + ':':16}{values['loss']:.4f} ({self._parts(values)})")
+        attracting = [c.name for c in components if c.weight and not c.distance]
+        if "replay" in known and attracting:
+            self.say(f"Only attracting samples, as no distance between two of them: {', '.join(attracting)}")
 
     def _write(self, text: str) -> None:
         if self.log is not None:
@@ -152,12 +155,18 @@ class Screen:
             caption_justify="left",
         )
         table.add_column("component")
-        for name in ("weight", "train", "val", "share", "gradient", "floor", "copy"):
+        for name in ("weight", "train", "val", "share", "gradient", *self.known):
             table.add_column(name, justify="right")
+        several = any(name.endswith(REPULSION) for name in figures.val)
         for c in self.components:
             share = c.weight * figures.val.get(c.name, math.nan) / (figures.val["loss"] or math.nan)
             parts = [_percent(share), _percent(figures.train.get(SHARE + c.name, math.nan))]
             table.add_row(c.name, f"{c.weight:g}", *self._row(c.name, figures, parts))
+            for part in (ATTRACTION, REPULSION):
+                if c.name + part in figures.val:
+                    table.add_row(f"  {part[1:]}", "", *self._row(c.name + part, figures, ["", ""]), style="dim")
+            if several and not c.distance:
+                table.add_row("  attracts only", style="dim")
             if c.metric is not None:
                 table.add_row(f"  {c.metric}", "", *self._row(c.name, figures, ["", ""], sign=-1), style="dim")
         table.add_section()
@@ -165,11 +174,11 @@ class Screen:
         return table
 
     def _row(self, name: str, figures: EpochFigures, parts: list[str], sign: int = 1) -> list[str]:
-        train, val, floor, copy = (
+        train, val, *known = (
             f"{sign * values[name]:.4f}" if name in values else "–"
-            for values in (figures.train, figures.val, self.floor, self.copy)
+            for values in (figures.train, figures.val, *self.known.values())
         )
-        return [train, val, *parts, floor, copy]
+        return [train, val, *parts, *known]
 
 
 def _percent(share: float) -> str:

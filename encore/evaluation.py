@@ -1,17 +1,17 @@
-"""Measuring over the validation pairs: a model, what the codec can reach at best, and the copy of the input."""
+"""Measuring over the validation pairs: a model, and what it is to be compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from encore.audio import write_wav
 from encore.distributed import Ranks
 from encore.figures import Sums, means
-from encore.objective import Regression
+from encore.objective import Objective
 from encore.pairs import Batch, PairDataset, collate
 from encore.pictures import spectrograms
 
@@ -19,35 +19,44 @@ Values = dict[str, float]
 Loader = Iterable[Batch]
 
 
-@torch.no_grad()
-def validation(objective: Regression, model: nn.Module, loader: Loader, ranks: Ranks) -> Values:
+def validation(objective: Objective, model: nn.Module, loader: Loader, ranks: Ranks) -> Values:
     """Means of all components over every validation pair of all ranks, each counted once."""
     model.eval()
-    sums = Sums()
-    for batch in loader:
-        batch = batch.to(ranks.device)
-        values = objective.measure(objective.predict(model, batch, objective.whole(batch)), batch)
-        sums.add(values, objective.total(values))
-    return means(sums.over_ranks(ranks.device))
+    hear = objective.hearing.sample
+    return _means(objective, loader, ranks, {"": lambda batch: objective.measure(hear(model, batch), batch)})[""]
 
 
-def baselines(objective: Regression, loader: Loader, ranks: Ranks) -> tuple[Values, Values]:
-    """The codec's floor and the copy baseline (the output is the input), like `validation`."""
-    floor, copy = Sums(), Sums()
+def baselines(objective: Objective, loader: Loader, ranks: Ranks) -> dict[str, Values]:
+    """The codec's "floor", the "copy" (the output is the input) and, for an objective of several samples, the "replay".
+
+    The replay is the context again, at a lag drawn for every sample. Like `validation`.
+    """
+    known = {"floor": objective.floor, "copy": lambda batch: objective.measure(batch.input_audio, batch)}
+    if objective.hearing.samples > 1:
+        known["replay"] = lambda batch: objective.measure(objective.hearing.replay(batch), batch)
+    return _means(objective, loader, ranks, known)
+
+
+@torch.no_grad()
+def _means(
+    objective: Objective, loader: Loader, ranks: Ranks, measures: dict[str, Callable[[Batch], dict[str, Tensor]]]
+) -> dict[str, Values]:
+    sums = {name: Sums() for name in measures}
     for batch in loader:
         batch = batch.to(ranks.device)
-        for sums, values in ((floor, objective.floor(batch)), (copy, objective.measure(batch.input_audio, batch))):
-            sums.add(values, objective.total(values))
-    return means(floor.over_ranks(ranks.device)), means(copy.over_ranks(ranks.device))
+        for name, measure in measures.items():
+            values = measure(batch)
+            sums[name].add(values, objective.total(values))
+    return {name: means(part.over_ranks(ranks.device)) for name, part in sums.items()}
 
 
 @torch.no_grad()
 def write_example(
-    folder: Path, objective: Regression, model: nn.Module, val_set: PairDataset, device: torch.device, sample_rate: int
+    folder: Path, objective: Objective, model: nn.Module, val_set: PairDataset, device: torch.device, sample_rate: int
 ) -> None:
     """One validation pair, as audio and as a picture of spectrograms."""
     batch = collate([val_set[0]]).to(device)
-    prediction = objective.predict(model.eval(), batch, objective.whole(batch))
+    prediction = objective.hearing.sample(model.eval(), batch)
     signals = {"input": batch.input_audio[0], "target": batch.target_audio[0], "prediction": prediction[0]}
     folder.mkdir(parents=True, exist_ok=True)
     for name, audio in signals.items():

@@ -1,4 +1,4 @@
-"""What turns predictions and references into numbers, and numbers into gradients: the regression objective."""
+"""What turns samples and references into numbers, and numbers into gradients: regression and the energy distance."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from encore.codec import FrozenCodec
+from encore.hearing import Hearing, Plan
 from encore.pairs import Batch
+
+ATTRACTION, REPULSION = "_attraction", "_repulsion"  # end the names of an energy distance's two parts
 
 
 class Combined(Protocol):
@@ -59,6 +61,7 @@ class Component:
         against_input: compared with the input's audio instead of the target's.
         loss: `loss(prediction, reference)`, both `[B, C, N]`, to one value per item, `[B]`; None: the adversary's.
         metric: name of the measure that is minus this loss, if there is one.
+        distance: whether it may serve as an energy distance's d; otherwise it attracts samples and doesn't repel them.
     """
 
     name: str
@@ -67,14 +70,7 @@ class Component:
     against_input: bool
     loss: nn.Module | None
     metric: str | None = None
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The latent frames of a segment that are decoded and compared."""
-
-    start: int
-    frames: int
+    distance: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,14 +78,16 @@ class Outcome:
     """A batch's way through the objective.
 
     Attributes:
-        audio: the decoded prediction, `[B, C, N]`.
-        target: the same crop of the target's audio.
+        audio: what is heard of the samples, `[R, C, N]`: for each item its samples, for each of these its blocks.
+        target: what is heard of the target beside each, `[R, C, N]`.
         values: the components that are trained on, one value per item each, `[B]`.
+        parts: attraction and repulsion of each where there are several samples, likewise.
     """
 
     audio: Tensor
     target: Tensor
     values: dict[str, Tensor]
+    parts: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,8 @@ class Step:
     """What a batch gave to an optimiser step.
 
     Attributes:
-        values: figures of one value per item, `[B]`: the components that took part, and the discriminator's own loss.
+        values: figures of one value per item, `[B]`: the components that took part, their attraction and repulsion,
+            and the discriminator's own loss.
         total: the weighted sum, `[B]`.
         shares: each component's part of the gradient at the audio; empty where it was not measured.
         left_out: components that took no part because they were not finite.
@@ -111,59 +110,55 @@ class Step:
     finite: bool
 
 
-class Regression(nn.Module):
-    """The weighted sum of losses between the decoded prediction and its references.
+class Objective(nn.Module):
+    """A weighted sum of losses on decoded audio, as a regression or as an energy distance.
 
-    The adversary's terms are trained on, but are in no total: a judge that learns can't tell which epoch is best.
+    With one sample x per item a component is `d(x, y)`, its loss to the target y. With several it is the generalised
+    energy distance (Székely & Rizzo 2013; as a loss Gritsenko et al. 2020), but for what doesn't depend on samples:
+
+        mean_i d(x_i, y) − ½ mean_{i ≠ j} d(x_i, x_j)
+
+    Over targets its mean is least where samples are distributed as targets are, if d is a distance of negative type. A
+    loss that is none only attracts: for it the second term is left out, as for the adversary's and those against the
+    input.
 
     Args:
-        components: the terms.
-        codec: decodes the prediction; frozen.
-        margin: latent frames decoded in front of a crop (`FrozenCodec.measure_margin`).
-        shared: context in which the losses share the spectra that they need.
-        autocast: context in which the model runs.
-        combiner: makes one gradient of the components that have a weight.
+        components: terms of the sum.
+        hearing: samples and decodes.
+        shared: context in which losses share what they compute of one signal.
+        rows: `rows(signal, index)`: items of a signal, which share with it what is computed of either.
+        combiner: makes one gradient of the components.
         adversary: gives the components that have no loss of their own.
     """
-
-    combiner: Combiner
-    adversary: Adversary | None
 
     def __init__(
         self,
         components: Sequence[Component],
-        codec: FrozenCodec,
-        margin: int,
-        shared: Callable[[], AbstractContextManager],
-        autocast: Callable[[], AbstractContextManager],
+        hearing: Hearing,
+        shared: Callable[[], AbstractContextManager[None]],
+        rows: Callable[[Tensor, Tensor], Tensor],
         combiner: Combiner,
         adversary: Adversary | None = None,
     ):
         super().__init__()
-        self.components = tuple(components)
+        self.components = list(components)
         self.losses = nn.ModuleDict({c.name: c.loss for c in components if c.loss is not None})
-        self.combiner, self.adversary = combiner, adversary
-        # In a tuple, so that the codec is not moved or saved with this module.
-        self._codec = (codec,)
-        self.sample_rate = codec.sample_rate
-        self.margin, self.shared, self.autocast = margin, shared, autocast
+        self.hearing, self.combiner, self.adversary = hearing, combiner, adversary
+        self.sample_rate = hearing.codec.sample_rate
+        self.shared, self.rows = shared, rows
 
-    def predict(self, model: nn.Module, batch: Batch, crop: Crop) -> Tensor:
-        """The decoded audio `[B, C, N]` of a crop of the prediction; the decoder runs in float32."""
-        with self.autocast():
-            latents = model(batch.context)
-        return self._codec[0].decode_crop(latents.float(), crop.start, crop.frames, self.margin)
-
-    def forward(self, model: nn.Module, batch: Batch, crop: Crop) -> Outcome:
+    def forward(self, model: nn.Module, batch: Batch, plan: Plan) -> Outcome:
         """The components that are trained on."""
-        audio = self.predict(model, batch, crop)
+        audio = self.hearing.predict(model, batch, plan)
+        target, source = self.hearing.references(batch, plan)
         trained = [component for component in self.components if component.weight]
-        references = self._references(batch, crop)
-        values = self._compare(audio, references, trained)
+        with self.shared():
+            beside = self._beside(audio, target, len(batch))
+            values, parts = self._compare(audio, beside, source, trained, len(batch))
         if self.adversary is not None:
-            given = self.adversary(audio, references[False])
-            values |= {c.name: given[c.name] for c in trained if c.loss is None}
-        return Outcome(audio, references[False], values)
+            given = self.adversary(audio, beside)
+            values |= {c.name: _per_item(given[c.name], len(batch)) for c in trained if c.loss is None}
+        return Outcome(audio, beside, values, parts)
 
     def backward(self, outcome: Outcome, scale: float, measure: bool) -> Step:
         """Adds `scale` times the gradient of the mean over items to the model's, in one pass through the decoder.
@@ -173,14 +168,19 @@ class Regression(nn.Module):
         """
         combined = self.combiner(outcome.values, outcome.audio, measure)
         # Detached, because the decoder's pass needs the memory that the losses' graphs hold.
-        outcome.values.update({name: value.detach() for name, value in outcome.values.items()})
-        outcome.audio.backward(combined.gradient * scale)
+        for values in (outcome.values, outcome.parts):
+            values.update({name: value.detach() for name, value in values.items()})
+        items = len(next(iter(outcome.values.values())))
+        # The combiner's mean is over the audio's rows, of which every item has several.
+        outcome.audio.backward(combined.gradient * (scale * len(outcome.audio) / items))
         values = {name: value for name, value in outcome.values.items() if name not in combined.left_out}
-        nothing = torch.full_like(combined.gradient[:, 0, 0], math.nan)
+        nothing = torch.full((items,), math.nan, device=outcome.audio.device)
         total = self.total(values) if any(name in self.losses for name in values) else nothing
-        if self.adversary is not None and self.adversary.due:
-            values["disc_loss"] = self.adversary.accumulate(outcome.audio, outcome.target, scale)
         finite = bool(torch.cat([total, *values.values()]).isfinite().all())
+        kept = {name + part for name in values for part in (ATTRACTION, REPULSION)}
+        values |= {name: value for name, value in outcome.parts.items() if name in kept}
+        if self.adversary is not None and self.adversary.due:
+            values["disc_loss"] = _per_item(self.adversary.accumulate(outcome.audio, outcome.target, scale), items)
         return Step(values, total, combined.shares, combined.left_out, finite)
 
     def end_step(self, skip: bool) -> None:
@@ -188,25 +188,30 @@ class Regression(nn.Module):
         if self.adversary is not None:
             self.adversary.step(skip)
 
+    @torch.no_grad()
     def measure(self, audio: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """All components for a whole segment's audio, but for the adversary's, without gradient."""
-        with torch.no_grad():
-            return self._compare(audio, self._references(batch, self.whole(batch)), self.components)
+        """All components and their parts for whole continuations, but for the adversary's, without gradient.
+
+        `audio [R, C, N]` holds one sample or several of each item, next to one another.
+        """
+        measured = [component for component in self.components if component.loss is not None]
+        with self.shared():
+            beside = self._beside(audio, batch.target_audio, len(batch))
+            values, parts = self._compare(audio, beside, batch.input_audio, measured, len(batch))
+        return values | parts
 
     def floor(self, batch: Batch) -> dict[str, Tensor]:
         """The components when the prediction is each reference itself, through the codec."""
+        codec = self.hearing.codec
         with torch.no_grad():
-            through = {True: self._codec[0].decode(batch.context), False: self._codec[0].decode(batch.target_latents)}
-            values = {against_input: self.measure(audio, batch) for against_input, audio in through.items()}
+            through = {True: codec.decode(batch.context), False: codec.decode(batch.target_latents)}
+        values = {against_input: self.measure(audio, batch) for against_input, audio in through.items()}
         return {c.name: values[c.against_input][c.name] for c in self.components if c.loss is not None}
 
     def total(self, values: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of those components in `values` that have a weight, but for the adversary's."""
         counted = [c for c in self.components if c.weight and c.loss is not None and c.name in values]
         return torch.stack([c.weight * values[c.name] for c in counted]).sum(0)
-
-    def whole(self, batch: Batch) -> Crop:
-        return Crop(0, batch.context.shape[-1])
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """What changes in training: of the combiner, the adversary and the losses that keep count of something.
@@ -226,14 +231,42 @@ class Regression(nn.Module):
         parts = {"combiner": self.combiner, "adversary": self.adversary, **counting}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _references(self, batch: Batch, crop: Crop) -> dict[bool, Tensor]:
-        """The crop of the audio that a component is compared with, by its `against_input`."""
-        hop = self._codec[0].hop_length
-        first, last = crop.start * hop, (crop.start + crop.frames) * hop
-        return {True: batch.input_audio[..., first:last], False: batch.target_audio[..., first:last]}
+    def _beside(self, audio: Tensor, target: Tensor, items: int) -> Tensor:
+        """The target's row for each of the audio's."""
+        each = torch.arange(len(target), device=target.device).unflatten(0, (items, 1, -1))
+        samples = len(audio) // len(target)
+        return target if samples == 1 else self.rows(target, each.expand(-1, samples, -1).flatten())
 
     def _compare(
-        self, audio: Tensor, references: Mapping[bool, Tensor], components: Sequence[Component]
-    ) -> dict[str, Tensor]:
-        with self.shared():
-            return {c.name: c.loss(audio, references[c.against_input]) for c in components if c.loss is not None}
+        self, audio: Tensor, target: Tensor, source: Tensor, components: Sequence[Component], items: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The components' values and their parts; `source` is the input, for those that are compared with it."""
+        values, parts = dict[str, Tensor](), dict[str, Tensor]()
+        samples = len(audio) // len(source)
+        left, right = self._pairs(audio, items, samples) if samples > 1 else (None, None)
+        for c in components:
+            if c.loss is None:
+                continue
+            if c.against_input:
+                beside = source.unflatten(0, (items, 1, -1)).expand(-1, samples, -1, -1, -1).flatten(0, 2)
+                values[c.name] = _per_item(c.loss(audio[..., -source.shape[-1] :], beside), items)
+                continue
+            values[c.name] = _per_item(c.loss(audio, target), items)
+            if left is not None and c.distance:
+                parts[c.name + ATTRACTION], parts[c.name + REPULSION] = (
+                    values[c.name],
+                    _per_item(c.loss(left, right), items),
+                )
+                values[c.name] = parts[c.name + ATTRACTION] - parts[c.name + REPULSION] / 2
+        return values, parts
+
+    def _pairs(self, audio: Tensor, items: int, samples: int) -> tuple[Tensor, Tensor]:
+        """Both sides of every pair of an item's samples, at equal blocks. A distance is symmetric: once is enough."""
+        rows = torch.arange(len(audio), device=audio.device).unflatten(0, (items, samples, -1))
+        first, second = torch.triu_indices(samples, samples, 1, device=audio.device)
+        return self.rows(audio, rows[:, first].flatten()), self.rows(audio, rows[:, second].flatten())
+
+
+def _per_item(values: Tensor, items: int) -> Tensor:
+    """Means over each item's rows, `[B]`."""
+    return values.unflatten(0, (items, -1)).mean(1)

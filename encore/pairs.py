@@ -99,12 +99,13 @@ def segment_frames(pairs: dict[str, list[Pair]], hop_length: int) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step works on: latents `[B, D, T]` of the input, and both waveforms `[B, C, T * hop_length]`."""
+    """What a step works on: latents `[B, D, T]` and waveforms `[B, C, T * hop_length]` of pairs, and their numbers `[B]`."""
 
     context: Tensor
     input_audio: Tensor
     target_audio: Tensor
     target_latents: Tensor
+    number: Tensor
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(part.to(device, non_blocking=True) for part in self._parts()))
@@ -113,7 +114,7 @@ class Batch:
         return Batch(*(part.pin_memory() for part in self._parts()))
 
     def _parts(self) -> tuple[Tensor, ...]:
-        return self.context, self.input_audio, self.target_audio, self.target_latents
+        return self.context, self.input_audio, self.target_audio, self.target_latents, self.number
 
     def __len__(self) -> int:
         return len(self.context)
@@ -156,7 +157,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         source = self._load(self.pairs[index].input, from_end=True)
         target = source if self.unity else self._load(self.pairs[self.partner[index]].output, from_end=False)
-        return source[0], source[1], target[1], target[0]
+        return source[0], source[1], target[1], target[0], torch.tensor(index)
 
     def _load(self, path: Path, from_end: bool) -> tuple[Tensor, Tensor]:
         latents = self.cache.load(path)

@@ -1,15 +1,19 @@
-"""The continuation of a song: window after window of latents, decoded and joined without a step."""
+"""The continuation of a song: block after block of latents, decoded and joined without a step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from encore.checkpoint import Generator
 from encore.codec import FrozenCodec
 from encore.errors import EncoreError
+from encore.generation import Draw, blocks, continuation, seeded
+from encore.hearing import join
 
 FADE_SECONDS = 0.03
 LEAST_SECONDS = 1.0
@@ -21,8 +25,8 @@ class Continuation:
 
     Attributes:
         context: the song's end, as the model was given it, `[C, K]`.
-        full: the same stretch and the continuation after it, `[C, K + M]`; only the last 30 ms of the stretch differ
-            from `context`, where it fades into the codec's rendering of itself.
+        full: the same stretch and each continuation after it, `[S, C, K + M]`; only the last 30 ms of the stretch
+            differ from `context`, where it fades into the codec's rendering of itself.
     """
 
     context: Tensor
@@ -30,49 +34,78 @@ class Continuation:
 
     @property
     def audio(self) -> Tensor:
-        """The continuation alone, `[C, M]`."""
+        """The continuations alone, `[S, C, M]`."""
         return self.full[..., self.context.shape[-1] :]
 
 
 @torch.no_grad()
+def continue_latents(
+    generator: Generator, latents: Tensor, frames: int, seeds: Sequence[int], temperature: float = 1.0
+) -> Tensor:
+    """Continues contexts `latents [B, D, T]` by `frames` frames each: audio `[B, C, frames · hop]`.
+
+    The contexts' ends are decoded in front. Row b's randomness follows from `seeds[b]` alone.
+    """
+    codec, recipe = generator.codec, generator.recipe
+    draw = Draw(recipe, len(latents), latents.shape[-1], latents.device, seeded(seeds), temperature)
+    made = continuation(generator.model, recipe, latents, draw, frames)
+    return join(codec, latents, made, codec.measure_margin(latents[:1]))
+
+
 def continue_song(
-    model: nn.Module, codec: FrozenCodec, song: Tensor, seconds: float, segment_frames: int
+    generator: Generator, song: Tensor, seconds: float, seeds: Sequence[int] = (0,), temperature: float = 1.0
 ) -> Continuation:
-    """Continues `song [C, N]` by `round(seconds * sample_rate)` samples.
-
-    The model turns the last `segment_frames` latents of the song so far into as many that follow; these are appended,
-    and the last `segment_frames` are the next window's context. A shorter song is a shorter context. The context is
-    cut so that its end is the song's end, whatever N is to the codec's hop.
-
-    Each window is decoded with the latents before it in front, so that its audio also covers the last 30 ms before
-    it: there the earlier audio fades out and the window's fades in, with gains that add up to one, as both render
-    the same latents. The first window fades in over the end of the song itself.
-
-    Args:
-        model: `model(context [1, D, T], steps=…) -> [1, D, steps]`, on the codec's device.
-        segment_frames: latent frames of the segments that the model was trained on.
+    """Continues `song [C, N]` by `round(seconds * sample_rate)` samples, once per seed; see `stream_song`.
 
     Raises:
         EncoreError: the song is shorter than one second (or a segment, if that is less).
     """
-    hop, rate = codec.hop_length, codec.sample_rate
-    context = song[..., song.shape[-1] - hop * _context_frames(codec, song, segment_frames) :]
-    latents = codec.encode(context[None].to(next(codec.parameters()).device))
+    context, pieces = stream_song(generator, song, seconds, seeds, temperature)
+    return Continuation(context, torch.cat(list(pieces), dim=-1))
+
+
+def stream_song(
+    generator: Generator, song: Tensor, seconds: float, seeds: Sequence[int] = (0,), temperature: float = 1.0
+) -> tuple[Tensor, Iterator[Tensor]]:
+    """The context that is continued, `[C, K]`, and pieces `[S, C, n]` of it and its continuations, one after the other.
+
+    The context is the last `segment_frames` latents of the song (a shorter song is a shorter one), cut so that its end
+    is the song's end, whatever N is to the codec's hop. The pieces together are context and continuation; making the
+    next one takes as much memory and time however many came before.
+
+    Each block is decoded with the latents before it in front, so that its audio also covers the last 30 ms before
+    it: there the earlier audio fades out and the block's fades in, with gains that add up to one, as both render
+    the same latents. The first block fades in over the end of the song itself.
+
+    Raises:
+        EncoreError: the song is shorter than one second (or a segment, if that is less).
+    """
+    codec = generator.codec
+    frames = _context_frames(codec, song, generator.segment_frames)
+    context = song[..., song.shape[-1] - codec.hop_length * frames :]
+    return context, _pieces(generator, context, round(seconds * codec.sample_rate), seeds, temperature)
+
+
+@torch.no_grad()
+def _pieces(
+    generator: Generator, context: Tensor, samples: int, seeds: Sequence[int], temperature: float
+) -> Iterator[Tensor]:
+    codec, recipe, hop = generator.codec, generator.recipe, generator.codec.hop_length
+    device = next(codec.parameters()).device
+    latents = codec.encode(context[None].to(device)).expand(len(seeds), -1, -1)
     fade = max(1, round(FADE_SECONDS * codec.frame_rate))
-    lead = _lead_frames(codec, latents, fade)
-    samples = round(seconds * rate)
-    left = math.ceil(samples / hop)
-    pieces = [context.clone()]
-    while left > 0:
-        window = model(latents, steps=min(left, latents.shape[-1]))
-        audio = codec.decode(torch.cat([latents[..., -lead:], window], dim=-1))[0].cpu()
+    lead = _lead_frames(codec, latents[:1], fade)
+    draw = Draw(recipe, len(seeds), latents.shape[-1], device, seeded(seeds), temperature)
+    past, held, left = latents[..., -lead:], context.expand(len(seeds), -1, -1), samples
+    for block in blocks(generator.model, recipe, latents, draw):
+        audio = codec.decode(torch.cat([past, block], dim=-1)).cpu()
         before, audio = audio[..., (lead - fade) * hop : lead * hop], audio[..., lead * hop :]
-        tail = pieces[-1][..., -fade * hop :]
-        tail.copy_(crossfade(tail, before))
-        pieces.append(audio)
-        latents = torch.cat([latents, window], dim=-1)[..., -segment_frames:]
-        left -= window.shape[-1]
-    return Continuation(context, torch.cat(pieces, dim=-1)[..., : context.shape[-1] + samples])
+        # What was made before is held back until it is known what its end fades into.
+        yield torch.cat([held[..., : -fade * hop], crossfade(held[..., -fade * hop :], before)], -1)
+        if left <= audio.shape[-1]:
+            yield audio[..., :left]
+            return
+        past, held, left = torch.cat([past, block], dim=-1)[..., -lead:], audio, left - audio.shape[-1]
 
 
 def crossfade(first: Tensor, second: Tensor) -> Tensor:
@@ -107,7 +140,7 @@ def _context_frames(codec: FrozenCodec, song: Tensor, segment_frames: int) -> in
 
 
 def _lead_frames(codec: FrozenCodec, latents: Tensor, fade: int) -> int:
-    """Frames that are decoded in front of a window: those of the cross-fade, and what these need before them."""
+    """Frames that are decoded in front of a block: those of the cross-fade, and what these need before them."""
     lead = codec.measure_margin(latents) + fade
     if codec.segment_frames is not None:
         lead = math.ceil(lead / codec.segment_frames) * codec.segment_frames

@@ -19,7 +19,7 @@ from losses.multi_resolution import (
 )
 from losses.pesq import PESQLoss
 from losses.registry import REGISTRY, create
-from losses.spectra import shared_spectra
+from losses.spectra import shared_rows, shared_spectra
 from losses.spectrograms import (
     ComplexSpecLoss,
     ComplexSTFTLoss,
@@ -92,5 +92,6 @@ __all__ = [
     "WeightedSum",
     "create",
     "discriminator",
+    "shared_rows",
     "shared_spectra",
 ]

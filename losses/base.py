@@ -78,6 +78,9 @@ class Entry:
         metric: name of the measure that is minus this loss, e.g. "snr_db", reported beside it.
         channels: 2 for a loss of stereo audio only.
         package: the optional package that it needs, as pip names it.
+        distance: whether it may be the distance within an energy distance: symmetric, of each item by itself, and of
+            negative type, as norms of differences are that are not squared (Székely & Rizzo 2013). Such a loss makes
+            a proper scoring rule of samples; one that is normalised by its target, or squared, does not.
     """
 
     summary: str
@@ -86,3 +89,4 @@ class Entry:
     metric: str | None = None
     channels: int | None = None
     package: str | None = None
+    distance: bool = False

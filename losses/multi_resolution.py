@@ -269,6 +269,7 @@ ENTRIES = {
     "mrstft": entry(
         "multi-scale spectral loss: L1 of magnitudes and of log magnitudes, FFT 64 to 2048",
         MRSTFTLoss,
+        distance=True,
     ),
     "smooth_mrstft": entry(
         "smooth multi-scale spectral loss: L2 of ln(1 + magnitude), flat-top windows",

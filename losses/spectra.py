@@ -18,7 +18,7 @@ POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silenc
 
 Window = str | tuple[str, float]
 
-_bank: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None] = ContextVar("bank", default=None)
+_bank: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Any]] | None] = ContextVar("bank", default=None)
 
 
 @contextmanager
@@ -33,6 +33,19 @@ def shared_spectra() -> Iterator[None]:
         yield
     finally:
         _bank.reset(token)
+
+
+def shared_rows(signal: Tensor, index: Tensor) -> Tensor:
+    """`signal[index]`: items of a signal `[B, C, N]`, whose spectra are the signal's within `shared_spectra()`.
+
+    For losses that compare every item with several others: each item is transformed once.
+    """
+    rows = signal[index]
+    bank = _bank.get()
+    if bank is not None:
+        key = (*_identity(rows), "rows")
+        bank[key] = (rows, (signal, index))
+    return rows
 
 
 @eager
@@ -83,6 +96,8 @@ def magnitude(
     settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode
 
     def compute() -> Tensor:
+        if (origin := _origin(signal)) is not None:
+            return magnitude(origin[0], *settings, eps)[origin[1]]
         if _is_held(signal, ("spectrum", *settings)):
             return absolute(_raw_spectrum(signal, *settings), eps)
         both = SpectrumAndMagnitude.apply(*_checked(signal, *settings), eps)
@@ -186,6 +201,8 @@ def _raw_spectrum(
     settings = n_fft, hop_length, win_length, window, pad_mode
 
     def compute() -> Tensor:
+        if (origin := _origin(signal)) is not None:
+            return _raw_spectrum(origin[0], *settings)[origin[1]]
         transformed: Tensor = Spectrum.apply(*_checked(signal, *settings))
         return transformed.unflatten(0, signal.shape[:2])
 
@@ -204,6 +221,13 @@ def _checked(
         check_long_enough(signal, n_fft)
     values = window_values(window, win_length, signal.device, signal.dtype)
     return signal.flatten(0, 1), values, n_fft, hop_length, pad_mode
+
+
+def _origin(signal: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The signal that this one is rows of, and their numbers; None if it is one of its own."""
+    bank = _bank.get()
+    held = None if bank is None else bank.get((*_identity(signal), "rows"))
+    return None if held is None else held[1]
 
 
 def _is_held(signal: Tensor, key: tuple[Any, ...]) -> bool:

@@ -281,14 +281,14 @@ class SpectralEnergyLoss(SpectrogramLoss):
 
 
 ENTRIES = {
-    "mel": entry("L1 of log-mel spectrograms", MelLoss, True),
-    "multi_mel": entry("L1 of log-mel spectrograms of three resolutions", MultiMelLoss, True),
+    "mel": entry("L1 of log-mel spectrograms", MelLoss, True, distance=True),
+    "multi_mel": entry("L1 of log-mel spectrograms of three resolutions", MultiMelLoss, True, distance=True),
     "complex_spec": entry("L1 of magnitudes relative to the target's mean", ComplexSpecLoss),
     "multi_complex_spec": entry("relative L1 of magnitudes, FFT 32 to 2048", MultiComplexSpecLoss),
     "mse_spectrogram": entry("mean square difference of magnitudes", MSESpectrogramLoss),
-    "log_spectrogram": entry("L1 of log magnitudes", LogSpectrogramLoss),
+    "log_spectrogram": entry("L1 of log magnitudes", LogSpectrogramLoss, distance=True),
     "complex_stft": entry("distance of complex spectra: magnitude and phase", ComplexSTFTLoss),
     "phase": entry("anti-wrapped phase, group delay and instantaneous frequency", PhaseLoss),
     "loudness": entry("log-spectral error where the target is loud to the ear", LoudnessLoss, True),
-    "spectral_energy": entry("linear L1 + log L2 of magnitudes, FFT 64 to 2048", SpectralEnergyLoss),
+    "spectral_energy": entry("linear L1 + log L2 of magnitudes, FFT 64 to 2048", SpectralEnergyLoss, distance=True),
 }

@@ -216,8 +216,8 @@ class SDSDRLoss(Loss):
 
 
 ENTRIES = {
-    "rms": entry("root mean square error of the waveform", RMSLoss),
-    "waveform_l1": entry("mean absolute error of the waveform", WaveformL1Loss),
+    "rms": entry("root mean square error of the waveform", RMSLoss, distance=True),
+    "waveform_l1": entry("mean absolute error of the waveform", WaveformL1Loss, distance=True),
     "waveform_mse": entry("mean square error of the waveform", WaveformMSELoss),
     "esr": entry("energy of the error relative to the target's", ESRLoss),
     "dc": entry("difference of the means, relative to the target's power", DCLoss),
