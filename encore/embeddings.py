@@ -34,7 +34,7 @@ WEIGHTS = {
 
 
 @torch.no_grad()
-def log_mel_patches(audio: Tensor, sample_rate: int) -> Tensor:
+def log_mel_patches(audio: Tensor, sample_rate: int, hop_seconds: float = PATCH_SECONDS) -> Tensor:
     """Audio `[B, C, S]` to log-mel patches of half a second, `[B, P, 40 · 16]`, in nepers.
 
     A patch has 16 frames of 40 bands: `½ ln max(mean power of the band's bins, 1e-10)`, mel bands from 0 Hz to half of
@@ -43,17 +43,18 @@ def log_mel_patches(audio: Tensor, sample_rate: int) -> Tensor:
 
     Args:
         sample_rate: Hz.
+        hop_seconds: from patch to patch.
 
     Raises:
         ValueError: audio shorter than half a second.
     """
-    size = round(PATCH_SECONDS * sample_rate)
+    size, step = round(PATCH_SECONDS * sample_rate), max(1, round(hop_seconds * sample_rate))
     if audio.shape[-1] < size:
         raise ValueError(f"audio of shape {list(audio.shape)} is shorter than a patch of {size} samples")
     n_fft = 2 ** round(math.log2(WINDOW_SECONDS * sample_rate))
     hop = (size - n_fft) // (FRAMES - 1)
     window = torch.hann_window(n_fft, device=audio.device)
-    patches = audio.float().unfold(-1, size, size)[..., : n_fft + (FRAMES - 1) * hop]  # [B, C, P, samples]
+    patches = audio.float().unfold(-1, size, step)[..., : n_fft + (FRAMES - 1) * hop]  # [B, C, P, samples]
     spectra = torch.stft(
         patches.flatten(0, 2), n_fft, hop, window=window / window.sum(), center=False, return_complex=True
     )
@@ -61,6 +62,16 @@ def log_mel_patches(audio: Tensor, sample_rate: int) -> Tensor:
     banks = melscale_fbanks(n_fft // 2 + 1, 0, sample_rate / 2, BANDS, sample_rate).to(audio.device)
     bands = (banks / banks.sum(0)).T @ power
     return bands.clamp_min(FLOOR).log().flatten(2) / 2
+
+
+def pooled(patches: Tensor) -> Tensor:
+    """Mean and deviation of each band over its 16 frames, log-mel patches `[B, P, 40 · 16]` to `[B, P, 80]`, in nepers.
+
+    For what has too few samples for 640 features (the Fréchet distance), or must not depend on where in a patch a note
+    begins (the search for copies).
+    """
+    bands = patches.unflatten(-1, (BANDS, FRAMES))
+    return torch.cat([bands.mean(-1), bands.std(-1, correction=0)], -1)
 
 
 def latent_deviation(latents: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from encore.distributions import (
     frechet_warning,
     kernel_distance,
 )
-from encore.embeddings import log_mel_patches
+from encore.embeddings import log_mel_patches, pooled
 from encore.errors import EncoreError
 from encore.scores import Interval
 
@@ -36,12 +36,6 @@ def normal(seed: int, *shape: int) -> Tensor:
 def clips(seed: int, items: int = 60, patches: int = 3, features: int = 4) -> Tensor:
     """Patches of which those of one item are alike."""
     return normal(seed, items, patches, features) + normal(seed + 1000, items, 1, features)
-
-
-def pool(patches: Tensor) -> Tensor:
-    """Mean and deviation of each band over a log-mel patch: as many features as the samples of a test bear."""
-    bands = patches.unflatten(-1, (40, 16))
-    return torch.cat([bands.mean(-1), bands.std(-1)], -1)[..., ::5]
 
 
 def contains_zero(interval: Interval) -> bool:
@@ -179,7 +173,7 @@ def _generator() -> torch.Generator:
 def test_music_is_near_music_and_damage_takes_it_away(songs: tuple[Tensor, Tensor], name: str) -> None:
     measure: Measure = MEASURES[name]
     features: Callable[[Tensor], Tensor] = (
-        (lambda audio: pool(log_mel_patches(audio, RATE)))
+        (lambda audio: pooled(log_mel_patches(audio, RATE))[..., ::5])  # as many as so few samples bear
         if name == "frechet"
         else (lambda audio: log_mel_patches(audio, RATE))
     )

@@ -20,6 +20,7 @@ from encore.embeddings import (
     load_embedding,
     log_mel_patches,
     panns_models,
+    pooled,
 )
 from encore.errors import EncoreError
 from encore.scores import energy_score
@@ -57,6 +58,10 @@ def test_log_mel_moves_with_the_level_and_knows_only_its_own_half_second() -> No
     assert same.tolist() == [True, False, True, True]
     swapped = torch.isclose(log_mel_patches(audio.flip(1), RATE), patches, atol=1e-5)
     assert swapped.all()  # the channels' order does not matter
+    finer = log_mel_patches(audio, RATE, hop_seconds=0.25)
+    assert finer.shape == (2, 7, 640) and torch.allclose(finer[:, ::2], patches, atol=1e-5)
+    bands = patches[1, 2].reshape(40, 16).numpy()
+    assert pooled(patches)[1, 2].numpy() == pytest.approx(np.concatenate([bands.mean(1), bands.std(1)]), rel=1e-4)
     with pytest.raises(ValueError, match="shorter"):
         log_mel_patches(audio[..., : RATE // 2 - 1], RATE)
 
