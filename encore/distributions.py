@@ -2,7 +2,8 @@
 
 Features are patches of clips, `[I, P, F]` (`encore.embeddings`). Patches of one clip are not independent, nor are the
 continuation and the truth of one item: both follow the same context. So the unit is the item: pairs of patches of the
-same item are left out of every mean, and the bootstrap draws items.
+same item are left out of every mean, and the bootstrap draws items. Between different items there must be no tie: the
+truths themselves in another order are no sample to compare with the truths, their figures come out below 0.
 """
 
 from __future__ import annotations
