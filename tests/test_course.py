@@ -14,6 +14,7 @@ from torch import Tensor
 from encore.course import LEAST_HZ, LEAST_TEXTURE, Course, compare, course, drift, slope
 from encore.demo import compose
 from encore.errors import EncoreError
+from encore.mel import power_spectrogram
 
 RATE = 24000
 
@@ -47,6 +48,12 @@ def test_course_equals_a_reference_in_float64() -> None:
         )
         bands = 10 * np.log10(np.maximum(power @ filters.T, 1e-8))
         assert found.texture[second] == pytest.approx(bands.std(0).mean(), rel=1e-4)
+
+
+def test_a_sine_of_amplitude_one_is_at_zero_decibels() -> None:
+    tone = torch.sin(2 * math.pi * 3000 * torch.arange(RATE) / RATE)[None]
+    assert power_spectrogram(tone, 1024, 512).amax() == pytest.approx(1, abs=1e-4)
+    assert course(tone, RATE).level.item() == pytest.approx(-3.0103, abs=1e-3)
 
 
 def test_arrays_and_leading_axes_are_as_one_item_each() -> None:
@@ -103,7 +110,7 @@ def test_the_slope_is_that_of_least_squares() -> None:
 
 
 def test_silence_and_what_is_not_finite_have_values() -> None:
-    silent = course(torch.zeros(1, 3 * RATE), RATE)
+    silent = course(torch.cat([torch.zeros(1, RATE), noise(2, level=1e-6)], 1), RATE)
     expected = Course(torch.full((3,), -80.0), torch.full((3,), LEAST_HZ), torch.full((3,), LEAST_TEXTURE))
     for name in ("level", "centroid", "texture"):
         torch.testing.assert_close(getattr(silent, name), getattr(expected, name))

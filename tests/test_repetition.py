@@ -80,6 +80,16 @@ def test_the_bars_are_found(seed: int) -> None:
     assert abs(best_lag(piece(seed, 12), RATE) - four_chords * RATE) <= FRAME
 
 
+def test_the_lag_is_that_of_the_greatest_correlation() -> None:
+    context = torch.cat([piece(5, 1), piece(6, 2)], 1)
+    spectra = log_mel(context, RATE, 2048, FRAME).double().numpy()
+    similarities = {}
+    for lag in range(75, 226):
+        pair = [part - part.mean(0) for part in (spectra[lag:], spectra[:-lag])]
+        similarities[lag] = (pair[0] * pair[1]).sum() / np.linalg.norm(pair[0]) / np.linalg.norm(pair[1])
+    assert best_lag(context, RATE) == FRAME * max(similarities, key=lambda lag: similarities[lag])
+
+
 def test_the_lag_keeps_to_its_range() -> None:
     context = piece(4, 8)
     assert 0.5 * RATE <= best_lag(context, RATE, longest=1) <= RATE
