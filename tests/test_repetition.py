@@ -73,11 +73,14 @@ def test_the_similarity_is_the_correlation_at_that_lag() -> None:
     assert found.lag == pytest.approx(best.lag)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_bars_are_found(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_the_bars_are_found_even_in_a_fade(seed: int) -> None:
     beats_per_minute = np.random.default_rng([13, seed]).uniform(100, 140)  # what `compose` draws first
     four_chords = 8 * 60 / beats_per_minute
-    assert abs(best_lag(piece(seed, 12), RATE) - four_chords * RATE) <= FRAME
+    music = piece(seed, 12)
+    fading = music * torch.exp(-0.2 * torch.arange(12 * RATE) / RATE)
+    for context in (music, fading):
+        assert abs(best_lag(context, RATE) - four_chords * RATE) <= FRAME
 
 
 def test_the_lag_is_that_of_the_greatest_correlation() -> None:
