@@ -1,0 +1,193 @@
+"""Ablations through the door: real trainings and evaluations, nested, resumed, stopped and failed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+import ablate
+import losses
+from encore import cli
+from encore.config import WEIGHT, TrainConfig
+from tests.conftest import ENVIRONMENT, ROOT, Door, command
+from tests.test_page import Page
+
+COMMON = {"codec": "starter", "batch_size": 4, "num_workers": 0, "warmup_steps": 1, "lr": 1e-2, "decode_seconds": 0.5}
+COMMON |= {"d_model": 32, "nhead": 2, "num_layers": 1, "max_steps": 2, "metrics": "rms_target"}
+RUNS: dict[str, Any] = {
+    "mean": {"objective": "regression", "loss_weight_target": 1},
+    "energy": {"loss_weight_log_spectrogram": 0.5},
+}
+EVALUATION = ("--items", 2, "--candidates", 2)
+
+
+def grid(folder: Path, common: dict[str, Any], runs: dict[str, Any]) -> Path:
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({"common": common, "runs": runs}, sort_keys=False))
+    return path
+
+
+def experiment(store: str, name: str) -> dict[str, Any]:
+    """The runs of an experiment, by name."""
+    client = MlflowClient(store)
+    found = client.get_experiment_by_name(name)
+    return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+
+
+@pytest.fixture(scope="module")
+def ablated(
+    tmp_path_factory: pytest.TempPathFactory, door: Door, tiny_pairs: Path, store: str
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder in which an ablation of two good runs, at the same time, and one that fails has ended."""
+    folder = tmp_path_factory.mktemp("ablated")
+    broken = {"objective": "regression", "loss_weight_sum_and_difference_stft": 1}  # of stereo, and the codec is mono
+    path = grid(folder, COMMON, {**RUNS, "broken": broken})
+    flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "ablated", "--parallel", 2)
+    return folder, door("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
+
+
+def test_runs_are_trained_evaluated_and_compared(ablated: Any) -> None:
+    folder, result = ablated
+    assert result.returncode == 1, result.stderr  # because one has failed
+    output = folder / "ablation"
+    found = json.loads((output / "ablation.json").read_text())
+    assert list(found["runs"]) == ["mean", "energy", "broken"]
+    for name in RUNS:
+        run = found["runs"][name]
+        assert run["failure"] is None and run["settings"]["max_steps"] == 2
+        # Every run is measured by what any of them was trained on.
+        assert {"mean_rms", "mean_log_spectrogram"} <= run["measures"].keys()
+    assert found["runs"]["mean"]["settings"]["objective"] == "regression"
+    lowest = min(RUNS, key=lambda name: found["runs"][name]["measures"]["mean_rms"]["value"])
+    assert lowest in found["best"]["mean_rms"]
+    assert "replay" in found["baselines"]
+    page = Page(output / "index.html")
+    assert len(page.audio) == 3 * (1 + len(RUNS)) and not page.elsewhere
+    assert any(row[0] == "mean_rms" for row in page.rows)
+    assert "mean_rms" in result.stdout and "★" in result.stdout
+
+
+def test_a_failed_run_is_in_the_table_with_its_reason_and_log(ablated: Any) -> None:
+    folder, result = ablated
+    found = json.loads((folder / "ablation" / "ablation.json").read_text())["runs"]["broken"]
+    assert "sum_and_difference_stft" in found["failure"] and found["measures"] == {}
+    assert found["failure"] in result.stdout and "✗ failed" in result.stdout
+    assert found["failure"] in Page(folder / "ablation" / "index.html").text
+    assert "sum_and_difference_stft" in (folder / "ablation" / "broken" / "training.log").read_text()
+
+
+def test_runs_are_nested_in_mlflow(ablated: Any, store: str) -> None:
+    runs = experiment(store, "ablated")
+    assert runs.keys() == {"ablation", "mean", "energy", "broken"}
+    parent = runs["ablation"]
+    assert parent.info.status == runs["broken"].info.status == "FAILED"
+    kept = {artifact.path for artifact in MlflowClient(store).list_artifacts(parent.info.run_id)}
+    assert kept == {"index.html", "ablation.json"}
+    for name in RUNS:
+        assert runs[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert runs[name].info.status == "FINISHED"
+        assert runs[name].data.params["max_steps"] == "2"
+        assert any(metric.startswith("val_") for metric in runs[name].data.metrics)
+        assert any(metric.startswith("eval_model_") for metric in runs[name].data.metrics)
+
+
+def test_a_stopped_ablation_saves_and_goes_on(tmp_path: Path, door: Door, tiny_pairs: Path, store: str) -> None:
+    common = {**COMMON, "max_steps": 100000, "epochs": 100000}
+    path = grid(tmp_path, common, {"long": {"objective": "regression"}, "never": {}})
+    flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "stopped", *EVALUATION)
+    stop = subprocess.Popen(
+        command("ablate.py", "--grid", path, *flags),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint, wait = tmp_path / "ablation" / "long" / "checkpoints" / "last.pt", threading.Event()
+    try:
+        while stop.poll() is None and not checkpoint.is_file():
+            wait.wait(0.05)
+        stop.send_signal(signal.SIGINT)
+        out, error = stop.communicate(timeout=120)
+    finally:
+        stop.kill()
+    assert stop.returncode == 130, error
+    assert "stopped by SIGINT; the same command goes on from here" in error and "Traceback" not in error
+    assert "long: training stopped" in out and "never" not in out
+    log = (tmp_path / "ablation" / "long" / "training.log").read_text()
+    assert "--resume auto goes on" in log
+    runs = experiment(store, "stopped")
+    assert runs["ablation"].info.status == runs["long"].info.status == "KILLED"
+    assert runs["never"].info.status == "SCHEDULED"
+
+
+def within(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Runs the door within this process; returns its exit status."""
+    monkeypatch.setattr("sys.argv", ["ablate.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(ablate.app)
+    return int(ended.value.code or 0)
+
+
+def test_what_is_finished_is_not_done_again(
+    ablated: Any,
+    tiny_pairs: Path,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = ablated
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("ablation/*/checkpoints/*.pt")}
+    assert len(before) == 4
+    flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "ablated", *EVALUATION)
+    assert within(monkeypatch, "--grid", grid(folder, COMMON, RUNS), *flags) == 0
+    printed = capsys.readouterr().out
+    assert "begins" not in printed and "★" in printed
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    runs = experiment(store, "ablated")
+    assert len(runs) == 4 and runs["ablation"].info.status == "FINISHED"
+
+    assert within(monkeypatch, "--grid", grid(folder, {**COMMON, "lr": 0.5}, RUNS), *flags) == 2
+    assert capsys.readouterr().err.count("--lr 0.01 is now 0.5") == 2
+
+
+def test_bad_flags_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert within(monkeypatch) == 2
+    assert "--grid: missing" in capsys.readouterr().err
+    assert within(monkeypatch, "--grid", "nowhere.yaml") == 2
+    assert "--grid nowhere.yaml: can't be read" in capsys.readouterr().err
+    assert within(monkeypatch, "--grid", ROOT / "ablation.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.count("--dataset_folder pairs: no such folder") == 1
+    assert within(monkeypatch, "--grid", ROOT / "ablation.yaml", "--parallel", 0) == 2
+
+
+def test_each_loss_is_a_run_of_that_loss_alone(tiny_pairs: Path) -> None:
+    common: dict[str, Any] = {
+        "codec": "starter",
+        "dataset_folder": tiny_pairs,
+        "loss_weight_mel": 1.0,
+        "decode_seconds": 0.25,
+    }
+    said: list[str] = []
+    here = ablate.losses_here(TrainConfig(**common), losses.REGISTRY, said.append)
+    left_out = {line.split()[1].rstrip(":") for line in said}
+    assert left_out == {"sum_and_difference_stft", "pesq"}  # which need two channels, and a longer crop
+    assert {*here, *left_out} == losses.REGISTRY.keys()
+    for name, flags in ablate.runs_of_each_loss(here).items():
+        config = TrainConfig(**{**common, **flags})
+        on = {loss: weight for loss, weight in config.loss_weights.items() if weight}
+        assert on == {"rms_target" if name == "rms" else name: 1.0}
+        assert set(flags) == {flag for flag in vars(config) if flag.startswith(WEIGHT)}

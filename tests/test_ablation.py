@@ -1,0 +1,283 @@
+"""The grid of an ablation, what its runs are resumed from, and how they are put side by side."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from encore.ablation import Nest, duration, last_words, open_runs
+from encore.comparison import Heard, compare, print_comparison, write_comparison
+from encore.config import TrainConfig
+from encore.errors import EncoreError
+from encore.grid import Grid, configurations, differences, read_grid
+from encore.page import Exhibit
+from tests.conftest import ENVIRONMENT, ROOT, SAMPLE_RATE
+from tests.test_page import NASTY, Page
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems_of(action: Any, *arguments: Any) -> list[str]:
+    with pytest.raises(EncoreError) as caught:
+        action(*arguments)
+    return str(caught.value).splitlines()
+
+
+def test_a_grid_gives_every_run_the_common_flags_and_its_own(tmp_path: Path, tiny_pairs: Path) -> None:
+    grid = read_grid(
+        write(
+            tmp_path,
+            "common: {lr: 1e-3, compile: false, nnodes: 1, epochs: 3, patience: null}\n"
+            "runs:\n  plain:\n  own: {epochs: 7, loss_weight_mel: 1, objective: regression}\n",
+        )
+    )
+    given = {"dataset_folder": tiny_pairs, "experiment": "there"}
+    configs = configurations(grid, tmp_path / "out", given)
+    assert list(configs) == ["plain", "own"]
+    plain, own = configs.values()
+    assert (plain.lr, plain.compile, plain.nnodes, plain.epochs, plain.patience) == (1e-3, False, "1", 3, None)
+    assert (own.epochs, own.loss_weight_mel, own.objective, own.lr) == (7, 1.0, "regression", 1e-3)
+    for name, config in configs.items():
+        assert config.checkpoint_dir == tmp_path / "out" / name / "checkpoints"
+        assert (config.resume, config.run_name, config.experiment) == ("auto", name, "there")
+        assert config.dataset_folder == tiny_pairs
+    assert plain.objective == "energy" and plain.loss_weight_spectral_energy == 1  # nothing is left to a default
+
+
+def test_all_that_is_wrong_with_a_grid_is_said_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "common: {loss_weight_mell: 1, resume: auto, epochs: 1.5}\n"
+        "runs:\n"
+        "  a/b: {lr: fast}\n"
+        "  one: {codec: starter, compile: 1, mlflow_uri: x, batch_size: true}\n"
+        "  two: 3\n"
+        "  Two:\n",
+    )
+    assert problems_of(read_grid, path) == [
+        f"{path}: common: loss_weight_mell: train_ddp.py has no such flag; did you mean loss_weight_mel?",
+        f"{path}: common: resume: is set for every run by ablate.py; leave it out",
+        f"{path}: common: epochs: 1.5 is not a whole number",
+        f"{path}: runs: a/b: is the name of a folder; letters, digits, - and _ will do",
+        f"{path}: runs: a/b: lr: 'fast' is not a number",
+        f"{path}: runs: one: codec: must be the same for all runs; put it under common:",
+        f"{path}: runs: one: compile: 1 is not true or false",
+        f"{path}: runs: one: mlflow_uri: is set for every run by ablate.py; leave it out",
+        f"{path}: runs: one: batch_size: True is not a whole number",
+        f"{path}: runs: two: must hold flags, not 3",
+        f"{path}: runs: two have the same name, capitals aside; give each its own",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("runs:\n  a: {lr: 1}\n  a: {lr: 2}\n", "a is there twice"),
+        ("runs: {a: {lr: 1, lr: 2}}", "lr is there twice"),
+        ("runs: {[1, 2]: {}}", "a key that is no name"),
+        ("runs: [a, b]", "must hold flags"),
+        ("runs: {a: }\nextra: 1", "nothing else"),
+        ("", "must have common: and runs:"),
+        ("runs: {a: *nowhere}", "nowhere"),
+    ],
+)
+def test_a_file_that_is_no_grid_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (line,) = problems_of(read_grid, write(tmp_path, text))
+    assert line.startswith(f"--grid {tmp_path / 'grid.yaml'}: ") and said in line
+
+
+def test_a_grid_may_use_the_anchors_of_yaml(tmp_path: Path) -> None:
+    text = "runs:\n  a: &a {lr: 1, epochs: 2}\n  b: {<<: *a, lr: 2}\n"
+    assert read_grid(write(tmp_path, text)).runs == {"a": {"lr": 1.0, "epochs": 2}, "b": {"lr": 2.0, "epochs": 2}}
+
+
+def test_what_every_run_has_wrong_is_said_once(tmp_path: Path) -> None:
+    grid = Grid("g.yaml", {"epochs": 0}, {"a": {"lr": 0.0}, "b": {}})
+    lines = problems_of(configurations, grid, tmp_path, {})
+    assert [line.partition(";")[0] for line in lines] == [
+        "g.yaml: --epochs 0: must be a finite number of at least 1",
+        "g.yaml: --dataset_folder: missing",
+        "g.yaml: runs: a: --lr 0: must be above 0",
+    ]
+    assert "holds none" in problems_of(configurations, Grid("g.yaml", {}, {}), tmp_path, {})[0]
+
+
+def test_the_shipped_grid_is_one_and_compares_objectives_of_the_same_weights(tmp_path: Path, tiny_pairs: Path) -> None:
+    configs = configurations(read_grid(ROOT / "ablation.yaml"), tmp_path, {"dataset_folder": tiny_pairs})
+    assert {"balanced", "time", "spectral", "perceptual"} <= configs.keys()
+    one, other = configs["balanced"], configs["balanced_energy"]
+    assert one.loss_weights == other.loss_weights
+    assert (one.objective, other.objective) == ("regression", "energy")
+
+
+def test_runs_begun_with_other_settings_are_refused_with_what_differs(tmp_path: Path, tiny_pairs: Path) -> None:
+    grid = Grid("g", {"codec": "starter"}, {"a": {"lr": 1e-3}, "b": {"lr": 1e-3}, "new": {}})
+    before = configurations(grid, tmp_path, {"dataset_folder": tiny_pairs, "experiment": "x"})
+    for name in ("a", "b"):
+        before[name].checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        (before[name].checkpoint_dir / "config.json").write_text(json.dumps(before[name].to_dict()))
+    # Another experiment and another way to write the same folder are no other settings.
+    moved = tiny_pairs / ".." / tiny_pairs.name
+    same = configurations(grid, tmp_path, {"dataset_folder": moved, "experiment": "y"})
+    assert [run.name for run in open_runs(same)] == ["a", "b", "new"]
+
+    other = Grid("g", {"codec": "starter"}, {"a": {"lr": 1e-2, "patience": 3}, "b": {"lr": 1e-3}, "new": {}})
+    (line,) = problems_of(open_runs, configurations(other, tmp_path, {"dataset_folder": tiny_pairs}))
+    assert line.startswith("a: was begun with other settings: --lr 0.001 is now 0.01, --patience not given is now 3;")
+    assert str(tmp_path / "a") in line
+
+
+def test_a_broken_state_is_said_with_its_folder(tmp_path: Path, tiny_pairs: Path) -> None:
+    configs = configurations(Grid("g", {}, {"a": {}}), tmp_path, {"dataset_folder": tiny_pairs})
+    (tmp_path / "a" / "run.json").write_text("{")
+    (line,) = problems_of(open_runs, configs)
+    assert str(tmp_path / "a") in line and "move it away" in line
+
+
+def test_differences_leave_out_what_the_ablation_sets() -> None:
+    before = TrainConfig(run_name="a", mlflow_uri="x", resume="auto", unity_test=True)
+    after = TrainConfig(run_name="b", mlflow_uri="y", checkpoint_dir=Path("elsewhere"))
+    assert differences(before, after) == ["--unity_test true is now false"]
+
+
+def test_a_signal_stops_all_children_and_no_further_one_begins(tmp_path: Path) -> None:
+    program = f"""
+import sys, threading
+from pathlib import Path
+from encore.ablation import Children
+folder = Path({str(tmp_path)!r})
+child = (
+    "import signal, sys\\n"
+    "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(143)))\\n"
+    "print('up', flush=True)\\n"
+    "signal.pause()\\n"
+)
+children, found = Children(), []
+def work(name):
+    found.append(children.run([sys.executable, "-c", child], folder / name, {{}}))
+with children:
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+print(found, children.run(["no", "such"], folder / "c", {{}}), children.stopped_by)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    wait = threading.Event()
+    for _ in range(2000):
+        if all((tmp_path / name).is_file() and (tmp_path / name).read_text() == "up\n" for name in "ab"):
+            break
+        wait.wait(0.01)
+    parent.send_signal(signal.SIGINT)
+    assert parent.communicate(timeout=60)[0].strip() == "[143, 143] 130 2"
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["up\nsaved\n"] * 2
+
+
+def test_a_store_that_is_away_is_said() -> None:
+    (line,) = problems_of(Nest, "http://127.0.0.1:9", "x")
+    assert line.startswith("--mlflow_uri http://127.0.0.1:9: ")
+
+
+def test_a_reason_is_the_last_error_or_the_last_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for text, reason in [("", "it said nothing"), ("a\nb\n\n", "b"), ("error: x\nerror: y\nafter", "y")]:
+        log.write_text(text)
+        assert last_words(log) == reason
+    assert [duration(seconds) for seconds in (0.4, 61, 3600 + 125)] == ["0:00", "1:01", "1:02:05"]
+
+
+MEASURES = {
+    "score": {"group": "First", "note": "low", "goal": "low"},
+    "tempo": {"group": "Second", "note": NASTY, "goal": None},
+    "gain": {"group": "First", "note": "high", "goal": "high"},
+    "level_db": {"group": "Second", "note": "zero", "goal": "zero"},
+}
+
+
+def evaluation(score: float, gain: float | None, level: float) -> dict[str, Any]:
+    def figure(value: float | None) -> dict[str, float | None]:
+        return {"value": value, "low": None, "high": None}
+
+    model = {"score": {"value": score, "low": score - 1, "high": score + 1}, "gain": figure(gain)}
+    model |= {"level_db": figure(level), "tempo": figure(120.0)}
+    baseline = {"score": figure(0.5), "level_db": figure(0.0)}
+    return {"warnings": ["few pairs"], "measures": MEASURES, "systems": {"model": model, "replay": baseline}}
+
+
+@pytest.fixture
+def comparison() -> Any:
+    evaluations = {"quiet": evaluation(2.0, 3.0, -8.0), "loud": evaluation(3.0, 4.0, 1.0)}
+    evaluations["odd"] = evaluation(4.0, None, -1.0)
+    seconds = {"quiet": 10.0, "broken": 1.0, "loud": 20.0, "odd": 30.0}
+    return compare(evaluations, seconds, {"broken": f"training ended: [b]{NASTY}[/b]"})
+
+
+def test_the_best_are_those_of_the_runs_by_each_measure(comparison: Any) -> None:
+    assert [(m.name, m.group) for m in comparison.measures] == [
+        *(("score", "First"), ("gain", "First"), ("tempo", "Second"), ("level_db", "Second")),
+        ("training_seconds", "Training"),
+    ]
+    best = {measure.name: comparison.best(measure) for measure in comparison.measures}
+    # The replay scores better, but is no run.
+    assert best == {
+        "score": {"quiet"},
+        "gain": {"loud"},
+        "tempo": set(),
+        "level_db": {"loud", "odd"},
+        "training_seconds": set(),
+    }
+    alone = compare({"only": evaluation(1.0, 1.0, 0.0)}, {"only": 1.0}, {})
+    assert not any(alone.best(measure) for measure in alone.measures)
+
+
+@pytest.mark.parametrize("width", [44, 120])
+def test_the_terminals_table_has_every_figure_at_any_width(comparison: Any, width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    print_comparison(comparison, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    table, _, failure = text.rpartition("broken: ")
+    assert failure.strip() == f"training ended: [b]{NASTY}[/b]\nwarning: few pairs"
+    rows = [line for line in table.splitlines() if line.strip().startswith("score ↓")]
+    assert " ".join(" ".join(rows).replace("score ↓", "").split()) == "★ 2.00 – 3.00 4.00 0.500"
+    assert "★ -1.00" in table and "✗ failed" in table
+    assert "…" not in table
+
+
+def test_the_page_has_the_sounds_of_each_pair_and_one_table(comparison: Any, tmp_path: Path) -> None:
+    tone = torch.sin(torch.arange(SAMPLE_RATE / 4) * 0.1)[None] * 0.5
+    heard = [
+        Heard(title, [Exhibit(name, NASTY, tone) for name in ("Input and truth", "quiet", "loud")])
+        for title in (NASTY, "pair_0001")
+    ]
+    path = tmp_path / "index.html"
+    write_comparison(comparison, heard, SAMPLE_RATE, {"quiet": NASTY}, {"Data": NASTY}, path)
+    page = Page(path)
+    assert len(page.audio) == len(page.images) == 6 and not page.elsewhere
+    rows = {row[0]: row[1:] for row in page.rows}
+    assert list(rows) == [
+        *("Measure", "First", "score", "gain", "Second", "tempo", "level_db", "Training", "training_seconds")
+    ]
+    assert rows["score"] == ["", "–", "3.00", "4.00", "0.500"] and "★ 2.001.00 … 3.00" in page.text
+    assert f"broken: training ended: [b]{NASTY}[/b]" in page.text
+    assert page.text.count("few pairs") == 1
+    assert "<script>alert" not in path.read_text()
+
+
+def test_a_comparison_of_which_every_run_failed_still_has_a_page(tmp_path: Path) -> None:
+    nothing = compare({}, {"a": 0.0}, {"a": "it broke"})
+    write_comparison(nothing, [], 1, {"a": "x"}, {}, tmp_path / "index.html")
+    assert "it broke" in Page(tmp_path / "index.html").text
+    print_comparison(nothing, Console(file=io.StringIO()))
