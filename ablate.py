@@ -16,7 +16,7 @@ from rich.console import Console
 
 import losses
 from encore import cli
-from encore.ablation import Ablation, Nest, Run, duration, open_runs
+from encore.ablation import Ablation, Run, duration, open_runs
 from encore.audio import read_audio
 from encore.checkpoint import load_generator, loss_options
 from encore.codec import load_codec
@@ -24,6 +24,7 @@ from encore.comparison import Comparison, Heard, compare, print_comparison, writ
 from encore.config import ADVERSARIAL, WEIGHT, TrainConfig, knobs, registered_name
 from encore.errors import EncoreError, make_folder
 from encore.grid import Grid, common_configuration, configurations, read_grid
+from encore.nest import Nest
 from encore.page import Exhibit
 from encore.pairs import find_pairs, segment_frames
 from encore.sampling import continue_song

@@ -246,4 +246,7 @@ td strong { color: var(--accent); }
 tbody:not(:first-of-type) .group { padding-top: 1.4rem; }
 .troubles { margin: 1.5rem 0 0; padding: 0.8rem 1rem 0.8rem 2.2rem; background: var(--card);
   border: 1px solid var(--accent); border-radius: 0.75rem; }
+@media (max-width: 40rem) {
+  th:first-child { min-width: 9rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere; font-size: 0.8rem; }
+}
 """

@@ -15,11 +15,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from encore.ablation import Nest, duration, last_words, open_runs
+from encore.ablation import duration, last_words, open_runs
 from encore.comparison import Heard, compare, print_comparison, write_comparison
 from encore.config import TrainConfig
 from encore.errors import EncoreError
 from encore.grid import Grid, configurations, differences, read_grid
+from encore.nest import Nest
 from encore.page import Exhibit
 from tests.conftest import ENVIRONMENT, ROOT, SAMPLE_RATE
 from tests.test_page import NASTY, Page
