@@ -171,7 +171,7 @@ def build_model(config: TrainConfig, codec: FrozenCodec, segment_frames: int) ->
         config.num_layers,
         config.dropout,
         window=segment_frames if seconds is None else max(1, round(seconds * codec.frame_rate)),
-        start_at_prior=config.objective == "energy" and config.prior == "replay",
+        start_at_prior=config.objective == "energy" and config.prior != "none",
     )
 
 

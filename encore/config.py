@@ -27,7 +27,7 @@ OPTIMISATION, RUN, RANKS, TRACKING = "Optimisation", "Run", "Ranks", "Tracking"
 SCHEDULERS = ("cosine", "plateau", "constant")
 DISCRIMINATORS = ("msstft", "mpd", "msstft+mpd")
 EMBEDDINGS = ("codec", "crepe", "panns", "openl3")
-OBJECTIVES, GENERATIONS, PRIORS = ("regression", "energy"), ("blocks", "whole"), ("replay", "none")
+OBJECTIVES, GENERATIONS, PRIORS = ("regression", "energy"), ("blocks", "whole"), ("rhythm", "replay", "none")
 COMPONENT_NAMES = {"input": "rms_input", "target": "rms_target"}  # where a weight's name is not its component's
 WEIGHT = "loss_weight_"
 ADVERSARIAL = ("gan", "feature_matching")  # a discriminator's, not losses that can be measured by themselves
@@ -78,7 +78,10 @@ class TrainConfig:
         None, "seconds of the past that the model sees; default: a segment", GENERATION, 0
     )
     prior: str = knob(
-        "replay", "what a continuation starts from: the context again, or nothing", GENERATION, choices=PRIORS
+        "rhythm",
+        "what a continuation starts from: the context again, at its own rhythm or any lag, or nothing",
+        GENERATION,
+        choices=PRIORS,
     )
     context_noise: float = knob(
         0.0, "greatest deviation of noise on the context in training, relative to the latents'", GENERATION, 0

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from encore.codec import FrozenCodec
 from encore.model import NOISE_CHANNELS, ContinuationTransformer
-from encore.prior import draw_lags, replay
+from encore.prior import NONE, RHYTHM, Rhythm, draw_lags, lag_odds, replay, take
 
 PER_CONTINUATION, PER_BLOCK = NOISE_CHANNELS // 4, NOISE_CHANNELS // 4  # channels of noise; the others are per frame
 
@@ -22,7 +23,7 @@ class Recipe:
         block_frames: latent frames that are made at once.
         generative: whether samples are drawn. Otherwise there is no noise and the prior's lag is the whole context, so
             that frame t of a continuation starts from frame t of its context.
-        prior: "replay" or "none".
+        prior: "replay", "rhythm" or "none"; see `encore.prior`.
     """
 
     block_frames: int
@@ -31,7 +32,7 @@ class Recipe:
 
 
 class Draw:
-    """The randomness of R continuations: a lag each, and noise.
+    """The randomness of R continuations: noise, and what their prior draws.
 
     Of the noise's channels a quarter holds one value for the whole continuation, a quarter one for each block, the
     rest one for each frame; all are normal, of deviation `temperature`.
@@ -39,6 +40,7 @@ class Draw:
     Args:
         rows: R.
         frames: latent frames of the contexts.
+        odds: of the lags, for each row, `[R, T + 1]`; for the prior "rhythm", see `lag_odds`.
         device: where noise is wanted.
         generators: one per row, so that a row is the same whatever is drawn beside it; None: PyTorch's own.
         temperature: scale of the noise.
@@ -50,18 +52,22 @@ class Draw:
         rows: int,
         frames: int,
         device: torch.device,
+        odds: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         temperature: float = 1.0,
     ):
         self.recipe, self.rows, self.device, self.generators = recipe, rows, device, generators
         self.temperature = temperature
-        self.lags = torch.full((rows,), frames, device=device)
-        if recipe.generative:
-            if generators is None:
-                self.lags = draw_lags(rows, frames).to(device)
-            else:
-                self.lags = torch.cat([draw_lags(1, frames, generator) for generator in generators]).to(device)
-            self.lasting = self._normal(PER_CONTINUATION, 1)
+        if not recipe.generative:
+            self.lags = torch.full((rows,), frames, device=device)
+            return
+        each: Sequence[torch.Generator | None] = generators or [None] * rows
+        if recipe.prior == RHYTHM:
+            assert odds is not None
+            self.rhythms = [Rhythm(row, generator) for row, generator in zip(odds, each, strict=True)]
+        else:
+            self.lags = torch.cat([draw_lags(1, frames, generator) for generator in each]).to(device)
+        self.lasting = self._normal(PER_CONTINUATION, 1)
 
     def noise(self, steps: int, blocks: int = 1) -> Tensor | None:
         """Noise for blocks of `steps` frames, `[R, NOISE_CHANNELS, blocks · steps]`."""
@@ -74,7 +80,12 @@ class Draw:
 
     def prior(self, context: Tensor, start: int, steps: int) -> Tensor | None:
         """The guess at `steps` frames from the `start`-th after `context [R, D, T]` on, `[R, D, steps]`."""
-        return replay(context, self.lags, start, steps) if self.recipe.prior == "replay" else None
+        if self.recipe.prior == NONE:
+            return None
+        if self.recipe.prior == RHYTHM and self.recipe.generative:
+            index = torch.stack([rhythm.indices(start, steps) for rhythm in self.rhythms])
+            return take(context, index.to(context.device))
+        return replay(context, self.lags, start, steps)
 
     def _normal(self, channels: int, length: int) -> Tensor:
         if self.generators is None:
@@ -85,7 +96,14 @@ class Draw:
         return self.temperature * values
 
 
-def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
+def odds_for(recipe: Recipe, codec: FrozenCodec, audio: Callable[[], Tensor]) -> Tensor | None:
+    """The odds of the lags of contexts whose audio `[R, C, N]` can be had; None where `Draw` doesn't need them."""
+    if not recipe.generative or recipe.prior != RHYTHM:
+        return None
+    return lag_odds(audio(), codec.hop_length, codec.frame_rate)
+
+
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
     """A generator per seed."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from encore.codec import FrozenCodec
-from encore.generation import Draw, Recipe, continuation, seeded
+from encore.generation import Draw, Recipe, continuation, generators_of, odds_for
 from encore.pairs import Batch
+from encore.prior import REPLAY
 
 SEAM_SECONDS = 0.1  # of what came before is heard with every block: the join is part of it
 MOST_SAMPLES = 1000  # that an item's number is multiplied by for its samples' seeds
@@ -86,7 +87,7 @@ class Hearing:
         """What is heard of a plan's blocks, `[R, C, N]`: for each item its samples, for each of these its blocks."""
         rows, frames = len(batch) * self.samples, batch.context.shape[-1]
         size = min(self.recipe.block_frames, frames)
-        draw = Draw(self.recipe, rows, frames, batch.context.device)
+        draw = self._draw(self.recipe, batch)
         context = batch.context.repeat_interleave(self.samples, 0)
         history = torch.cat([batch.context, batch.target_latents], -1)
         if plan.own:
@@ -124,21 +125,28 @@ class Hearing:
         What is drawn for an item follows from its number, so that every validation hears the same noise.
         """
         context = batch.context.repeat_interleave(self.samples, 0)
-        made = self._continue(model, context, self._seeded(self.recipe, batch), context.shape[-1])
+        made = self._continue(model, context, self._draw(self.recipe, batch, seeded=True), context.shape[-1])
         return join(self.codec, context, made, self.margin)
 
     @torch.no_grad()
     def replay(self, batch: Batch) -> Tensor:
         """The context repeated at random lags, in the place of the model's samples."""
         context = batch.context.repeat_interleave(self.samples, 0)
-        draw = self._seeded(Recipe(self.recipe.block_frames, generative=True, prior="replay"), batch)
+        draw = self._draw(Recipe(self.recipe.block_frames, generative=True, prior=REPLAY), batch, seeded=True)
         made = draw.prior(context, 0, context.shape[-1])
         assert made is not None
         return join(self.codec, context, made, self.margin)
 
-    def _seeded(self, recipe: Recipe, batch: Batch) -> Draw:
-        seeds = [MOST_SAMPLES * number + sample for number in batch.number.tolist() for sample in range(self.samples)]
-        return Draw(recipe, len(seeds), batch.context.shape[-1], batch.context.device, seeded(seeds))
+    def _draw(self, recipe: Recipe, batch: Batch, seeded: bool = False) -> Draw:
+        """The randomness of all samples; `seeded` by their items' numbers."""
+        odds = odds_for(recipe, self.codec, lambda: batch.input_audio)
+        odds = None if odds is None else odds.repeat_interleave(self.samples, 0)
+        generators = None
+        if seeded:
+            numbers = batch.number.repeat_interleave(self.samples) * MOST_SAMPLES
+            generators = generators_of((numbers + torch.arange(len(numbers)).to(numbers) % self.samples).tolist())
+        rows, frames = len(batch) * self.samples, batch.context.shape[-1]
+        return Draw(recipe, rows, frames, batch.context.device, odds, generators)
 
     def _continue(self, model: nn.Module, context: Tensor, draw: Draw, frames: int) -> Tensor:
         with self.autocast():

@@ -12,7 +12,7 @@ from torch import Tensor
 from encore.checkpoint import Generator
 from encore.codec import FrozenCodec
 from encore.errors import EncoreError
-from encore.generation import Draw, blocks, continuation, seeded
+from encore.generation import Draw, blocks, continuation, generators_of, odds_for
 from encore.hearing import join
 
 FADE_SECONDS = 0.03
@@ -47,7 +47,8 @@ def continue_latents(
     The contexts' ends are decoded in front. Row b's randomness follows from `seeds[b]` alone.
     """
     codec, recipe = generator.codec, generator.recipe
-    draw = Draw(recipe, len(latents), latents.shape[-1], latents.device, seeded(seeds), temperature)
+    odds = odds_for(recipe, codec, lambda: codec.decode(latents))
+    draw = Draw(recipe, len(latents), latents.shape[-1], latents.device, odds, generators_of(seeds), temperature)
     made = continuation(generator.model, recipe, latents, draw, frames)
     return join(codec, latents, made, codec.measure_margin(latents[:1]))
 
@@ -95,7 +96,9 @@ def _pieces(
     latents = codec.encode(context[None].to(device)).expand(len(seeds), -1, -1)
     fade = max(1, round(FADE_SECONDS * codec.frame_rate))
     lead = _lead_frames(codec, latents[:1], fade)
-    draw = Draw(recipe, len(seeds), latents.shape[-1], device, seeded(seeds), temperature)
+    odds = odds_for(recipe, codec, lambda: context[None].to(device))
+    odds = None if odds is None else odds.expand(len(seeds), -1)
+    draw = Draw(recipe, len(seeds), latents.shape[-1], device, odds, generators_of(seeds), temperature)
     past, held, left = latents[..., -lead:], context.expand(len(seeds), -1, -1), samples
     for block in blocks(generator.model, recipe, latents, draw):
         audio = codec.decode(torch.cat([past, block], dim=-1)).cpu()
