@@ -6,51 +6,165 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from encore.model import ContinuationTransformer, rotate
+from encore.model import NOISE_CHANNELS, ContinuationTransformer, Memory, rotate
 from encore.optim import Schedule, adamw, averaged
+
+D, STEPS = 6, 4
+
+
+def new_model(
+    window: int = 20, layers: int = 2, start_at_prior: bool = False, lively: bool = True
+) -> ContinuationTransformer:
+    """In evaluation mode; `lively`: with weights so large that attention tells frames apart."""
+    torch.manual_seed(0)
+    model = ContinuationTransformer(D, 16, 2, layers, dropout=0.0, window=window, start_at_prior=start_at_prior)
+    if lively:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(8 if parameter.dim() > 1 else 1)
+    model.set_statistics(torch.randn(D), torch.rand(D) + 0.5)
+    return model.eval()
 
 
 @pytest.fixture
 def model() -> ContinuationTransformer:
-    torch.manual_seed(0)
-    return ContinuationTransformer(latent_dim=6, d_model=16, nhead=2, num_layers=2, dropout=0.0)
+    return new_model()
 
 
-def test_shapes_and_steps(model: ContinuationTransformer) -> None:
-    context = torch.randn(3, 6, 20)
-    whole = model(context)
-    assert whole.shape == (3, 6, 20)
-    assert torch.equal(model(context, steps=7), whole[..., :7])
-    with pytest.raises(ValueError, match="21 steps from a context of 20 frames"):
-        model(context, steps=21)
+def inputs(blocks: int, rows: int = 3) -> tuple[Tensor, Tensor]:
+    """Noise and a prior for so many blocks."""
+    generator = torch.Generator().manual_seed(blocks)
+    noise, prior = (torch.randn(rows, d, blocks * STEPS, generator=generator) for d in (NOISE_CHANNELS, D))
+    return noise, prior
 
 
-def test_without_layers_output_the_model_is_the_identity(model: ContinuationTransformer) -> None:
-    torch.nn.init.zeros_(model.leave.weight)
-    torch.nn.init.zeros_(model.leave.bias)
-    model.set_statistics(torch.randn(6), torch.rand(6) + 0.5)
-    context = torch.randn(2, 6, 9)
-    assert torch.allclose(model(context), context, atol=1e-5)
-    noise = torch.randn(2, 6, 9)
-    assert torch.allclose(model(context, noise=noise), context + noise * model.std, atol=1e-5)
+def block(values: Tensor, number: int) -> Tensor:
+    return values[..., number * STEPS : (number + 1) * STEPS]
+
+
+@torch.no_grad()
+def one_by_one(
+    model: ContinuationTransformer, context: Tensor, following: Tensor, noise: Tensor, prior: Tensor
+) -> tuple[Tensor, Memory]:
+    """Blocks made one after the other with a memory that is given the true frames after each, and that memory."""
+    memory, made = model.remember(context), list[Tensor]()
+    for number in range(noise.shape[-1] // STEPS):
+        made.append(model.answer(memory, STEPS, block(noise, number), block(prior, number)))
+        memory = model.remember(block(following, number), memory)
+    return torch.cat(made, -1), memory
+
+
+def test_shapes(model: ContinuationTransformer) -> None:
+    context = torch.randn(3, D, 20)
+    noise, prior = inputs(1)
+    assert model(context, 7).shape == (3, D, 7)
+    assert model(context, STEPS, noise, prior).shape == (3, D, STEPS)
+    both = torch.cat([noise, noise], -1)
+    assert model(context, STEPS, both, torch.cat([prior, prior], -1), starts=[8, 16]).shape == (3, D, 2 * STEPS)
+    assert model(context[:1], STEPS, noise, prior).shape == (3, D, STEPS)  # three rows of one context
+
+
+@pytest.mark.parametrize("window", [9, 20, 500])
+def test_blocks_in_one_pass_are_those_made_one_after_the_other(window: int) -> None:
+    """Also where the window is shorter than the past, and over many blocks."""
+    model, count = new_model(window, layers=3), 30
+    context, following = torch.randn(3, D, 20), torch.randn(3, D, count * STEPS)
+    noise, prior = inputs(count)
+    expected, memory = one_by_one(model, context, following, noise, prior)
+    starts = [20 + STEPS * number for number in range(count)]
+    with torch.no_grad():
+        made = model(torch.cat([context, following], -1), STEPS, noise, prior, starts)
+    assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert memory.end == 20 + count * STEPS
+    kept = min(window, memory.end)
+    assert {part.shape[2] for part in memory.keys + memory.values} == {kept}
+    # Blocks in any order and number, of contexts that are given once for all their rows.
+    chosen = [number for number in (7, 2, 29)]
+    parts = [torch.cat([block(values, number) for number in chosen], -1) for values in (noise, prior)]
+    with torch.no_grad():
+        some = model(torch.cat([context, following], -1), STEPS, *parts, [starts[number] for number in chosen])
+    for place, number in enumerate(chosen):
+        assert (block(some, place) - block(expected, number)).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_rows_of_one_item_are_made_from_it(model: ContinuationTransformer) -> None:
+    contexts = torch.randn(2, D, 20)
+    noise, prior = inputs(1, rows=6)
+    with torch.no_grad():
+        made = model(contexts, STEPS, noise, prior)
+        assert torch.allclose(made, model(contexts.repeat_interleave(3, 0), STEPS, noise, prior), atol=1e-5)
+        assert not torch.allclose(made[0], made[1], atol=1e-2)  # its noise matters
+
+
+@pytest.mark.parametrize(("window", "layers"), [(5, 1), (5, 3), (100, 2)])
+def test_a_block_sees_what_came_before_it_as_far_as_its_layers_reach(window: int, layers: int) -> None:
+    """Gradients of a block: to no frame of its own or later, and through every layer to `window` frames more."""
+    model, begin = new_model(window, layers), 30
+    history = torch.randn(1, D, 50, requires_grad=True)
+    noise, prior = inputs(2, rows=1)
+    made = model(history, STEPS, noise, prior, starts=[begin, begin + 10])
+    (gradient,) = torch.autograd.grad(block(made, 0).square().sum(), history)
+    seen = gradient.abs().sum((0, 1)) > 0
+    # The first layer's answer looks `window` frames back; what it finds there has looked `window − 1` further back.
+    reach = window + (layers - 1) * (window - 1)
+    assert seen.tolist() == [begin - reach <= frame < begin for frame in range(50)]
+
+
+def test_an_answer_knows_its_whole_block_and_no_other(model: ContinuationTransformer) -> None:
+    noise, prior = inputs(2, rows=1)
+    noise.requires_grad_()
+    made = model(torch.randn(1, D, 30), STEPS, noise, prior, starts=[20, 30])
+    for frame in (0, STEPS - 1):
+        (gradient,) = torch.autograd.grad(made[..., frame].square().sum(), noise, retain_graph=True)
+        assert (gradient.abs().sum((0, 1)) > 0).tolist() == [True] * STEPS + [False] * STEPS
+
+
+def test_an_output_layer_of_zeros_is_the_prior_itself() -> None:
+    model = new_model(start_at_prior=True, lively=False)
+    noise, prior = inputs(1)
+    assert torch.allclose(model(torch.randn(3, D, 20), STEPS, noise, prior), prior, atol=1e-6)
+    silent = model(torch.randn(3, D, 20), STEPS, noise)
+    assert torch.allclose(silent, model.mean.expand_as(silent), atol=1e-6)
+    elsewhere = new_model(lively=False)(torch.randn(3, D, 20), STEPS, noise, prior)
+    assert not torch.allclose(elsewhere, prior, atol=1e-3)
+
+
+def test_the_gate_and_the_residual_act_on_normalised_latents() -> None:
+    model = new_model(start_at_prior=True)
+    gate, residual = torch.randn(D), torch.randn(D)
+    with torch.no_grad():
+        model.leave.bias.copy_(torch.cat([gate, residual]))
+    _, prior = inputs(1)
+    guess = (prior - model.mean) / model.std
+    expected = ((1 + gate[:, None]) * guess + residual[:, None]) * model.std + model.mean
+    assert torch.allclose(model(torch.randn(3, D, 20), STEPS, None, prior), expected, atol=1e-5)
 
 
 def test_latents_are_normalised_on_the_way_in_and_back_on_the_way_out(model: ContinuationTransformer) -> None:
-    context, mean, deviation = torch.randn(2, 6, 9), torch.randn(6), torch.rand(6) + 0.5
-    plain = model(context)
+    context, mean, deviation = torch.randn(2, D, 9), torch.randn(D), torch.rand(D) + 0.5
+    noise, prior = inputs(1, rows=2)
+    model.set_statistics(torch.zeros(D), torch.ones(D))
+    plain = model(context, STEPS, noise, prior)
+
+    def scaled(values: Tensor) -> Tensor:
+        return values * deviation[:, None] + mean[:, None]
+
     model.set_statistics(mean, deviation)
-    scaled = model(context * deviation[:, None] + mean[:, None])
-    assert torch.allclose(scaled, plain * deviation[:, None] + mean[:, None], atol=1e-5)
-    model.set_statistics(mean, torch.zeros(6))
-    assert model(context).isfinite().all()
+    assert torch.allclose(model(scaled(context), STEPS, noise, scaled(prior)), scaled(plain), atol=1e-4)
+    model.set_statistics(mean, torch.zeros(D))
+    assert model(context, STEPS, noise, prior).isfinite().all()
 
 
-def test_every_output_frame_sees_the_whole_context(model: ContinuationTransformer) -> None:
-    context = torch.randn(1, 6, 12, requires_grad=True)
-    for frame in (0, 11):
-        (gradient,) = torch.autograd.grad(model(context)[..., frame].sum(), context)
-        assert (gradient.abs().sum((0, 1)) > 0).all()
+def test_the_level_of_the_contexts_noise_is_known_to_the_model(model: ContinuationTransformer) -> None:
+    context, (noise, prior) = torch.randn(3, D, 20), inputs(1)
+    with torch.no_grad():
+        none = model(context, STEPS, noise, prior)
+        assert torch.equal(model(context, STEPS, noise, prior, level=torch.zeros(3)), none)
+        other = model(context, STEPS, noise, prior, level=torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.allclose(other[0], none[0], atol=1e-5)
+    assert not torch.allclose(other[1], none[1], atol=1e-3) and not torch.allclose(other[2], other[1], atol=1e-3)
 
 
 def test_rotary_attention_scores_depend_on_distance_alone() -> None:
@@ -65,13 +179,25 @@ def test_rotary_attention_scores_depend_on_distance_alone() -> None:
     assert score(3, 10) != pytest.approx(score(3, 11), rel=1e-2)
 
 
-def test_order_matters_to_the_model(model: ContinuationTransformer) -> None:
+def test_a_continuation_of_days_is_as_exact_as_its_beginning(model: ContinuationTransformer) -> None:
+    """Ten million frames, 37 hours, further on: attention knows distances alone, so the same blocks must come."""
+    context, following = torch.randn(3, D, 20), torch.randn(3, D, 5 * STEPS)
+    noise, prior = inputs(5)
+    expected, _ = one_by_one(model, context, following, noise, prior)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(10 if parameter.dim() > 1 else 1)  # at the start, attention hardly tells frames apart
-    context = torch.randn(1, 6, 8)
+        nothing = model.remember(context[..., :0])
+        memory, made = model.remember(context, Memory(nothing.keys, nothing.values, 10_000_000)), list[Tensor]()
+        for number in range(5):
+            made.append(model.answer(memory, STEPS, block(noise, number), block(prior, number)))
+            memory = model.remember(block(following, number), memory)
+    assert memory.end == 10_000_020 + 5 * STEPS
+    assert (torch.cat(made, -1) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_order_matters_to_the_model(model: ContinuationTransformer) -> None:
+    context, (noise, prior) = torch.randn(1, D, 8), inputs(1, rows=1)
     swapped = context[..., [1, 0, *range(2, 8)]]
-    assert not torch.allclose(model(context)[..., 5], model(swapped)[..., 5], atol=1e-3)
+    assert not torch.allclose(model(context, STEPS, noise, prior), model(swapped, STEPS, noise, prior), atol=1e-3)
 
 
 def test_weight_decay_is_for_matrices_only(model: ContinuationTransformer) -> None:
