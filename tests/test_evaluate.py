@@ -1,0 +1,177 @@
+"""Judging a model through the door, with one from a real training run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+import evaluate
+import losses
+from encore import cli
+from encore.audio import read_audio
+from encore.systems import BASELINES
+from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Door
+from tests.test_page import Page
+
+DISTANCES = ("spectral_energy", "mel", "codec")
+FAST = ("--candidates", 2, "--long_seconds", 3, "--long_items", 2, "--memorisation", 4)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: Path) -> Path:
+    """The tiny pairs as if they were of two recordings, the validation pairs of one each and then three of another."""
+    folder = shutil.copytree(tiny_pairs, tmp_path_factory.mktemp("judged") / "pairs")
+    rows = [f"pair_{n:04d},{'a' if n < 2 else 'b'}.wav,{n},val" for n in range(VAL_PAIRS)]
+    (folder / "metadata.csv").write_text("\n".join(["pair,source_file,start_second,split", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained: Path) -> Path:
+    return trained / "checkpoints" / "best_model.pt"
+
+
+@pytest.fixture(scope="module")
+def judged(
+    tmp_path_factory: pytest.TempPathFactory, door: Door, checkpoint: Path, pairs: Path, store: str
+) -> tuple[Path, str]:
+    """The report of a run of the door, and what it printed."""
+    folder = tmp_path_factory.mktemp("report")
+    flags = ("--checkpoint", checkpoint, "--against", f"twin={checkpoint}", "--dataset_folder", pairs, *FAST)
+    result = door("evaluate.py", *flags, "--mlflow_uri", store, "--output", folder / "new" / "report", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "new" / "report", result.stdout
+
+
+@pytest.fixture(scope="module")
+def found(judged: tuple[Path, str]) -> dict[str, Any]:
+    return dict(json.loads((judged[0] / "evaluation.json").read_text()))
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
+    """The error lines of the door, run within this process."""
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *(str(argument) for argument in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(evaluate.app)
+    assert ended.value.code == 2
+    return capsys.readouterr().err.splitlines()
+
+
+def test_every_system_has_its_figures(found: dict[str, Any]) -> None:
+    assert list(found["systems"]) == ["model", "twin", *BASELINES]
+    assert (found["items"], found["candidates"], found["seconds"]) == (VAL_PAIRS, 2, 1.0)
+    judged = {f"{kind}_{name}" for kind in ("energy_score", "skill") for name in DISTANCES}
+    for name in ("model", "replay", "loop", "copy", "silence", "codec"):
+        assert judged <= found["systems"][name].keys(), name
+        assert {"kernel_distance_codec", "frechet_log_mel", "patch_distance", "best_mel"} <= found["systems"][
+            name
+        ].keys()
+        assert {"level_db", "texture_ratio", "seam_flux", "repetition", "memorisation"} <= found["systems"][name].keys()
+    assert judged.isdisjoint(found["systems"]["truth"]) and "onset_rate" in found["systems"]["truth"]
+    assert "kernel_distance_codec" not in found["systems"]["other_music"]
+    assert {name for name, figures in found["systems"].items() if "drift_level" in figures} == {
+        *("model", "twin", "loop", "replay")
+    }
+    for figures in found["systems"].values():
+        for name, figure in figures.items():
+            if figure["low"] is not None:
+                assert figure["low"] <= figure["high"], name
+
+
+def test_figures_with_a_known_answer(found: dict[str, Any], pairs: Path) -> None:
+    systems = found["systems"]
+    truths = [read_audio(pairs / "val" / f"pair_{n:04d}_output.wav", SAMPLE_RATE, 1)[None] for n in range(VAL_PAIRS)]
+    inputs = [read_audio(pairs / "val" / f"pair_{n:04d}_input.wav", SAMPLE_RATE, 1)[None] for n in range(VAL_PAIRS)]
+    distance = losses.create("spectral_energy", SAMPLE_RATE)
+    expected = [float(distance(a, b)) for a, b in zip(inputs, truths, strict=True)]
+    assert found["per_item"]["energy_score_spectral_energy"]["copy"] == pytest.approx(expected, rel=1e-4)
+    assert systems["copy"]["energy_score_spectral_energy"]["value"] == pytest.approx(
+        sum(expected) / VAL_PAIRS, rel=1e-4
+    )
+    rms = sum(float(audio.square().mean().sqrt()) for audio in truths) / VAL_PAIRS
+    assert systems["silence"]["mean_rms"]["value"] == pytest.approx(rms, rel=1e-3)
+    for name in DISTANCES:
+        replay = systems["replay"]
+        assert replay[f"skill_{name}"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+        ratio = systems["loop"][f"energy_score_{name}"]["value"] / replay[f"energy_score_{name}"]["value"]
+        assert systems["loop"][f"skill_{name}"]["value"] == pytest.approx(1 - ratio, abs=1e-6)
+        assert systems["codec"][f"skill_{name}"]["value"] > 0
+    assert systems["copy"]["repetition"]["value"] == pytest.approx(1, abs=1e-3)
+    assert systems["silence"]["level_db"]["value"] < -40
+    assert systems["truth"]["memorisation"]["value"] == 1.0
+
+
+def test_a_twin_has_the_same_figures(found: dict[str, Any]) -> None:
+    assert found["systems"]["model"] == found["systems"]["twin"]
+
+
+def test_what_is_not_to_be_trusted_is_said(judged: tuple[Path, str], found: dict[str, Any]) -> None:
+    warnings = " ".join(found["warnings"])
+    assert "5 validation pairs are few" in warnings and "2 recordings are few" in warnings and "Fréchet" in warnings
+    page = Page(judged[0] / "index.html")
+    assert all(warning in page.text and warning in judged[1] for warning in found["warnings"])
+
+
+def test_the_page_and_the_tables_show_the_systems(judged: tuple[Path, str]) -> None:
+    page = Page(judged[0] / "index.html")
+    # Model, twin, loop, replay and truth after each of three pairs; the first four for long.
+    assert len(page.audio) == 3 * 5 + 4
+    assert len(page.images) == 3 + len(page.audio)
+    assert page.elsewhere == []
+    assert any(row[:1] == ["replay"] for row in page.rows)
+    assert max(map(len, judged[1].splitlines()[:60])) <= 100
+
+
+def test_the_training_run_has_the_figures(found: dict[str, Any], trained: Path, store: str) -> None:
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("trained")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    figure = found["systems"]["model"]["energy_score_mel"]["value"]
+    assert run.data.metrics["eval_model_energy_score_mel"] == pytest.approx(figure)
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
+    assert files == {"evaluation/evaluation.json", "evaluation/index.html"}
+
+
+def test_all_wrong_flags_are_named_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    flags = ("--candidates", 1, "--items", 1, "--long_seconds", "nan", "--metrics", "mel,nothing", "--embedding", "ear")
+    places = ("--checkpoint", tmp_path / "a.pt", "--against", tmp_path / "b.pt", "--dataset_folder", tmp_path / "none")
+    lines = refused(monkeypatch, capsys, *places, *flags)
+    for part in (
+        *("--checkpoint", "--against b: ", "--dataset_folder", "--candidates 1: ", "--items 1: ", "--long_seconds nan"),
+        *("--metrics nothing: no such loss", "--embedding ear: must be one of none, panns, clap"),
+    ):
+        assert sum(part in line for line in lines) == 1, part
+    assert all(line.startswith("error:") for line in lines)
+
+
+def test_a_name_that_is_taken_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: Path, pairs: Path
+) -> None:
+    for against in ("replay=x.pt", "a/x.pt,b/x.pt"):
+        (line,) = refused(
+            monkeypatch, capsys, "--checkpoint", checkpoint, "--dataset_folder", pairs, "--against", against
+        )
+        assert "already; give it a name: other=" in line
+
+
+def test_a_run_that_is_not_there_is_said_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path,
+    pairs: Path,
+    store: str,
+    tmp_path: Path,
+) -> None:
+    flags = ("--checkpoint", checkpoint, "--dataset_folder", pairs, "--output", tmp_path / "out")
+    lines = refused(monkeypatch, capsys, *flags, "--mlflow_uri", store, "--run_id", "0" * 32)
+    assert len(lines) == 1 and "--run_id" in lines[0]
+    assert not list((tmp_path / "out").iterdir())

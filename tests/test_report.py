@@ -1,0 +1,135 @@
+"""The tables, the JSON and the page of an evaluation."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.image import imread
+from rich.console import Console
+
+from encore.measures import Measure, catalogue
+from encore.page import Exhibit
+from encore.report import Listening, write_report
+from encore.results import Results, print_tables, shown, write_json
+from encore.scores import Interval
+from tests.test_page import NASTY, RATE, Page
+
+GOALS = ("low", "high", "zero", "one", "truth", None)
+
+
+@pytest.fixture
+def results() -> Results:
+    """A measure per goal, whose best system among a, b and c is known."""
+    values = {
+        "a": (1.0, 1.0, 0.5, 0.25, 3.0, 1.0),
+        "b": (2.0, 3.0, -0.25, 2.0, 4.1, 2.0),
+        "c": (math.nan, 2.0, 0.75, 9.0, 9.0, 3.0),
+        "truth": (0.0, 9.0, 0.0, 1.0, 4.0, 4.0),
+    }
+    systems = {}
+    for name, row in values.items():
+        systems[name] = {
+            f"is_{goal}": Interval(value, *((None, None) if name == "b" else (value - 0.5, value + 0.5)))
+            for goal, value in zip(GOALS, row, strict=True)
+        }
+    systems["a"]["skill_x"] = Interval(-9.0, -10.0, -8.0)
+    systems["b"]["skill_x"] = Interval(0.25, 0.125, 0.5)
+    measures = [Measure(f"is_{goal}", f"title {goal}", "group", f"note of {goal}", goal) for goal in GOALS]
+    measures.append(Measure("skill_x", "x", "Skill", "skill", "high"))
+    return Results(
+        facts={"Name": NASTY, "Checkpoint": "some.pt"},
+        items=2,
+        candidates=4,
+        seconds=1.0,
+        measures=measures,
+        systems=systems,
+        per_item={"is_low": {"a": [1.0, math.nan]}},
+        pairs=["pair_0000", "pair_0001"],
+        recordings=["one", "two"],
+        courses={"Level": {"a": [0.0, 1.0], "b": [1.0, 0.0]}},
+        warnings=[f"few {NASTY}"],
+        notes={"a": "the first"},
+    )
+
+
+def test_the_best_is_what_the_goal_says_and_never_the_truth(results: Results) -> None:
+    best = {measure.goal: results.best(measure) for measure in results.measures[: len(GOALS)]}
+    assert best == {"low": {"a"}, "high": {"b"}, "zero": {"b"}, "one": {"b"}, "truth": {"b"}, None: set()}
+
+
+def test_equally_good_systems_are_all_best(results: Results) -> None:
+    results.systems["c"]["is_low"] = Interval(1.0 + 1e-9, None, None)
+    assert results.best(results.measures[0]) == {"a", "c"}
+
+
+def test_json_holds_every_figure_and_no_nan(results: Results, tmp_path: Path) -> None:
+    write_json(results, tmp_path / "evaluation.json")
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert content["checkpoint"] == "some.pt" and content["items"] == 2 and content["warnings"] == results.warnings
+    assert content["systems"]["a"]["is_high"] == {"value": 1.0, "low": 0.5, "high": 1.5}
+    assert content["systems"]["b"]["is_low"] == {"value": 2.0, "low": None, "high": None}
+    assert content["systems"]["c"]["is_low"]["value"] is None
+    assert content["per_item"]["is_low"]["a"] == [1.0, None]
+    assert content["courses"]["Level"]["b"] == [1.0, 0.0]
+
+
+def test_metrics_are_the_finite_figures(results: Results) -> None:
+    metrics = results.metrics()
+    assert metrics["eval_a_is_low"] == 1.0 and metrics["eval_b_skill_x"] == 0.25
+    assert "eval_c_is_low" not in metrics
+
+
+def test_tables_have_systems_as_rows_and_fit(results: Results) -> None:
+    text = io.StringIO()
+    print_tables(results, Console(file=text, width=100, highlight=False))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(line.strip() == "group" or "group, continued" in line for line in lines) == 2  # six columns
+    rows = [line.split() for line in lines if line.split()[:1] == ["a"]]
+    assert rows[0] == ["a", "★", "1.00", "±0.500", "1.00", "±0.500", "0.500", "±0.500"]
+    assert ["b", "★", "0.250", "±0.188"] in [line.split() for line in lines]
+    assert any(line.startswith("warning: few") for line in lines)
+
+
+def test_the_page_shows_it_all_and_needs_no_network(results: Results, tmp_path: Path) -> None:
+    exhibits = [Exhibit(name, "", 0.1 * torch.randn(1, RATE)) for name in ("truth", NASTY)]
+    write_report(results, [Listening(f"pair {NASTY}", exhibits)], RATE, tmp_path / "index.html")
+    page = Page(tmp_path / "index.html")
+    assert page.elsewhere == [] and "://" not in (tmp_path / "index.html").read_text()
+    assert len(page.audio) == 2 and len(page.images) == 5  # skill, score and drift; two spectrograms
+    for content in page.images:
+        assert imread(io.BytesIO(content)).std() > 0.02
+    assert page.text.count(NASTY) == 6  # title, heading, fact, warning, item and exhibit
+    head, first = page.rows[0], page.rows[1]
+    assert head[:2] == ["System", "title lowlower is better"]
+    assert first[:2] == ["a", "★ 1.000.500 … 1.50"]
+    assert page.rows[2][:2] == ["b", "2.00"]
+    assert "note of low" in page.text and "the first" in page.text
+
+
+def test_the_catalogue_names_every_measure_once() -> None:
+    measures = catalogue(["mel", "codec"], {"rms": "an error"}, ["codec", "log_mel"], 60)
+    names = [measure.name for measure in measures]
+    assert len(set(names)) == len(names)
+    assert {"skill_mel", "energy_score_codec", "kernel_distance_log_mel", "best_rms", "drift_level"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (-1.234, "−1.23"),
+        (0.01234, "0.0123"),
+        (123.4, "123"),
+        (1e-9, "0"),
+        (math.inf, "–"),
+        (0.99999, "1.000"),
+    ],
+)
+def test_figures_are_shown_with_three_digits(value: float, text: str) -> None:
+    assert shown(value) == text
