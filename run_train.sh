@@ -24,20 +24,28 @@ if [ "$($python -c 'import torch; print(torch.cuda.device_count())')" = 0 ]; the
     # Two ranks share the cores; more threads than cores are slower than none.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))}"
 fi
-$python train_ddp.py --dataset_folder demo/pairs --codec starter --checkpoint_dir demo/checkpoints --run_name demo \
-    --d_model 128 --num_layers 4 --batch_size 4 --epochs 10 --lr 1e-3 --warmup_steps 10 --ema_decay 0.9 --num_workers 0 \
-    --loss_weight_target 0.5 --loss_weight_spectral 0.5 --loss_weight_mel 0.5 "${ranks[@]}"
+train() {
+    $python train_ddp.py --dataset_folder demo/pairs --codec starter --d_model 128 --num_layers 4 --batch_size 4 \
+        --decode_seconds 0.8 --lr 3e-4 --warmup_steps 10 --dropout 0 --ema_decay 0.9 --num_workers 0 "${ranks[@]}" "$@"
+}
+train --objective energy --checkpoint_dir demo/checkpoints --run_name demo --epochs 10
+# What a regression makes of the same music, to hear what the energy distance is for: the average of all futures.
+train --objective regression --checkpoint_dir demo/regression --run_name demo_regression --epochs 10 \
+    --loss_weight_target 0.5 --loss_weight_spectral 0.5 --loss_weight_mel 0.5
 
 song=$(awk -F, '$4 ~ /val/ { print $2; exit }' demo/pairs/metadata.csv)
 $python inference_sample.py --checkpoint demo/checkpoints/best_model.pt --input "demo/music/$song" --start 8 --seconds 8 \
-    --output demo/continuation
+    --candidates 3 --output demo/continuation
+$python evaluate.py --checkpoint demo/checkpoints/best_model.pt --against demo/regression/best_model.pt \
+    --dataset_folder demo/pairs --long_items 0 --output demo/report
 
 cat <<TEXT
 
 The demonstration is done. What it made:
   demo/music                     synthesised music, cut into pairs in demo/pairs
-  demo/checkpoints               the model: best_model.pt, last.pt, train.log
-  demo/continuation/index.html   how the model goes on with $song, to listen to and to look at
+  demo/checkpoints               the model: best_model.pt, last.pt, train.log; a regression beside it: demo/regression
+  demo/report/index.html         both beside a replay of the input, a loop and the truth: to hear, and in figures
+  demo/continuation/index.html   three ways in which the model goes on with $song
 To compare runs:
   .venv/bin/python -m mlflow ui --backend-store-uri sqlite:///mlflow.db
 To train on your own music:
