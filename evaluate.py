@@ -172,7 +172,10 @@ def evaluate(
         warnings=warnings_of(data, tallies[TRUTH]),
         notes={system.name: system.note for system in systems},
     )
-    listening = [Listening(f"{results.pairs[n]} ({data.recordings[n]})", exhibits(s)) for n, s in sounds.items()]
+    listening = [
+        Listening(f"{results.pairs[n]} ({data.recordings[n]}), continued from {results.seconds:.1f} s on", exhibits(s))
+        for n, s in sounds.items()
+    ]
     if long_items:
         chosen_pairs = data.one_of_each(long_items)
         long: dict[str, Tensor] = {}
