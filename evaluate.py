@@ -21,6 +21,7 @@ import losses
 from encore import cli
 from encore.checkpoint import Generator, load_generator, loss_options, read
 from encore.config import ADVERSARIAL, registered_name
+from encore.device import choose_device
 from encore.embeddings import WEIGHTS, latent_deviation, load_embedding
 from encore.errors import EncoreError, make_folder
 from encore.held_out import load_clips, open_held_out, partners_elsewhere
@@ -263,21 +264,6 @@ def check_options(
 def listed(names: str) -> list[str]:
     """The names of a list a,b,c."""
     return [name.strip() for name in names.split(",") if name.strip()]
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The named device, else a GPU if there is one, else the CPU.
-
-    Raises:
-        EncoreError: there is no such device here.
-    """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EncoreError(f"--device {name}: not a device of this machine; give cpu, or cuda with a GPU") from error
-    return device
 
 
 def choose_losses(generator: Generator, metrics: str | None, truth: Tensor) -> dict[str, nn.Module]:

@@ -105,10 +105,8 @@ def test_the_page_shows_it_all_and_needs_no_network(results: Results, tmp_path: 
     for content in page.images:
         assert imread(io.BytesIO(content)).std() > 0.02
     assert page.text.count(NASTY) == 6  # title, heading, fact, warning, item and exhibit
-    head, first = page.rows[0], page.rows[1]
-    assert head[:2] == ["System", "title lowlower is better"]
-    assert first[:2] == ["a", "★ 1.000.500 … 1.50"]
-    assert page.rows[2][:2] == ["b", "2.00"]
+    assert page.rows[0][:2] == ["System", "title low"] and page.rows[2][:2] == ["b", "2.00"]
+    assert "★ 1.00" in page.text and "0.500 … 1.50" in page.text and "lower is better" in page.text
     assert "note of low" in page.text and "the first" in page.text
 
 
