@@ -15,7 +15,9 @@ import losses
 from encore.codec import FrozenCodec, load_codec
 from encore.config import TrainConfig, knobs
 from encore.errors import EncoreError
-from encore.objective import Component, Crop, Regression
+from encore.generation import Recipe
+from encore.hearing import Hearing, Plan
+from encore.objective import Component, Objective
 from encore.pairs import Batch
 from losses import pesq
 from tests.conftest import melody
@@ -42,7 +44,32 @@ def codec() -> FrozenCodec:
 @pytest.fixture(scope="module")
 def batch(codec: FrozenCodec) -> Batch:
     source, target = (torch.stack([torch.from_numpy(melody(2, s))[None] for s in seeds]) for seeds in ((0, 1), (2, 3)))
-    return Batch(codec.encode(source), source, target, codec.encode(target))
+    return Batch(codec.encode(source), source, target, codec.encode(target), torch.arange(2))
+
+
+class Answer(nn.Module):
+    """Answers with its prior, through a convolution of one frame where there is to be something to learn."""
+
+    def __init__(self, learns: bool = True):
+        super().__init__()
+        self.turn = nn.Conv1d(128, 128, 1) if learns else nn.Identity()
+
+    def forward(self, given: Tensor, steps: int, noise: Any, prior: Tensor, starts: Any, level: Any) -> Tensor:
+        return self.turn(prior)
+
+
+def crop(first: int, frames: int) -> Plan:
+    return Plan((0,), first, frames)
+
+
+def weight_of(model: Answer) -> Tensor:
+    return model.get_parameter("turn.weight")
+
+
+def gradient_of(model: Answer) -> Tensor:
+    gradient = weight_of(model).grad
+    assert gradient is not None
+    return gradient
 
 
 def objective(
@@ -50,15 +77,17 @@ def objective(
     *components: Component,
     combiner: type[losses.WeightedGradient | losses.LossBalancer] = losses.WeightedGradient,
     adversary: losses.Adversary | None = None,
-) -> Regression:
+    samples: int = 1,
+) -> Objective:
+    """For whole continuations that start from their context, or where there are several samples from replays of it."""
     weights = {component.name: component.weight for component in components}
-    return Regression(
-        components, codec, 64, losses.shared_spectra, contextlib.nullcontext, combiner(weights), adversary
-    )
+    recipe = Recipe(150, generative=samples > 1, prior="replay")
+    hearing = Hearing(codec, recipe, samples, 64, 150, autocast=contextlib.nullcontext)
+    return Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner(weights), adversary)
 
 
 def components_for(codec: FrozenCodec, **settings: Any) -> list[Component]:
-    return components_of(TrainConfig(**settings), codec, torch.zeros(1, 1, 9600))
+    return components_of(TrainConfig(**settings).resolved(), codec, torch.zeros(1, 1, 9600))
 
 
 def test_components_are_compared_with_their_references_and_weighted(codec: FrozenCodec, batch: Batch) -> None:
@@ -69,21 +98,21 @@ def test_components_are_compared_with_their_references_and_weighted(codec: Froze
         Component("b", "b", 2.0, False, far),
         Component("c", "c", 0.0, False, off),
     )
-    crop = Crop(40, 50)
-    values = terms(nn.Identity(), batch, crop).values
+    values = terms(Answer(learns=False), batch, crop(40, 50)).values
     assert set(values) == {"a", "b"} and not off.calls  # a weight of 0 costs nothing
     (audio, source), (same, target) = near.calls[0], far.calls[0]
-    assert audio is same
+    seam = terms.hearing.seam * 320  # of it, only the target knows what it should be
+    assert seam == 8 * 320 and torch.equal(audio, same[..., seam:])
     assert torch.equal(source, batch.input_audio[..., 40 * 320 : 90 * 320])
-    assert torch.equal(target, batch.target_audio[..., 40 * 320 : 90 * 320])
-    whole = codec.decode(batch.context)[..., 40 * 320 : 90 * 320]
-    assert 20 * torch.log10((audio - whole).norm() / whole.norm()) < -50
+    assert torch.equal(target, batch.target_audio[..., 32 * 320 : 90 * 320])
+    whole = codec.decode(torch.cat([batch.context, batch.context], -1))[..., (150 + 32) * 320 : (150 + 90) * 320]
+    assert 20 * torch.log10((same - whole).norm() / whole.norm()) < -50
     assert torch.allclose(terms.total(values), 0.5 * values["a"] + 2 * values["b"])
     assert set(terms.measure(batch.target_audio, batch)) == {"a", "b", "c"}
 
 
 def test_floor_and_copy(codec: FrozenCodec, batch: Batch) -> None:
-    terms = objective(codec, *components_for(codec))
+    terms = objective(codec, *components_for(codec, objective="regression"))
     floor, copy = terms.floor(batch), terms.measure(batch.input_audio, batch)
     rms = losses.create("rms", codec.sample_rate)
     assert torch.allclose(floor["rms_target"], rms(codec.decode(batch.target_latents), batch.target_audio))
@@ -93,22 +122,29 @@ def test_floor_and_copy(codec: FrozenCodec, batch: Batch) -> None:
     assert (floor["rms_target"] < 0.3 * copy["rms_target"]).all()
 
 
-def test_gradients_reach_the_model_through_the_decoder(codec: FrozenCodec, batch: Batch) -> None:
+@pytest.mark.parametrize("samples", [1, 2])
+def test_gradients_reach_the_model_through_the_decoder(codec: FrozenCodec, batch: Batch, samples: int) -> None:
     """Measured or not, in two halves or at once: always the gradient of the weighted mean."""
-    terms = objective(codec, *components_for(codec, loss_weight_spectral=1, loss_weight_mel=2))
-    model = nn.Conv1d(128, 128, 1)
-    outcome = terms(model, batch, Crop(0, 60))
+    chosen = components_for(codec, loss_weight_target=1, loss_weight_spectral=1, loss_weight_mel=2)
+    terms, model = objective(codec, *chosen, samples=samples), Answer()
+
+    def outcome_of_the_same_draw() -> Any:
+        torch.manual_seed(0)
+        return terms(model, batch, crop(0, 60))
+
+    outcome = outcome_of_the_same_draw()
     terms.total(outcome.values).mean().backward()
-    expected, gradients = model.weight.grad, list[Tensor]()
-    assert expected is not None and expected.isfinite().all() and expected.abs().sum() > 0
+    expected, gradients = gradient_of(model), list[Tensor]()
+    assert expected.isfinite().all() and expected.abs().sum() > 0
     for measure in (True, False):
         model.zero_grad()
         for _ in range(2):
-            step = terms.backward(terms(model, batch, Crop(0, 60)), 0.5, measure)
-        assert model.weight.grad is not None
-        gradients.append(model.weight.grad)
+            step = terms.backward(outcome_of_the_same_draw(), 0.5, measure)
+        gradients.append(gradient_of(model))
         names = {"rms_target", "spectral", "mel"}
-        assert step.values.keys() == names and step.shares.keys() == (names if measure else set())
+        parts = {name + part for name in ("rms_target", "mel") for part in ("_attraction", "_repulsion")}
+        assert step.values.keys() == names | (parts if samples > 1 else set())
+        assert step.shares.keys() == (names if measure else set())
         assert step.finite and torch.allclose(step.total, terms.total(outcome.values), rtol=1e-5)
         assert not any(value.requires_grad for value in step.values.values())
     for gradient in gradients:
@@ -122,14 +158,14 @@ def test_losses_that_cannot_be_computed_here_are_named_with_their_flags(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_pesq", None)  # as if it were not installed
     pesq._measure.cache_clear()
-    config = TrainConfig(loss_weight_sum_and_difference_stft=0.5, metrics="pesq,mel,multi_mel")
+    config = TrainConfig(loss_weight_sum_and_difference_stft=0.5, metrics="pesq,mel,multi_mel").resolved()
     with pytest.raises(EncoreError) as caught:
         components_of(config, codec, torch.zeros(1, 1, 6000))
     stereo, package = str(caught.value).splitlines()
     assert stereo.startswith("--loss_weight_sum_and_difference_stft 0.5: ") and "stereo" in stereo
     assert package.startswith("--metrics pesq: ") and "pip install" in package
     with pytest.raises(EncoreError, match="^--metrics mel: .*at least 513 samples"):
-        components_of(TrainConfig(metrics="mel"), codec, torch.zeros(1, 1, 512))
+        components_of(TrainConfig(metrics="mel", loss_weight_target=1), codec, torch.zeros(1, 1, 512))
     with pytest.raises(EncoreError, match="^--discriminator msstft: .*samples"):
         adversary_of(TrainConfig(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
 
@@ -161,33 +197,32 @@ def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer
 ) -> None:
     components = (Component("a", "a", 1.0, False, Counted()), Component("b", "b", 1.0, False, Broken()))
     for combiner in (losses.WeightedGradient, losses.LossBalancer):
-        model, terms = nn.Conv1d(128, 128, 1), objective(codec, *components, combiner=combiner)
-        step = terms.backward(terms(model, batch, Crop(0, 60)), 1.0, measure=False)
-        assert model.weight.grad is not None
+        model, terms = Answer(), objective(codec, *components, combiner=combiner)
+        step = terms.backward(terms(model, batch, crop(0, 60)), 1.0, measure=False)
         balanced = combiner is losses.LossBalancer
-        assert step.finite == balanced == bool(model.weight.grad.isfinite().all())
+        assert step.finite == balanced == bool(gradient_of(model).isfinite().all())
         assert step.left_out == (("b",) if balanced else ())
         assert ("b" in step.values) != balanced
     assert torch.equal(step.total, step.values["a"])
     terms = objective(codec, components[1], combiner=losses.LossBalancer)
-    step = terms.backward(terms(model, batch, Crop(0, 60)), 1.0, measure=False)
+    step = terms.backward(terms(model, batch, crop(0, 60)), 1.0, measure=False)
     assert not step.finite and step.left_out == ("b",)
 
 
-def adversarial(codec: FrozenCodec, start_step: int = 0) -> Regression:
+def adversarial(codec: FrozenCodec, start_step: int = 0) -> Objective:
     torch.manual_seed(0)
     judge = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
-    components = components_for(codec, loss_weight_gan=1, loss_weight_feature_matching=2, loss_balancer=True)
+    components = components_for(codec, loss_weight_target=1, loss_weight_gan=1, loss_weight_feature_matching=2)
     adversary = losses.Adversary(judge, lr=1e-3, start_step=start_step)
     return objective(codec, *components, combiner=losses.LossBalancer, adversary=adversary)
 
 
 def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: FrozenCodec, batch: Batch) -> None:
-    terms, model = adversarial(codec, start_step=1), nn.Conv1d(128, 128, 1)
+    terms, model = adversarial(codec, start_step=1), Answer()
     names = {"rms_target", "gan", "feature_matching"}
     for number in range(3):
         before = [weight.clone() for weight in terms.adversary.parameters()]  # type: ignore[union-attr]
-        step = terms.backward(terms(model, batch, Crop(0, 30)), 1.0, measure=False)
+        step = terms.backward(terms(model, batch, crop(0, 30)), 1.0, measure=False)
         started = number > 0
         assert step.values.keys() == (names | {"disc_loss"} if started else names)
         expected = (0.25, 0.25, 0.5) if started else (1.0, 0.0, 0.0)
@@ -205,9 +240,9 @@ def test_its_state_is_that_of_balancer_and_adversary(codec: FrozenCodec, batch: 
     """Saved after two of four steps and loaded into a new one: the same gradients and the same discriminator."""
     results = []
     for pause in (False, True):
-        terms, model = adversarial(codec), nn.Conv1d(128, 128, 1)
+        terms, model = adversarial(codec), Answer()
         with torch.no_grad():
-            model.weight.copy_(torch.eye(128)[..., None])
+            weight_of(model).copy_(torch.eye(128)[..., None])
         for number in range(4):
             if pause and number == 2:
                 assert terms.state_dict().keys() == {"combiner", "adversary"}
@@ -215,16 +250,16 @@ def test_its_state_is_that_of_balancer_and_adversary(codec: FrozenCodec, batch: 
                 terms = adversarial(codec)
                 terms.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
             model.zero_grad()
-            terms.backward(terms(model, batch, Crop(10 * number, 30)), 1.0, measure=False)
+            terms.backward(terms(model, batch, crop(10 * number, 30)), 1.0, measure=False)
             terms.end_step(skip=False)
-        results.append([model.weight.grad, *terms.adversary.parameters()])  # type: ignore[union-attr]
+        results.append([gradient_of(model), *terms.adversary.parameters()])  # type: ignore[union-attr]
     assert all(torch.equal(ours, uninterrupted) for ours, uninterrupted in zip(*results, strict=True))
 
 
 def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: FrozenCodec, batch: Batch) -> None:
     """A run goes on with another way to combine its losses, in both directions."""
-    balanced, model = adversarial(codec), nn.Conv1d(128, 128, 1)
-    balanced.backward(balanced(model, batch, Crop(0, 30)), 1.0, measure=False)
+    balanced, model = adversarial(codec), Answer()
+    balanced.backward(balanced(model, batch, crop(0, 30)), 1.0, measure=False)
     plain = objective(codec, *components_for(codec, loss_weight_mel=1))
     plain.load_state_dict(balanced.state_dict())
     assert not plain.state_dict()
