@@ -12,24 +12,27 @@ from typing import Annotated
 
 import torch
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
 from torch import Tensor, nn
 
 import losses
 from encore import cli
-from encore.audio import read_audio, write_wav
+from encore.audio import read_audio
 from encore.checkpoint import Generator, load_generator, loss_options
 from encore.config import ADVERSARIAL, TrainConfig, registered_name
+from encore.device import choose_device
 from encore.errors import EncoreError, make_folder
-from encore.page import Exhibit, Table, write_page
+from encore.listening import CODEC, describe, describe_candidates, print_table, titles
+from encore.page import Table, write_page
 from encore.pictures import spectrograms
-from encore.sampling import Continuation, continue_song, reconstruct
+from encore.sampling import reconstruct, stream_song
+from encore.streaming import record
 
 BEST = "checkpoints/best_model.pt"  # the artifact of a training run
+SHOWN_SECONDS = 60.0  # of a continuation, at most, in picture, page and table
+GREATEST_SEED = 2**32 - 1
+STOPPED = 130  # exit status after Ctrl-C, as shells have it
 LEAST_TRUTH_SECONDS = 0.25  # below this there is too little to compare
-CODEC = "Truth through the codec"
 ALWAYS = {"rms", "spectral", "mel"}  # in every table, whatever a model was trained on
 
 app = cli.new_app()
@@ -53,14 +56,31 @@ def sample(
     metrics: Annotated[
         str | None, typer.Option("--metrics", help="losses of the table: a,b,c; default: the training run's")
     ] = None,
+    candidates: Annotated[
+        int, typer.Option("--candidates", help="continuations to make, each from a seed of its own")
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", help="seed of the first candidate; the next ones have the seeds after it")
+    ] = 0,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", help="scale of the noise; at 0 candidates differ in what their prior draws only"),
+    ] = 1.0,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="write the wavs while they are made, to be listened to; Ctrl-C ends it")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", help="folder for the results")] = Path("out"),
     codec_repository: Annotated[
         Path | None, typer.Option("--codec_repository", help="folder with the pretrained codecs' files")
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: a GPU if there is one")] = None,
 ) -> None:
-    """Continue a song: writes continuation.wav, full.wav, spectrogram.png and index.html."""
-    check_options(checkpoint, run_id, seconds, start, metrics)
+    """Continue a song: writes continuation.wav, full.wav, spectrogram.png and index.html.
+
+    full.wav has the end of the song in front. Further candidates are continuation_2.wav, full_2.wav and so on. A
+    continuation may be as long as the disk allows; picture, page and table are of its first minute.
+    """
+    check_options(checkpoint, run_id, seconds, start, metrics, candidates, seed, temperature)
     make_folder(output, "--output")
     place = choose_device(device)
     if checkpoint is not None:
@@ -69,32 +89,64 @@ def sample(
         assert run_id is not None
         with tempfile.TemporaryDirectory() as folder:
             generator = load_generator(download_best(run_id, mlflow_uri, Path(folder)), place, codec_repository)
+    check_generative(generator, candidates, temperature)
     codec = generator.codec
-    song, truth = read_song(input, start, target, seconds, codec.sample_rate, codec.channels)
+    shown = min(seconds, SHOWN_SECONDS)
+    song, truth = read_song(input, start, target, shown, codec.sample_rate, codec.channels)
     measures = {} if truth is None else measures_of(generator, metrics, truth.to(place))
-    made = continue_song(generator.model, codec, song, seconds, generator.segment_frames)
+    seeds = range(seed, seed + candidates)
+    context, pieces = stream_song(generator, song, seconds, seeds, temperature)
+    console = Console(highlight=False)
+    made = record(
+        context,
+        pieces,
+        round(seconds * codec.sample_rate),
+        codec.sample_rate,
+        output,
+        round(shown * codec.sample_rate),
+        stream,
+        console,
+    )
 
-    signals = {"Input": made.context, "Continuation": made.audio}
+    continuations = dict(zip(titles(candidates), made.beginning.audio, strict=True))
+    signals = {"Input": context, **continuations}
+    if truth is not None and made.samples < truth.shape[-1]:
+        truth = None  # the stream was stopped too early to be compared
     if truth is not None:
         signals |= {"Truth": truth, CODEC: reconstruct(codec, truth, generator.segment_frames)}
-    table = None if truth is None else loss_table(signals, codec.sample_rate, measures, place)
-    write_wav(output / "continuation.wav", made.audio, codec.sample_rate)
-    write_wav(output / "full.wav", made.full, codec.sample_rate)
+    table = None if truth is None else loss_table(signals, list(continuations), codec.sample_rate, measures, place)
     spectrograms(signals, codec.sample_rate, output / "spectrogram.png")
     facts = {
         "Song": input.name,
         "Continued from": f"{song.shape[-1] / codec.sample_rate:.2f} s",
+        "Made": f"{made.samples / codec.sample_rate:.2f} s",
         "Model": f"run {run_id}" if checkpoint is None else str(checkpoint),
         "Window": f"{generator.segment_frames / codec.frame_rate:.2f} s",
         "Codec": f"{generator.config.codec}, {codec.sample_rate} Hz",
     }
+    if generator.recipe.generative:
+        facts |= {"Seeds": ", ".join(map(str, seeds)), "Temperature": f"{temperature:g}"}
     exhibits = describe(made, signals, codec.sample_rate)
-    write_page(output / "index.html", f"{input.stem}, continued", facts, exhibits, codec.sample_rate, table)
-    report(table, output)
+    heard = [] if candidates == 1 else describe_candidates(made, seeds, codec.sample_rate)
+    write_page(output / "index.html", f"{input.stem}, continued", facts, exhibits, codec.sample_rate, table, heard)
+    if table is not None:
+        print_table(console, table)
+    console.print(f"listen: {output / 'index.html'}", soft_wrap=True, markup=False)
+    if not made.complete:
+        far = made.samples / codec.sample_rate
+        console.print(f"stopped after {far:.2f} of {seconds:g} s; the files hold that much", soft_wrap=True)
+        raise typer.Exit(STOPPED)
 
 
 def check_options(
-    checkpoint: Path | None, run_id: str | None, seconds: float, start: float | None, metrics: str | None
+    checkpoint: Path | None,
+    run_id: str | None,
+    seconds: float,
+    start: float | None,
+    metrics: str | None,
+    candidates: int,
+    seed: int,
+    temperature: float,
 ) -> None:
     """Raises EncoreError with all that is wrong with the flags themselves."""
     problems = []
@@ -107,6 +159,12 @@ def check_options(
         problems.append(f"--seconds {seconds:g}: must be a finite number above 0")
     if start is not None and not 0 < start < math.inf:
         problems.append(f"--start {start:g}: must be a second of the song above 0")
+    if candidates < 1:
+        problems.append(f"--candidates {candidates}: must be at least 1")
+    if not 0 <= seed <= GREATEST_SEED:
+        problems.append(f"--seed {seed}: must be a whole number from 0 to {GREATEST_SEED}")
+    if not 0 <= temperature < math.inf:
+        problems.append(f"--temperature {temperature:g}: must be a finite number of at least 0")
     unknown = [name for name in named(metrics or "") if name not in losses.REGISTRY]
     if unknown:
         problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}")
@@ -114,19 +172,19 @@ def check_options(
         raise EncoreError("\n".join(problems))
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The named device, else a GPU if there is one, else the CPU.
-
-    Raises:
-        EncoreError: there is no such device here.
-    """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EncoreError(f"--device {name}: not a device of this machine; give cpu, or cuda with a GPU") from error
-    return device
+def check_generative(generator: Generator, candidates: int, temperature: float) -> None:
+    """Raises EncoreError if a model that draws nothing is asked for several candidates, or for more or less noise."""
+    if generator.recipe.generative:
+        return
+    given = {"--candidates": (candidates, 1), "--temperature": (temperature, 1)}
+    problems = [
+        f"{flag} {value:g}: this model was trained with --objective regression and makes one continuation only, "
+        "without noise; leave the flag out, or train with --objective energy"
+        for flag, (value, neutral) in given.items()
+        if value != neutral
+    ]
+    if problems:
+        raise EncoreError("\n".join(problems))
 
 
 def download_best(run_id: str, uri: str, folder: Path) -> Path:
@@ -223,47 +281,28 @@ def measures_of(generator: Generator, metrics: str | None, truth: Tensor) -> dic
 
 @torch.no_grad()
 def loss_table(
-    signals: dict[str, Tensor], sample_rate: int, measures: dict[str, nn.Module], device: torch.device
+    signals: dict[str, Tensor],
+    continuations: list[str],
+    sample_rate: int,
+    measures: dict[str, nn.Module],
+    device: torch.device,
 ) -> Table:
     """Losses against the truth, over as much as there is of it.
 
-    For the continuation, the codec's reconstruction of the truth (no model gets below that by its own merit) and the
+    For each continuation, the codec's reconstruction of the truth (no model gets below that by its own merit) and the
     input played again, from its beginning and as often as it takes.
     """
     truth, context = signals["Truth"].to(device), signals["Input"]
     samples = truth.shape[-1]
     copy = context.repeat(1, math.ceil(samples / context.shape[-1]))
-    columns = {"Continuation": signals["Continuation"], CODEC: signals[CODEC], "Copy of the input": copy}
+    columns = {**{name: signals[name] for name in continuations}, CODEC: signals[CODEC], "Copy of the input": copy}
     compared = [audio[None, :, :samples].to(device) for audio in columns.values()]
     rows = {name: [float(loss(audio, truth[None])) for audio in compared] for name, loss in measures.items()}
     caption = f"Against the truth, over {samples / sample_rate:.2f} s; lower is better."
-    return Table(caption, list(columns), rows, {name: losses.REGISTRY[name].summary for name in measures})
-
-
-def describe(made: Continuation, signals: dict[str, Tensor], sample_rate: int) -> list[Exhibit]:
-    """The sounds of the page, in order, each with what it is."""
-    seam = made.context.shape[-1] / sample_rate
-    notes = {
-        "Input": "What the model was given: the song, up to where it is to be continued.",
-        "Continuation": "What the model makes of it.",
-        "Truth": "How the music really goes on.",
-        CODEC: "The truth, encoded and decoded: as good as the codec lets a continuation sound.",
-    }
-    whole = Exhibit("The song, then its continuation", f"The continuation begins at {seam:.2f} s.", made.full)
-    return [whole, *(Exhibit(title, notes[title], audio) for title, audio in signals.items())]
-
-
-def report(table: Table | None, output: Path) -> None:
-    """Prints the losses and where the results are."""
-    console = Console(highlight=False)
-    if table is not None:
-        shown = RichTable("loss", title=table.caption, box=box.SIMPLE_HEAD, title_justify="left")
-        for column in table.columns:
-            shown.add_column(column, justify="right")
-        for name, values in table.rows.items():
-            shown.add_row(name, *(f"{value:.4f}" for value in values))
-        console.print(shown)
-    console.print(f"listen: {output / 'index.html'}", soft_wrap=True, markup=False)
+    if len(continuations) > 1:
+        caption += " The best candidate's value is marked."
+    notes = {name: losses.REGISTRY[name].summary for name in measures}
+    return Table(caption, list(columns), rows, notes, rivals=len(continuations))
 
 
 if __name__ == "__main__":

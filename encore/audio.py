@@ -18,6 +18,7 @@ from torch import Tensor
 from encore.errors import EncoreError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+MOST_RIFF_BYTES = 2**32 - 2**16  # of audio, beside the header
 SHORTEST_SECONDS = 0.2  # of a segment; the longest window of the usual spectral losses needs 2048 samples
 
 T = TypeVar("T")
@@ -109,5 +110,22 @@ def check_complete(path: Path) -> None:
 
 def write_wav(path: Path, audio: Tensor, sample_rate: int) -> None:
     """Writes `[C, N]` float audio as a 16-bit wav; samples beyond ±1 are clipped."""
-    samples = audio.detach().cpu().float().clamp(-1, 1).numpy().T
-    soundfile.write(path, samples, sample_rate, subtype="PCM_16")
+    soundfile.write(path, _clipped(audio), sample_rate, subtype="PCM_16")
+
+
+def start_wav(path: Path, channels: int, sample_rate: int, samples: int) -> None:
+    """Makes an empty 16-bit wav that is to grow to `samples` samples; an RF64, if these are too many for a RIFF."""
+    kind = "WAV" if 2 * channels * samples < MOST_RIFF_BYTES else "RF64"
+    with soundfile.SoundFile(path, "w", sample_rate, channels, "PCM_16", format=kind):
+        pass
+
+
+def append_wav(path: Path, audio: Tensor) -> None:
+    """Writes `[C, N]` to the end of a wav, which is complete before and after; samples beyond ±1 are clipped."""
+    with soundfile.SoundFile(path, "r+") as file:
+        file.seek(0, soundfile.SEEK_END)
+        file.write(_clipped(audio))
+
+
+def _clipped(audio: Tensor) -> np.ndarray:
+    return audio.detach().cpu().float().clamp(-1, 1).numpy().T

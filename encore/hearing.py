@@ -174,7 +174,7 @@ def bare_of(model: nn.Module) -> nn.Module:
 
 def join(codec: FrozenCodec, context: Tensor, made: Tensor, margin: int) -> Tensor:
     """The audio of `made [R, D, F]`, decoded with the end of `context [R, D, T]` in front: `[R, C, F · hop]`."""
-    before = margin if codec.segment_frames is None else codec.segment_frames
+    before = margin if codec.segment_frames is None else 0  # segments are independent, and `made` begins with one
     past = context[..., -before:] if before else context[..., :0]
     return codec.decode_crop(torch.cat([past, made], -1), past.shape[-1], made.shape[-1], margin)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -33,12 +34,21 @@ class Table:
         columns: what is compared.
         rows: by name, one value per column.
         notes: what a row measures, by its name.
+        rivals: how many of the columns, from the first on, are rivals; the lowest of their values in a row is marked.
     """
 
     caption: str
     columns: Sequence[str]
     rows: Mapping[str, Sequence[float]]
     notes: Mapping[str, str]
+    rivals: int = 0
+
+    def best(self, name: str) -> int | None:
+        """The column of a row that is marked: that of the first of the lowest values among rivals."""
+        rivals = self.rows[name][: self.rivals]
+        if len(rivals) < 2:
+            return None
+        return min(range(len(rivals)), key=lambda column: (math.isnan(rivals[column]), rivals[column]))
 
 
 def write_page(
@@ -48,20 +58,21 @@ def write_page(
     exhibits: Sequence[Exhibit],
     sample_rate: int,
     table: Table | None = None,
+    candidates: Sequence[Exhibit] = (),
 ) -> None:
     """Writes the page: a player (FLAC, lossless) and a spectrogram per exhibit, the table, and facts by name.
 
-    0 dB is the loudest point of the first exhibit in all pictures. All text is escaped.
+    Candidates, if there are any, come first, side by side. 0 dB is the loudest point of the first exhibit in all
+    pictures. All text is escaped.
     """
     reference_db = peak(exhibits[0].audio, sample_rate)
-    body = "".join(exhibit_html(exhibit, sample_rate, reference_db) for exhibit in exhibits)
-    table_html = "" if table is None else _table(table)
-    sections = f"""<section aria-labelledby="listen">
-<h2 id="listen">Listen</h2>
-<div class="exhibits">{body}
-</div>
+    before = ""
+    if candidates:
+        before = _cards("candidates", "Candidates", "candidates", candidates, sample_rate, reference_db)
+    shown = _cards("listen", "Beside them" if candidates else "Listen", "exhibits", exhibits, sample_rate, reference_db)
+    sections = f"""{before}{shown}
 <p class="legend">Colours: level in dB, 0 being the loudest point of “{escape(exhibits[0].title)}”.</p>
-</section>{table_html}
+{"" if table is None else _table(table)}
 {facts_html("How it was made", facts)}"""
     write_document(path, title, sections)
 
@@ -94,6 +105,17 @@ def write_document(path: Path, title: str, sections: str, style: str = "") -> No
     )
 
 
+def _cards(
+    name: str, heading: str, style: str, exhibits: Sequence[Exhibit], sample_rate: int, reference_db: float
+) -> str:
+    cards = "".join(exhibit_html(exhibit, sample_rate, reference_db) for exhibit in exhibits)
+    return f"""<section aria-labelledby="{name}">
+<h2 id="{name}">{heading}</h2>
+<div class="{style}">{cards}
+</div>
+</section>"""
+
+
 def exhibit_html(exhibit: Exhibit, sample_rate: int, reference_db: float) -> str:
     """A card with a player (FLAC, lossless) and a spectrogram whose 0 dB is `reference_db`."""
     picture, sound = io.BytesIO(), io.BytesIO()
@@ -115,7 +137,7 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
     rows = "".join(
         f'\n<tr><th scope="row">{escape(name)}<small>{escape(table.notes[name])}</small></th>'
-        + "".join(f"<td>{value:.4f}</td>" for value in values)
+        + "".join(_cell(value, column == table.best(name)) for column, value in enumerate(values))
         + "</tr>"
         for name, values in table.rows.items()
     )
@@ -131,6 +153,10 @@ def _table(table: Table) -> str:
 </table>
 </div>
 </section>"""
+
+
+def _cell(value: float, best: bool) -> str:
+    return f'<td class="best"><strong>{value:.4f}</strong></td>' if best else f"<td>{value:.4f}</td>"
 
 
 def facts_html(heading: str, facts: Mapping[str, str]) -> str:
@@ -168,16 +194,17 @@ small { color: var(--soft); font-size: 0.85rem; font-weight: 400; font-variant-n
 .brand { color: var(--accent); font-weight: 700; letter-spacing: 0.08em; text-transform: uppercase;
   font-size: 0.8rem; margin-bottom: 0.35rem; }
 .exhibits { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
+.candidates { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
 article { background: var(--card); border: 1px solid var(--line); border-radius: 0.75rem; padding: 1rem;
   display: flex; flex-direction: column; gap: 0.6rem; }
 article p, .legend, caption { color: var(--soft); font-size: 0.9rem; }
-article:first-child { grid-column: 1 / -1; }
+.exhibits article:first-child { grid-column: 1 / -1; }
 audio { width: 100%; margin-top: auto; }
 img { display: block; width: 100%; height: auto; border-radius: 0.4rem; }
 @media (min-width: 60rem) {
-  article:first-child { display: grid; grid-template: auto auto 1fr / 1fr 1.8fr; gap: 0.6rem 1.5rem; }
-  article:first-child img { grid-area: 1 / 2 / 4 / 3; }
-  article:first-child audio { margin: 0; }
+  .exhibits article:first-child { display: grid; grid-template: auto auto 1fr / 1fr 1.8fr; gap: 0.6rem 1.5rem; }
+  .exhibits article:first-child img { grid-area: 1 / 2 / 4 / 3; }
+  .exhibits article:first-child audio { margin: 0; }
 }
 .legend { margin-top: 0.8rem; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 0.75rem; }
@@ -187,6 +214,7 @@ th, td { padding: 0.55rem 1rem; text-align: right; vertical-align: baseline; bor
 thead th { border-top: 0; color: var(--soft); font-size: 0.85rem; font-weight: 600; vertical-align: bottom; }
 th:first-child { text-align: left; }
 th small { display: block; }
+.best { color: var(--accent); }
 dl { display: grid; gap: 0.7rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
 dt { color: var(--soft); font-size: 0.85rem; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }

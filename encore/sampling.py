@@ -94,7 +94,7 @@ def _pieces(
     codec, recipe, hop = generator.codec, generator.recipe, generator.codec.hop_length
     device = next(codec.parameters()).device
     latents = codec.encode(context[None].to(device)).expand(len(seeds), -1, -1)
-    fade = max(1, round(FADE_SECONDS * codec.frame_rate))
+    fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), recipe.block_frames)
     lead = _lead_frames(codec, latents[:1], fade)
     odds = odds_for(recipe, codec, lambda: context[None].to(device))
     odds = None if odds is None else odds.expand(len(seeds), -1)
@@ -136,7 +136,7 @@ def _context_frames(codec: FrozenCodec, song: Tensor, segment_frames: int) -> in
             f"the song is {song.shape[-1] / codec.sample_rate:.2f} s long where it is to be continued; at least "
             f"{least / codec.frame_rate:.2f} s are needed: give a longer --input or a later --start"
         )
-    if codec.segment_frames is not None and frames < segment_frames:
+    if codec.segment_frames is not None:
         # A codec that works in segments of its own needs the continuation to begin with a whole one.
         frames -= frames % codec.segment_frames
     return frames
