@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from encore.codec import Architecture, FrozenCodec
+from encore.checkpoint import Generator, build_model
+from encore.codec import Architecture, FrozenCodec, load_codec
+from encore.config import TrainConfig
 from encore.errors import EncoreError
-from encore.sampling import continue_song, crossfade, reconstruct
+from encore.hearing import join
+from encore.sampling import Continuation, continue_latents, continue_song, crossfade, reconstruct, stream_song
 from tests.conftest import SAMPLE_RATE, melody
 
 HOP = 320
 SEGMENT = 100  # frames
 FADE = 2 * HOP
+TINY = {"d_model": 16, "nhead": 2, "num_layers": 2, "dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -31,31 +38,42 @@ def segmented() -> FrozenCodec:
     return FrozenCodec(*Architecture(n_filters=2).build(), sample_rate=SAMPLE_RATE, channels=1, segment_seconds=0.2)
 
 
-class Repeat(nn.Module):
-    """Continues a context by itself, and notes how long its contexts were."""
+@pytest.fixture(scope="module")
+def starter() -> FrozenCodec:
+    """Other latents sound otherwise with it, which can't be said of random weights."""
+    return load_codec("starter")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lengths: list[int] = []
 
-    def forward(self, context: Tensor, steps: int | None = None, noise: Tensor | None = None) -> Tensor:
-        self.lengths.append(context.shape[-1])
-        return context[..., :steps]
+def repeating(codec: FrozenCodec, segment_frames: int = SEGMENT) -> Generator:
+    """A model that continues a context by itself: a regression whose answer is its prior, unchanged."""
+    config = TrainConfig(objective="regression", prior="replay", **TINY).resolved()
+    torch.manual_seed(0)
+    generator = Generator(build_model(config, codec, segment_frames).eval(), codec, config, segment_frames)
+    nn.init.zeros_(generator.model.leave.weight)
+    return generator
+
+
+def drawing(codec: FrozenCodec, prior: str = "replay", block_seconds: float = 0.4, **settings: object) -> Generator:
+    """An untrained model of the objective energy; its samples differ, whatever its prior."""
+    config = TrainConfig(objective="energy", prior=prior, block_seconds=block_seconds, **TINY, **settings).resolved()
+    torch.manual_seed(1)
+    generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT)
+    nn.init.normal_(generator.model.leave.weight, std=0.3)
+    return generator
 
 
 class Oracle(nn.Module):
-    """Knows the latents of the whole song, and finds the context among them."""
+    """Knows the latents of the whole song, and only counts what it is given."""
 
     def __init__(self, latents: Tensor) -> None:
         super().__init__()
         self.latents = latents
 
-    def forward(self, context: Tensor, steps: int | None = None, noise: Tensor | None = None) -> Tensor:
-        frames = context.shape[-1]
-        windows = self.latents.unfold(-1, frames, 1)
-        start = int((windows - context[:, :, None]).square().sum((0, 1, 3)).argmin())
-        following = self.latents[..., start + frames : start + 2 * frames]
-        return following[..., :steps]
+    def remember(self, latents: Tensor, memory: int = 0) -> int:
+        return memory + latents.shape[-1]
+
+    def answer(self, memory: int, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+        return self.latents[..., memory : memory + steps]
 
 
 def song(samples: int) -> Tensor:
@@ -70,64 +88,144 @@ def relative_db(signal: Tensor, reference: Tensor) -> float:
 @pytest.mark.parametrize("seconds", [0.0101, 1.0, 3.21987])
 def test_lengths_are_exact_and_the_context_ends_with_the_song(codec: FrozenCodec, samples: int, seconds: float) -> None:
     audio = song(samples)
-    made = continue_song(Repeat(), codec, audio, seconds, SEGMENT)
+    made = continue_song(repeating(codec), audio, seconds)
     frames = min(SEGMENT, samples // HOP)
-    assert made.audio.shape == (1, round(seconds * SAMPLE_RATE))
+    assert made.audio.shape == (1, 1, round(seconds * SAMPLE_RATE))
     assert made.context.shape == (1, frames * HOP)
     torch.testing.assert_close(made.context, audio[:, -frames * HOP :], rtol=0, atol=0)
-    assert made.full.shape[1] == made.context.shape[1] + made.audio.shape[1]
+    assert made.full.shape[2] == made.context.shape[1] + made.audio.shape[2]
     untouched = frames * HOP - FADE
-    torch.testing.assert_close(made.full[:, :untouched], made.context[:, :untouched], rtol=0, atol=0)
+    torch.testing.assert_close(made.full[0, :, :untouched], made.context[:, :untouched], rtol=0, atol=0)
 
 
 def test_a_model_that_repeats_gives_the_decoding_of_repeated_latents(codec: FrozenCodec) -> None:
     audio, seconds = song(SEGMENT * HOP), 4.1
-    made = continue_song(Repeat(), codec, audio, seconds, SEGMENT)
-    whole = codec.decode(codec.encode(audio[None]).repeat(1, 1, 5))[0]
+    made = continue_song(repeating(codec), audio, seconds)
+    whole = codec.decode(codec.encode(audio[None]).repeat(1, 1, 5))
     start, end = SEGMENT * HOP, SEGMENT * HOP + round(seconds * SAMPLE_RATE)
-    assert relative_db(made.audio, whole[:, start:end]) < -50
+    assert relative_db(made.audio, whole[..., start:end]) < -50
     # At the joins alone, where a fault would be lost in the whole.
-    for join in range(start + SEGMENT * HOP, end, SEGMENT * HOP):
-        around = slice(join - FADE - 50, join + FADE)
-        assert relative_db(made.full[:, around], whole[:, around]) < -50
+    for seam in range(start + SEGMENT * HOP, end, SEGMENT * HOP):
+        around = slice(seam - FADE - 50, seam + FADE)
+        assert relative_db(made.full[..., around], whole[..., around]) < -50
 
 
-def test_a_codec_that_works_in_segments_is_joined_exactly(segmented: FrozenCodec) -> None:
-    audio = song(90 * HOP)
-    made = continue_song(Repeat(), segmented, audio, 3.0, 90)
-    whole = segmented.decode(segmented.encode(audio[None]).repeat(1, 1, 4))[0]
-    assert relative_db(made.audio, whole[:, 90 * HOP :][:, :72000]) < -100
+@pytest.mark.parametrize(("frames", "heard"), [(90, 90), (97, 90), (20, 15)])
+def test_a_codec_that_works_in_segments_is_joined_exactly(segmented: FrozenCodec, frames: int, heard: int) -> None:
+    """Also where the song is no whole number of the codec's segments long: the context's end is, then."""
+    audio = song(frames * HOP)
+    made = continue_song(repeating(segmented, 15 * (frames // 15)), audio, 3.0)
+    assert made.context.shape[1] == heard * HOP
+    latents = segmented.encode(audio[None, :, -heard * HOP :])
+    whole = segmented.decode(latents.repeat(1, 1, 18))
+    assert relative_db(made.audio, whole[..., heard * HOP :][..., :72000]) < -100
+    through, seam = whole[0, :, heard * HOP - FADE : heard * HOP], made.full[0, :, heard * HOP - FADE : heard * HOP]
+    assert relative_db(seam, crossfade(made.context[:, -FADE:], through)) < -100
+
+
+@pytest.mark.parametrize("frames", [10, 15, 40])
+def test_what_follows_a_context_is_decoded_from_a_segments_beginning(segmented: FrozenCodec, frames: int) -> None:
+    latents = segmented.encode(song(90 * HOP)[None])
+    made = join(segmented, latents[..., :frames], latents[..., :30], margin=0)
+    torch.testing.assert_close(made, segmented.decode(latents[..., :30]))
 
 
 def test_the_true_latents_give_the_song_through_the_codec_with_no_step(codec: FrozenCodec) -> None:
     audio, end = song(5 * SEGMENT * HOP), 2 * SEGMENT * HOP
     start = end - SEGMENT * HOP
     latents = codec.encode(audio[None, :, start:])
-    made = continue_song(Oracle(latents), codec, audio[:, :end], 3.0, SEGMENT)
     through = codec.decode(latents)[0]
-    assert relative_db(made.audio, through[:, end - start :][:, : 3 * SAMPLE_RATE]) < -50
-    # The seam: the song gives way to its own rendering, sample by sample.
-    gain = torch.arange(1, FADE + 1) / (FADE + 1)
-    seam = slice(end - start - FADE, end - start)
-    expected = (1 - gain) * audio[:, end - FADE : end] + gain * through[:, seam]
-    assert relative_db(made.full[:, seam], expected) < -50
+    whole = replace(repeating(codec), model=Oracle(latents))
+    for generator in (
+        whole,
+        replace(whole, config=drawing(codec).config),
+    ):  # a segment at once, and blocks of 30 frames
+        made = continue_song(generator, audio[:, :end], 3.0)
+        assert relative_db(made.audio[0], through[:, end - start :][:, : 3 * SAMPLE_RATE]) < -50
+        # The seam: the song gives way to its own rendering, sample by sample.
+        gain = torch.arange(1, FADE + 1) / (FADE + 1)
+        seam = slice(end - start - FADE, end - start)
+        expected = (1 - gain) * audio[:, end - FADE : end] + gain * through[:, seam]
+        assert relative_db(made.full[0, :, seam], expected) < -50
 
 
-def test_a_short_song_is_a_short_context_that_grows(codec: FrozenCodec) -> None:
-    model = Repeat()
-    continue_song(model, codec, song(80 * HOP), 320 * HOP / SAMPLE_RATE, 200)
-    assert model.lengths == [80, 160, 200]
-    continue_song(model, codec, song(10 * HOP), 0.5, 10)  # segments of less than a second are context enough
-    assert model.lengths[3:] == [10, 10, 10, 10]
+def test_blocks_may_be_shorter_than_a_cross_fade(codec: FrozenCodec) -> None:
+    latents = codec.encode(song(3 * SEGMENT * HOP)[None])
+    config = drawing(codec, block_seconds=0.01).config  # one frame
+    generator = Generator(Oracle(latents), codec, config, SEGMENT)  # type: ignore[arg-type]
+    made = continue_song(generator, song(3 * SEGMENT * HOP)[:, : SEGMENT * HOP], 0.5)
+    assert relative_db(made.audio, codec.decode(latents)[..., SEGMENT * HOP :][..., :12000]) < -50
 
 
-def test_a_short_context_is_a_whole_number_of_the_codecs_segments(segmented: FrozenCodec) -> None:
-    assert continue_song(Repeat(), segmented, song(89 * HOP), 1.0, 150).context.shape[1] == 75 * HOP
+def test_a_short_song_is_a_short_context(codec: FrozenCodec, segmented: FrozenCodec) -> None:
+    assert continue_song(repeating(codec, 200), song(80 * HOP), 1.5).context.shape[1] == 80 * HOP
+    # Segments of less than a second are context enough.
+    assert continue_song(repeating(codec, 10), song(10 * HOP), 0.5).context.shape[1] == 10 * HOP
+    assert continue_song(repeating(segmented, 150), song(89 * HOP), 1.0).context.shape[1] == 75 * HOP
 
 
 def test_too_little_song_is_an_error(codec: FrozenCodec) -> None:
     with pytest.raises(EncoreError, match=r"0\.50 s long .* at least 1\.00 s .*--input.*--start"):
-        continue_song(Repeat(), codec, song(12000), 1.0, SEGMENT)
+        continue_song(repeating(codec), song(12000), 1.0)
+
+
+def continued(generator: Generator, seeds: Sequence[int], temperature: float = 1.0) -> Continuation:
+    return continue_song(generator, song(SEGMENT * HOP), 1.3, seeds, temperature)
+
+
+@pytest.mark.parametrize("prior", ["replay", "rhythm", "none"])
+def test_a_candidate_follows_from_its_seed_alone(starter: FrozenCodec, prior: str) -> None:
+    generator = drawing(starter, prior)
+    three = continued(generator, [5, 6, 7])
+    for number, seed in enumerate([5, 6, 7]):
+        assert relative_db(continued(generator, [seed]).audio[0], three.audio[number]) < -80
+    for one, other in ((0, 1), (1, 2), (2, 0)):
+        assert relative_db(three.audio[one], three.audio[other]) > -20
+    # Of contexts' latents too.
+    latents = starter.encode(song(SEGMENT * HOP)[None])
+    both = continue_latents(generator, latents.expand(2, -1, -1), 60, [6, 7])
+    assert relative_db(continue_latents(generator, latents, 60, [7])[0], both[1]) < -80
+    assert relative_db(both[0], both[1]) > -20
+
+
+def test_temperature_scales_the_noise_and_leaves_the_lag_to_the_seed(starter: FrozenCodec) -> None:
+    free = drawing(starter, "none")
+    cold, warm = continued(free, [1, 2], 0.0).audio, continued(free, [1, 2], 0.5).audio
+    assert relative_db(cold[0], cold[1]) < -80
+    assert relative_db(warm[0], warm[1]) > -40
+    lagged = continued(drawing(starter, "replay"), [1, 2], 0.0).audio
+    assert relative_db(lagged[0], lagged[1]) > -20
+
+
+def living() -> int:
+    """Bytes of all tensors."""
+    gc.collect()
+    tensors = (item for item in gc.get_objects() if type(item) is Tensor)
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+@pytest.mark.parametrize("prior", ["replay", "rhythm"])
+def test_a_block_costs_the_same_however_many_came_before(codec: FrozenCodec, prior: str) -> None:
+    generator = drawing(codec, prior, context_seconds=0.8)
+    attended: list[int] = []
+    decoded: list[int] = []
+    hooks = [
+        generator.model.blocks[0].register_forward_pre_hook(lambda _, given: attended.append(given[2].shape[2])),
+        codec.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0].shape[2])),
+    ]
+    _, pieces = stream_song(generator, song(2 * SEGMENT * HOP), 1e6, seeds=[0, 1])
+    memory, costs = [], []
+    for number in range(41):
+        piece = next(pieces)
+        if number in (10, 25, 40):
+            memory.append(living())
+            costs.append((attended[-2:], decoded[-1], piece.shape))
+    for hook in hooks:
+        hook.remove()
+    assert memory[0] == memory[1] == memory[2]
+    # 60 frames of the past, then 30 of the block: those of its answer, and to remember it.
+    assert costs[0][0] == [90, 90]
+    assert costs[0] == costs[1] == costs[2]
 
 
 @pytest.mark.parametrize("samples", [7, SEGMENT * HOP, SEGMENT * HOP + 7, 2 * SEGMENT * HOP + 5000])
