@@ -36,7 +36,7 @@ train --objective regression --checkpoint_dir demo/regression --run_name demo_re
 song=$(awk -F, '$4 ~ /val/ { print $2; exit }' demo/pairs/metadata.csv)
 $python inference_sample.py --checkpoint demo/checkpoints/best_model.pt --input "demo/music/$song" --start 8 --seconds 8 \
     --candidates 3 --output demo/continuation
-$python evaluate.py --checkpoint demo/checkpoints/best_model.pt --against demo/regression/best_model.pt \
+$python evaluate.py --checkpoint demo/checkpoints/best_model.pt --against regression=demo/regression/best_model.pt \
     --dataset_folder demo/pairs --long_items 0 --output demo/report
 
 cat <<TEXT
