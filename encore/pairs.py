@@ -99,7 +99,7 @@ def segment_frames(pairs: dict[str, list[Pair]], hop_length: int) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step works on: latents `[B, D, T]` and audio `[B, C, T * hop_length]` of pairs, and their numbers `[B]`."""
+    """What a step works on: latents `[B, D, T]` and audio `[B, C, T * hop_length]` of pairs, and their numbers."""
 
     context: Tensor
     input_audio: Tensor
