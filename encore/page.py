@@ -195,6 +195,8 @@ small { color: var(--soft); font-size: 0.85rem; font-weight: 400; font-variant-n
   font-size: 0.8rem; margin-bottom: 0.35rem; }
 .exhibits { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
 .candidates { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
+.candidates:has(> :nth-child(4):last-child) {
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
 article { background: var(--card); border: 1px solid var(--line); border-radius: 0.75rem; padding: 1rem;
   display: flex; flex-direction: column; gap: 0.6rem; }
 article p, .legend, caption { color: var(--soft); font-size: 0.9rem; }

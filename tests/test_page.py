@@ -100,3 +100,21 @@ def test_the_table_has_a_row_per_loss_and_a_column_per_signal(tmp_path: Path, ex
     page = Page(tmp_path / "index.html")
     assert page.rows == [["Loss", "mine", "other"], ["rms", "0.1235", "2.0000"], ["mel", "1.0000", "0.0000"]]
     assert "(r)" in page.text and "read so" in page.text
+
+
+def test_candidates_come_first_and_the_best_rival_of_a_row_is_marked(tmp_path: Path, exhibits: list[Exhibit]) -> None:
+    rows = {"rms": [0.3, 0.2, 0.1], "mel": [0.5, 0.5, 0.9], "nan": [float("nan"), 7, 1]}
+    table = Table("", ["one", "two", "codec"], rows, dict.fromkeys(rows, ""), rivals=2)
+    assert [table.best(name) for name in rows] == [1, 0, 1]
+    candidate = Exhibit(NASTY, NASTY, torch.zeros(1, 500))
+    write_page(tmp_path / "index.html", "title", {}, exhibits, RATE, table, [candidate, candidate])
+    page = Page(tmp_path / "index.html")
+    assert [len(soundfile.read(io.BytesIO(content))[0]) for content in page.audio] == [500, 500, RATE, RATE]
+    assert page.tags.count("strong") == 3
+    assert page.text.count(NASTY) == 4 + 5  # title and note of each candidate; of each exhibit, and the legend
+    text = (tmp_path / "index.html").read_text()
+    assert "<strong>0.2000</strong>" in text and "<strong>0.5000</strong></td><td>0.5000" in text
+
+    alone = Table("", ["one", "codec"], {"rms": [0.1, 0.2]}, {"rms": ""}, rivals=1)
+    write_page(tmp_path / "index.html", "title", {}, exhibits, RATE, alone)
+    assert "strong" not in Page(tmp_path / "index.html").tags
