@@ -117,17 +117,28 @@ def train_flags(tiny_pairs: Path, store: str) -> list[object]:
 
 @pytest.fixture(scope="session")
 def trained_flags(train_flags: list[object]) -> list[object]:
-    """Flags of the run `trained`: 6 epochs of 2 steps of 2 batches, on 2 ranks."""
+    """Flags of the run `trained`: 6 epochs of 2 steps of 2 batches, on 2 ranks, with all that energy can draw."""
     weights = ("--loss_weight_target", 0.5, "--loss_weight_spectral", 0.25, "--loss_weight_mel", 0.25)
-    steps = ("--batch_size", 1, "--grad_accumulation", 2, "--epochs", 6)
-    return [*train_flags, *weights, *steps, "--seed", 2**32 - 1, "--world_size", 2]
+    steps = ("--batch_size", 1, "--grad_accumulation", 2, "--epochs", 6, "--seed", 2**32 - 1, "--world_size", 2)
+    energy = ("--objective", "energy", "--context_seconds", 0.6, "--context_noise", 0.2, "--rollout_blocks", 1)
+    return [*train_flags, *weights, *steps, *energy]
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, door: Door, trained_flags: list[object]) -> Path:
-    """The folder of a finished run, in experiment "trained"; its output is in stdout.txt."""
-    folder = tmp_path_factory.mktemp("trained")
-    result = door("train_ddp.py", *trained_flags, "--experiment", "trained", cwd=folder)
+    """The folder of a finished run of energy, in experiment "trained"; its output is in stdout.txt."""
+    return finished(tmp_path_factory.mktemp("trained"), door, trained_flags, "trained")
+
+
+@pytest.fixture(scope="session")
+def trained_regression(tmp_path_factory: pytest.TempPathFactory, door: Door, trained_flags: list[object]) -> Path:
+    """The same of regression, in experiment "regression"."""
+    flags = [*trained_flags, "--objective", "regression", "--rollout_blocks", 0]
+    return finished(tmp_path_factory.mktemp("regression"), door, flags, "regression")
+
+
+def finished(folder: Path, door: Door, flags: list[object], experiment: str) -> Path:
+    result = door("train_ddp.py", *flags, "--experiment", experiment, cwd=folder)
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout)
     return folder

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import losses
 from encore import cli
-from encore.config import ADVERSARIAL, TrainConfig, knobs, registered_name, validate
+from encore.checks import validate
+from encore.config import ADVERSARIAL, TrainConfig, knobs, registered_name
 from encore.errors import EncoreError
 from encore.launch import ranks_here
 from tests.conftest import Door
@@ -67,18 +68,44 @@ def test_every_registered_loss_has_its_weight() -> None:
 def test_components_have_the_weights_of_their_flags_and_name_them() -> None:
     config = TrainConfig(loss_weight_input=0.5, loss_weight_mel=2.0, metrics=" mel, si_sdr,")
     trained = {name: weight for name, weight in config.loss_weights.items() if weight}
-    assert trained == {"rms_input": 0.5, "rms_target": 1.0, "mel": 2.0}
+    assert trained == {"rms_input": 0.5, "mel": 2.0}
     assert config.metric_names == ("mel", "si_sdr") and TrainConfig(metrics="").metric_names == ()
     flags = [config.flag_of(name) for name in ("rms_input", "mel", "si_sdr")]
     assert flags == ["--loss_weight_input 0.5", "--loss_weight_mel 2", "--metrics si_sdr"]
+
+
+def test_what_is_left_open_follows_from_the_objective() -> None:
+    def settled(**settings: Any) -> tuple[str | None, str | None, dict[str, float]]:
+        config = TrainConfig(**settings).resolved()
+        assert config.resolved() == config
+        return config.objective, config.generation, {name: w for name, w in config.loss_weights.items() if w}
+
+    assert settled() == ("energy", "blocks", {"spectral_energy": 1.0})
+    assert settled(unity_test=True) == ("regression", "whole", {"rms_target": 1.0})
+    assert settled(objective="regression") == ("regression", "whole", {"rms_target": 1.0})
+    assert settled(objective="regression", generation="blocks")[1] == "blocks"
+    assert settled(generation="whole", loss_weight_mel=2.0) == ("energy", "whole", {"mel": 2.0})
 
 
 @pytest.mark.parametrize(
     ("changes", "flag"),
     [
         ({"loss_weight_mel": -0.5}, "--loss_weight_mel -0.5"),
-        ({"loss_weight_target": 0.0}, "all weights are 0"),
-        ({"loss_weight_target": 0.0, "loss_weight_gan": 0.5}, "--loss_weight_gan 0.5: needs another loss"),
+        ({"loss_weight_gan": 0.5}, "--loss_weight_gan 0.5: needs another loss"),
+        ({"loss_weight_target": float("nan")}, "--loss_weight_target nan"),
+        ({"objective": "likelihood"}, "--objective likelihood: must be one of regression, energy"),
+        ({"generation": "frames"}, "--generation frames: must be one of blocks, whole"),
+        ({"prior": "loop"}, "--prior loop: must be one of "),
+        ({"samples": 1}, "--samples 1: must be a finite number of at least 2"),
+        ({"block_seconds": 0.0}, "--block_seconds 0: must be above 0"),
+        ({"block_seconds": float("inf")}, "--block_seconds inf"),
+        ({"context_seconds": 0.0}, "--context_seconds 0: must be above 0"),
+        ({"context_noise": -0.1}, "--context_noise -0.1"),
+        ({"context_noise": float("nan")}, "--context_noise nan"),
+        ({"rollout_blocks": -1}, "--rollout_blocks -1"),
+        ({"rollout_blocks": 2, "generation": "whole"}, "--rollout_blocks 2 --generation whole"),
+        ({"rollout_blocks": 2, "objective": "regression"}, "--rollout_blocks 2 --generation whole"),
+        ({"unity_test": True, "objective": "energy"}, "--unity_test true --objective energy"),
         ({"metrics": "mel, lpips,rms,gan"}, "--metrics lpips,rms,gan: no such loss; there are rms_input, rms_target, "),
         ({"balancer_shrink": True}, "--balancer_shrink true"),
         ({"embedding_weights": Path("/no/such.pth")}, "--embedding_weights /no/such.pth"),
@@ -103,20 +130,20 @@ def test_components_have_the_weights_of_their_flags_and_name_them() -> None:
 )
 def test_a_bad_value_is_named_with_its_flag(changes: dict, flag: str, tmp_path: Path) -> None:
     good = TrainConfig(dataset_folder=tmp_path, checkpoint_dir=tmp_path / "checkpoints")
-    validate(good)
+    validate(good.resolved())
     with pytest.raises(EncoreError, match="(?s).*" + flag.replace("(", r"\(")) as caught:
-        validate(dataclasses.replace(good, **changes))
+        validate(dataclasses.replace(good, **changes).resolved())
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_all_problems_are_reported_together(door: Door, tmp_path: Path) -> None:
-    flags = ("--dataset_folder", "nowhere", "--lr", "-1", "--scheduler", "x", "--loss_weight_target", "0")
+    flags = ("--dataset_folder", "nowhere", "--lr", "-1", "--scheduler", "x", "--objective", "x")
     result = door("train_ddp.py", *flags, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     assert len(lines) == 4 and all(line.startswith("error: --") for line in lines)
-    for flag in ("--dataset_folder nowhere", "--lr -1.0", "--scheduler x", "--loss_weight_"):
+    for flag in ("--dataset_folder nowhere", "--lr -1.0", "--scheduler x", "--objective x"):
         assert flag in result.stderr
 
 

@@ -1,0 +1,91 @@
+"""Two fixed waveforms are equally likely futures: what each objective makes of a question whose answer is known."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+import losses
+from encore.codec import FrozenCodec
+from encore.generation import Recipe
+from encore.hearing import Hearing
+from encore.model import ContinuationTransformer
+from encore.objective import Component, Objective
+from encore.optim import Schedule, adamw
+from encore.pairs import Batch
+
+RATE, HOP, FRAMES = 160, 16, 2  # Hz, samples, frames: contexts and futures of 0.2 s
+ITEMS, STEPS, DRAWN, LR = 32, 300, 400, 1e-2
+
+
+class Pieces(nn.Module):
+    """Audio to pieces of HOP samples, as their discrete cosine transform, and back: an exact codec of no cost."""
+
+    hop_length = dimension = HOP
+
+    def __init__(self, inverse: bool):
+        super().__init__()
+        time, wave = torch.arange(HOP) + 0.5, torch.arange(HOP)[:, None]
+        scale = torch.where(wave == 0, 1 / HOP, 2 / HOP).sqrt()
+        self.register_buffer("matrix", scale * torch.cos(math.pi / HOP * wave * time))
+        self.inverse = inverse
+
+    def forward(self, signal: Tensor) -> Tensor:
+        if self.inverse:
+            return (self.matrix.T @ signal).transpose(1, 2).flatten(1)[:, None]
+        return self.matrix @ signal[:, 0].unflatten(-1, (-1, HOP)).transpose(1, 2)
+
+
+def trained_on_two_futures(samples: int) -> tuple[Tensor, Tensor]:
+    """RMS distances of what a model draws then to each of the futures, `[2, DRAWN]`, and of these to one another."""
+    torch.manual_seed(0)
+    codec = FrozenCodec(Pieces(inverse=False), Pieces(inverse=True), RATE, channels=1)  # type: ignore[arg-type]
+    time = torch.arange(FRAMES * HOP) / RATE
+    tones = [0.4 * torch.sin(2 * math.pi * pitch * time) for pitch in (5, 10, 25)]
+    source, futures = tones[0], torch.stack(tones[1:])[:, None]
+    recipe = Recipe(FRAMES, generative=samples > 1, prior="none")
+    hearing = Hearing(codec, recipe, samples, margin=0, heard_frames=FRAMES, autocast=contextlib.nullcontext)
+    rms = losses.create("rms", RATE)
+    component = Component("rms_target", "rms", 1.0, False, rms, distance=losses.REGISTRY["rms"].distance)
+    combiner = losses.WeightedGradient({component.name: component.weight})
+    objective = Objective([component], hearing, losses.shared_spectra, losses.shared_rows, combiner)
+    model = ContinuationTransformer(HOP, d_model=32, nhead=2, num_layers=2, dropout=0.0, window=FRAMES)
+
+    def batch_of(target: Tensor) -> Batch:
+        given = source.expand(len(target), 1, -1)
+        return Batch(codec.encode(given), given, target, codec.encode(target), torch.arange(len(target)))
+
+    batch = batch_of(futures.repeat(ITEMS // 2, 1, 1))
+    latents = batch.target_latents.transpose(0, 1).flatten(1)
+    model.set_statistics(latents.mean(1), latents.std(1))
+    optimizer, schedule = adamw(model, LR, 0.01), Schedule("cosine", LR, 20, STEPS)
+    for step in range(STEPS):
+        outcome = objective(model, batch, hearing.plan(FRAMES))
+        objective.backward(outcome, 1.0, measure=False)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.lr(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    drawn = hearing.sample(model, batch_of(futures[:1].expand(DRAWN, -1, -1)))[:: hearing.samples]
+    return torch.stack([rms(drawn, future.expand_as(drawn)) for future in futures]), rms(futures[:1], futures[1:])
+
+
+def test_energy_makes_both_futures_equally_often_and_nothing_between() -> None:
+    distances, apart = trained_on_two_futures(samples=4)
+    nearer, other = distances.amin(0), distances.amax(0)
+    assert 0.35 < (distances[0] < distances[1]).float().mean() < 0.65
+    assert nearer.mean() < 0.1 * apart and nearer.quantile(0.95) < 0.25 * apart
+    assert other.mean() > 0.9 * apart
+
+
+def test_regression_makes_one_thing_that_is_neither() -> None:
+    """Of two equally likely futures all points of the straight line between them have the same mean distance."""
+    distances, apart = trained_on_two_futures(samples=1)
+    assert (distances == distances[:, :1]).all()  # nothing is drawn
+    nearer, other = distances[:, 0].sort().values
+    assert abs(nearer + other - apart) < 0.05 * apart and nearer > 0.1 * apart
