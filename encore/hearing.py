@@ -90,7 +90,7 @@ class Hearing:
         draw = self._draw(self.recipe, batch)
         context = batch.context.repeat_interleave(self.samples, 0)
         history = torch.cat([batch.context, batch.target_latents], -1)
-        if plan.own:
+        if plan.own and plan.starts[0]:
             own = self._continue(bare_of(model), context, draw, plan.starts[0])
             history = torch.cat([context, own], -1)
         noise = draw.noise(size, len(plan.starts))
