@@ -134,6 +134,7 @@ def test_items_are_the_cached_latents_and_the_waveforms(folder: Path) -> None:
     list(cache.encode(cache.missing(files), codec, torch.device("cpu")))
     data = PairDataset(pairs["train"], cache, codec, frames=30)
     batch = collate([data[0], data[2]])
+    assert batch.number.tolist() == [0, 2] and len(batch) == 2
     audio = torch.from_numpy(soundfile.read(pairs["train"][2].input, dtype="float32")[0])
     # Of an input the last frames count, of an output the first: they meet where the one ends and the other begins.
     assert torch.equal(batch.input_audio[1, 0], audio[7 * 320 : 37 * 320])
