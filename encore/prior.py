@@ -74,17 +74,18 @@ def lag_odds(audio: Tensor, hop_length: int, frame_rate: float) -> Tensor:
 class Rhythm:
     """One continuation's order of the context's frames, drawn as it goes on.
 
-    With probability `RHYTHMIC` its lag L is drawn by `odds`; every L frames it jumps to one of the context's places
+    With probability `rhythmic` its lag L is drawn by `odds`; every L frames it jumps to one of the context's places
     that lie a multiple of L before the context's end, drawn uniformly. Otherwise it is a replay at a uniform lag.
 
     Args:
         odds: of the lags, `[T + 1]`, see `lag_odds`.
         generator: of the draws; None: PyTorch's own.
+        rhythmic: probability.
     """
 
-    def __init__(self, odds: Tensor, generator: torch.Generator | None = None):
+    def __init__(self, odds: Tensor, generator: torch.Generator | None = None, rhythmic: float = RHYTHMIC):
         self.frames, self.generator = len(odds) - 1, generator
-        self.rhythmic = bool(torch.rand((), generator=generator) < RHYTHMIC)
+        self.rhythmic = bool(torch.rand((), generator=generator) < rhythmic)
         if self.rhythmic:
             self.lag = int(torch.multinomial(odds, 1, generator=generator))
         else:
