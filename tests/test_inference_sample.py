@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from encore.audio import read_audio
 from encore.checkpoint import load_generator
 from encore.config import TrainConfig
 from encore.sampling import continue_song
-from tests.conftest import SAMPLE_RATE, Door, melody
+from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Door, command, melody
 from tests.test_page import Page
 
 START, SECONDS, SONG_SECONDS = 2.3, 2.5, 4.0  # the song goes on for 1.7 s only
@@ -43,6 +45,20 @@ def continued(tmp_path_factory: pytest.TempPathFactory, door: Door, trained: Pat
     result = door("inference_sample.py", "--checkpoint", trained / "checkpoints" / "best_model.pt", *flags, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder / "new" / "out", result.stdout
+
+
+def save_as(trained: Path, path: Path, **settings: object) -> Path:
+    """The checkpoint of a run, as if its configuration had been another."""
+    content = torch.load(trained / "checkpoints" / "best_model.pt", weights_only=True)
+    torch.save({**content, "config": {**content["config"], **settings}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
+    """A checkpoint whose model draws block by block, from a lag and noise."""
+    path = tmp_path_factory.mktemp("drawing") / "model.pt"
+    return save_as(trained, path, objective="energy", generation="blocks", block_seconds=0.4, prior="replay")
 
 
 def sample(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -80,12 +96,12 @@ def test_the_table_holds_the_runs_losses_against_the_truth(
     audio = read_audio(song, SAMPLE_RATE, 1)
     end = round(START * SAMPLE_RATE)
     truth, count = audio[:, end:], audio.shape[1] - end
-    made = continue_song(generator.model, generator.codec, audio[:, :end], SECONDS, generator.segment_frames)
+    made = continue_song(generator, audio[:, :end], SECONDS)
     segments = truth.split(SAMPLE_RATE, dim=1)
     with torch.no_grad():
         through = [generator.codec.decode(generator.codec.encode(s[None]))[0, :, : s.shape[1]] for s in segments]
     copy = torch.cat([audio[:, end - SAMPLE_RATE : end]] * math.ceil(count / SAMPLE_RATE), dim=1)
-    predictions = [made.audio[:, :count], torch.cat(through, dim=1), copy[:, :count]]
+    predictions = [made.audio[0, :, :count], torch.cat(through, dim=1), copy[:, :count]]
 
     head, *rows = Page(folder / "index.html").rows
     assert head == ["Loss", "Continuation", "Truth through the codec", "Copy of the input"]
@@ -169,6 +185,66 @@ def test_at_the_songs_end_there_is_no_truth_unless_a_target_is_given(
     assert "over 1.50 s" in capsys.readouterr().out
 
 
+def test_candidates_stand_side_by_side_and_the_best_of_each_row_is_marked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], drawing: Path, song: Path, tmp_path: Path
+) -> None:
+    flags = ("--checkpoint", drawing, "--input", song, "--start", START, "--seconds", SECONDS, "--device", "cpu")
+    assert sample(monkeypatch, *flags, "--candidates", 3, "--seed", 4, "--output", tmp_path) == 0
+    printed = capsys.readouterr().out
+    page = Page(tmp_path / "index.html")
+    assert len(page.audio) == len(page.images) == 3 + 3
+    names = ["continuation.wav", "continuation_2.wav", "continuation_3.wav"]
+    assert sorted(path.name for path in tmp_path.glob("continuation*")) == names
+    for number, name in enumerate(names):
+        made, whole = samples_of(tmp_path / name), samples_of(tmp_path / name.replace("continuation", "full"))
+        np.testing.assert_array_equal(whole[24000:], made)
+        heard = soundfile.read(io.BytesIO(page.audio[number]), dtype="int16")[0]
+        np.testing.assert_allclose(heard, whole, atol=1)  # all of the context, as it is shorter than 2 s
+        assert f"Seed {4 + number}, {name}; it begins at 1.00 s" in page.text
+    head, *rows = page.rows
+    assert head[1:] == ["Candidate 1", "Candidate 2", "Candidate 3", "Truth through the codec", "Copy of the input"]
+    assert page.tags.count("strong") == len(rows) == printed.count(" *")
+    for name, *values in rows:
+        best = min(values[:3], key=float)
+        assert f"<strong>{best}</strong>" in (tmp_path / "index.html").read_text()
+        assert re.search(rf"{name}\s.*{re.escape(best)} \*", printed), printed
+
+    # Whatever is made beside it, a candidate is its seed's.
+    second = samples_of(tmp_path / "continuation_2.wav")
+    assert sample(monkeypatch, *flags, "--seed", 5, "--output", tmp_path / "five") == 0
+    np.testing.assert_allclose(samples_of(tmp_path / "five" / "continuation.wav"), second, atol=1)
+    assert np.abs(samples_of(tmp_path / "continuation.wav").astype(int) - second).max() > 100
+    assert sample(monkeypatch, *flags, "--seed", 5, "--temperature", 2, "--output", tmp_path / "hot") == 0
+    assert np.abs(samples_of(tmp_path / "hot" / "continuation.wav").astype(int) - second).max() > 10
+
+
+def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: Path, tmp_path: Path) -> None:
+    flags = ("--checkpoint", drawing, "--input", song, "--seconds", 360000, "--stream", "--output", "out")
+    with subprocess.Popen(
+        command("inference_sample.py", *flags, "--candidates", 2),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "can be played, and grows" in line:
+                break
+        while_it_grows = len(soundfile.read(tmp_path / "out" / "full.wav")[0])
+        process.send_signal(signal.SIGINT)
+        printed = process.stdout.read()
+    assert process.returncode == inference_sample.STOPPED, printed
+    assert while_it_grows > SAMPLE_RATE
+    far = re.search(r"stopped after ([\d.]+) of 360000 s", printed)
+    assert far is not None, printed
+    for number in ("", "_2"):
+        made, whole = (samples_of(tmp_path / "out" / f"{stem}{number}.wav") for stem in ("continuation", "full"))
+        assert len(made) / SAMPLE_RATE == pytest.approx(float(far[1]), abs=0.41)  # a piece may have been under way
+        np.testing.assert_array_equal(whole[SAMPLE_RATE:][: len(made)], made[: len(whole) - SAMPLE_RATE])
+    assert len(Page(tmp_path / "out" / "index.html").audio) == 3
+
+
 @pytest.mark.parametrize(
     ("changed", "messages"),
     [
@@ -190,6 +266,14 @@ def test_at_the_songs_end_there_is_no_truth_unless_a_target_is_given(
         ({"--start": 0.4}, ["0.40 s long", "at least 1.00 s"]),
         ({"--start": -1, "--seconds": 0}, ["--seconds 0: must be", "--start -1: must be"]),
         ({"--seconds": "nan"}, ["--seconds nan: must be"]),
+        ({"--candidates": 0, "--seed": -1}, ["--candidates 0: must be at least 1", "--seed -1: must be"]),
+        ({"--seed": 2**32}, ["--seed 4294967296: must be"]),
+        ({"--temperature": -1}, ["--temperature -1: must be"]),
+        ({"--temperature": "nan"}, ["--temperature nan: must be"]),
+        (
+            {"--checkpoint": "{regression}", "--candidates": 2, "--temperature": 0.5},
+            ["--candidates 2: this model was trained with --objective regression", "--temperature 0.5: this model"],
+        ),
         ({"--metrics": "mel,gan, lpips"}, ["--metrics gan,lpips: no such loss; there are rms, "]),
         ({"--start": 2, "--metrics": "rms,sum_and_difference_stft"}, ["--metrics sum_and_difference_stft: ", "stereo"]),
         ({"--target": "{short}"}, ["--target {short}: only 0.10 s"]),
@@ -211,7 +295,8 @@ def test_each_mistake_gets_one_clear_line(
     text, short = tmp_path / "notes.txt", tmp_path / "short.wav"
     text.write_text("nothing of that kind")
     soundfile.write(short, melody(0.25, 1)[:2400], SAMPLE_RATE)
-    places = {"text": text, "short": short, "store": store}
+    places = {"text": text, "short": short, "store": store, "regression": tmp_path / "regression.pt"}
+    save_as(trained, places["regression"], objective="regression")
     monkeypatch.chdir(tmp_path)
     flags = {
         "--checkpoint": trained / "checkpoints" / "best_model.pt",

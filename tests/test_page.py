@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if self.open[-1:] in (["td"], ["th"]):
+        if self.open[-1:] in (["td"], ["th"], ["strong"]):
             self.rows[-1][-1] += data
 
 
