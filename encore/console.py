@@ -124,7 +124,7 @@ class Screen:
         """Keeps the terms, and what the baselines (floor, copy, …) have, for the tables, and writes these once."""
         self.components, self.known = components, known
         for name, values in known.items():
-            self.say(f"{NAMES[name] + ':':16}{values['loss']:.4f} ({self._parts(values)})")
+            self.say(f"{NAMES[name] + ':':17}{values['loss']:.4f} ({self._parts(values)})")
         attracting = [c.name for c in components if c.weight and not c.distance]
         if "replay" in known and attracting:
             self.say(f"Only attracting samples, as no distance between two of them: {', '.join(attracting)}")

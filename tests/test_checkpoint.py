@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from encore.checkpoint import load_generator, read, resume_source, set_aside
-from encore.codec import STARTER_WEIGHTS, load_codec_file, save_codec
+from encore.checkpoint import FORMAT, build_model, load_generator, read, recipe_of, resume_source, set_aside
+from encore.codec import STARTER_WEIGHTS, Architecture, FrozenCodec, load_codec_file, save_codec
 from encore.config import TrainConfig
 from encore.errors import EncoreError
+from encore.generation import Recipe
 from tests.conftest import Door
 
 CPU = torch.device("cpu")
@@ -21,6 +22,9 @@ def test_a_trained_model_is_loaded_with_its_averaged_weights(trained: Path) -> N
     content, generator = read(path), load_generator(path, CPU)
     assert generator.segment_frames == content["segment_frames"] == 75
     assert generator.config.d_model == 32 and not generator.model.training
+    assert (
+        generator.recipe == Recipe(30, generative=True, prior=generator.config.prior) and generator.model.window == 45
+    )
     averaged = content["ema"]["module.enter.weight"]
     assert torch.equal(generator.model.enter.weight, averaged)
     assert not torch.equal(averaged, content["model"]["enter.weight"])
@@ -37,7 +41,7 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(kind: str, tmp_path: Path, t
     if kind == "text":
         path.write_text("no checkpoint")
     elif kind == "pickle":
-        torch.save({"format": 1, "model": Evil()}, path)
+        torch.save({"format": FORMAT, "model": Evil()}, path)
     elif kind == "other":
         torch.save({"weights": torch.zeros(3)}, path)
     elif kind == "half":
@@ -60,14 +64,49 @@ def test_a_checkpoint_of_another_shape_and_codec_is_refused(
     checkpoint = trained / "checkpoints" / "last.pt"
     flags = (*train_flags, "--codec", tmp_path / "other.safetensors", "--cache_dir", tmp_path / "cache")
     flags = (*flags, "--resume", checkpoint, "--d_model", 64, "--num_layers", 2)
+    flags = (*flags, "--objective", "regression", "--block_seconds", 0.2, "--prior", "none")
     result = door("train_ddp.py", *flags, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         f"error: --resume {checkpoint}: was trained with --d_model 32, not 64",
         f"error: --resume {checkpoint}: was trained with --num_layers 1, not 2",
+        f"error: --resume {checkpoint}: was trained with --objective energy, not regression",
+        f"error: --resume {checkpoint}: was trained with --generation blocks, not whole",
+        f"error: --resume {checkpoint}: was trained with --block_seconds 0.4, not 0.2",
+        f"error: --resume {checkpoint}: was trained with --prior {TrainConfig().prior}, not none",
         f"error: --resume {checkpoint}: was trained with another codec (--codec starter); name that one",
     ]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]  # nothing was touched
+
+
+@pytest.fixture
+def codec() -> FrozenCodec:
+    return FrozenCodec(*Architecture(n_filters=2).build(), sample_rate=24000, channels=1)
+
+
+def test_a_models_recipe_and_window_follow_from_seconds(codec: FrozenCodec) -> None:
+    def built(**settings: object) -> tuple[Recipe, int, bool]:
+        settings = {"prior": "replay", **settings}
+        config = TrainConfig(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
+        model = build_model(config, codec, 75)
+        return recipe_of(config, codec, 75), model.window, not model.leave.weight.any()
+
+    assert built() == (Recipe(30, True, "replay"), 75, True)
+    assert built(block_seconds=0.01, context_seconds=0.5, prior="none") == (Recipe(1, True, "none"), 38, False)
+    assert built(generation="whole", context_seconds=2.0) == (Recipe(75, True, "replay"), 150, True)
+    assert built(objective="regression", block_seconds=9.0) == (Recipe(75, False, "replay"), 75, False)
+    assert built(objective="regression", generation="blocks") == (Recipe(30, False, "replay"), 75, False)
+
+
+def test_blocks_that_do_not_fit_are_refused(codec: FrozenCodec) -> None:
+    with pytest.raises(EncoreError, match=r"^--block_seconds 1\.1: longer than the segments \(1 s\)"):
+        recipe_of(TrainConfig(block_seconds=1.1).resolved(), codec, 75)
+    torch.manual_seed(0)
+    segmented = FrozenCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
+    assert recipe_of(TrainConfig().resolved(), segmented, 75).block_frames == 30
+    for settings, frames in (({"block_seconds": 0.5}, 75), ({"generation": "whole"}, 70)):
+        with pytest.raises(EncoreError, match=r"^--generation .* works in pieces of 0\.2 s"):
+            recipe_of(TrainConfig(**settings).resolved(), segmented, frames)
 
 
 def test_an_earlier_run_is_set_aside_and_not_overwritten(tmp_path: Path) -> None:

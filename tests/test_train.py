@@ -14,8 +14,9 @@ import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from encore.checkpoint import read
+from encore.checkpoint import load_generator, read
 from encore.config import TrainConfig
+from encore.generation import Recipe
 from tests.conftest import ENVIRONMENT, VAL_PAIRS, Door, command
 
 COMPONENTS = ("rms_input", "rms_target", "spectral", "mel")
@@ -39,8 +40,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return {**content["model"], **{f"ema.{name}": value for name, value in content["ema"].items()}}
 
 
-def test_loss_falls_and_the_log_has_the_promised_form(trained: Path) -> None:
-    log = (trained / "checkpoints" / "train.log").read_text()
+def test_loss_falls_and_the_log_has_the_promised_form(trained_regression: Path) -> None:
+    log = (trained_regression / "checkpoints" / "train.log").read_text()
     number = r"\d+\.\d{4}"
     epoch = re.compile(
         rf"Epoch (\d)/6:\n  Train Loss: ({number}) \(rms_in: off, rms_tgt: {number}, spec: {number}, mel: {number}\)\n"
@@ -50,30 +51,43 @@ def test_loss_falls_and_the_log_has_the_promised_form(trained: Path) -> None:
     found = epoch.findall(log)
     assert [number for number, _, _ in found] == list("123456")
     assert float(found[-1][2]) < 0.95 * float(found[0][2])
-    assert epoch.findall((trained / "stdout.txt").read_text()) == found
+    assert epoch.findall((trained_regression / "stdout.txt").read_text()) == found
 
 
-def test_mlflow_holds_parameters_components_baselines_and_artifacts(trained: Path, store: str) -> None:
-    client, run = MlflowClient(store), only_run(store, "trained")
+def test_the_log_of_energy_names_the_replay_and_what_only_attracts(trained: Path) -> None:
+    log = (trained / "checkpoints" / "train.log").read_text()
+    assert re.search(r"^Replay baseline: \d+\.\d{4} \(rms_in: .*, rms_tgt: .*, spec: .*, mel: .*\)$", log, re.MULTILINE)
+    assert "Only attracting samples, as no distance between two of them: spectral\n" in log
+    assert log.count("  Val Loss:   ") == 6
+
+
+@pytest.mark.parametrize("experiment", ["trained", "regression"])
+def test_mlflow_holds_parameters_components_baselines_and_artifacts(
+    experiment: str, request: pytest.FixtureRequest, store: str
+) -> None:
+    folder = request.getfixturevalue("trained" if experiment == "trained" else "trained_regression")
+    energy = experiment == "trained"
+    client, run = MlflowClient(store), only_run(store, experiment)
     assert run.info.status == "FINISHED"
-    config = TrainConfig.from_dict(json.loads((trained / "checkpoints" / "config.json").read_text()))
+    config = TrainConfig.from_dict(json.loads((folder / "checkpoints" / "config.json").read_text()))
+    assert config.objective == ("energy" if energy else "regression")
     assert run.data.params == {name: str(value) for name, value in config.to_dict().items()}
-    for name in (
-        "train_loss",
-        "val_loss",
-        "learning_rate",
-        "throughput",
-        "grad_norm",
-        *(f"val_{c}" for c in COMPONENTS),
-    ):
+    names = ["train_loss", "val_loss", "learning_rate", "throughput", "grad_norm", *(f"val_{c}" for c in COMPONENTS)]
+    parts = [f"{c}_{part}" for c in ("rms_target", "mel") for part in ("attraction", "repulsion")]
+    for name in names + [f"{kind}_{part}" for kind in ("train", "val") for part in parts if energy]:
         assert len(history(store, run, name)) == 6, name
     assert "train_rms_input" not in run.data.metrics  # its weight is 0: not computed in training
+    assert energy == any("repulsion" in name for name in run.data.metrics)
+    assert not any("spectral_attraction" in name or "rms_input_attraction" in name for name in run.data.metrics)
     shares = [history(store, run, f"grad_share_{c}") for c in COMPONENTS if c != "rms_input"]
     assert [sum(epoch) for epoch in zip(*shares, strict=True)] == pytest.approx([1.0] * 6, abs=1e-6)
     assert all(0 < share < 1 for epochs in shares for share in epochs)
-    val = {c: history(store, run, f"val_{c}")[-1] for c in COMPONENTS}
+    val = {c: history(store, run, f"val_{c}")[-1] for c in (*COMPONENTS, *(parts if energy else ()))}
     total = 0.5 * val["rms_target"] + 0.25 * val["spectral"] + 0.25 * val["mel"]
     assert history(store, run, "val_loss")[-1] == pytest.approx(total, rel=1e-5)
+    if energy:
+        assert val["mel"] == pytest.approx(val["mel_attraction"] - val["mel_repulsion"] / 2, rel=1e-5)
+        assert val["mel_repulsion"] > 0 and run.data.metrics["replay_mel_repulsion"] > 0
     assert run.data.metrics["copy_rms_input"] == 0
     assert run.data.metrics["floor_loss"] > 0
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
@@ -85,33 +99,49 @@ def test_mlflow_holds_parameters_components_baselines_and_artifacts(trained: Pat
     assert example == {"input.wav", "target.wav", "prediction.wav", "spectrograms.png"}
 
 
-def test_validation_figures_are_those_asked_for_and_do_not_depend_on_the_number_of_ranks(
+def test_validation_figures_are_those_asked_for_and_do_not_depend_on_ranks_or_batches(
     tmp_path: Path, door: Door, train_flags: list[object], store: str
 ) -> None:
-    """5 validation pairs on 1, 2 and 3 ranks, of which 2 and 3 do not divide them; --metrics beside the trained."""
+    """5 validation pairs on 1, 2 and 3 ranks, of which 2 and 3 do not divide them; --metrics beside the trained.
+
+    What is drawn for a pair is the same wherever it is validated, and beside whatever.
+    """
     assert VAL_PAIRS % 2 and VAL_PAIRS % 3
     figures = {}
-    for ranks in (1, 2, 3):
+    for ranks, size in ((1, 4), (2, 1), (3, 2)):
         (tmp_path / str(ranks)).mkdir()
         # A learning rate that changes nothing: different numbers of ranks take different steps.
-        flags = (*train_flags, "--max_steps", 1, "--batch_size", 1, "--lr", 1e-12, "--loss_weight_mel", 1)
-        flags = (*flags, "--metrics", "rms_input,snr", "--world_size", ranks, "--experiment", f"{ranks} ranks")
+        flags = (*train_flags, "--max_steps", 1, "--batch_size", size, "--lr", 1e-12, "--loss_weight_mel", 1)
+        flags = (*flags, "--loss_weight_target", 1, "--metrics", "rms_input,snr", "--prior", "none")
+        flags = (*flags, "--world_size", ranks, "--experiment", f"{ranks} ranks")
         result = door("train_ddp.py", *flags, cwd=tmp_path / str(ranks))
         assert result.returncode == 0, result.stderr
         metrics = only_run(store, f"{ranks} ranks").data.metrics
-        figures[ranks] = {name: v for name, v in metrics.items() if name.startswith(("val_", "floor_", "copy_"))}
+        kinds = ("val_", "floor_", "copy_", "replay_")
+        figures[ranks] = {name: v for name, v in metrics.items() if name.startswith(kinds)}
     names = ("loss", "rms_target", "mel", "rms_input", "snr", "snr_db")
-    assert figures[1].keys() == {f"{kind}_{name}" for kind in ("val", "floor", "copy") for name in names}
+    parts = {f"{name}_{part}" for name in ("rms_target", "mel") for part in ("attraction", "repulsion")}
+    expected = {f"{kind}_{name}" for kind in ("val", "floor", "copy", "replay") for name in names}
+    assert figures[1].keys() == expected | {f"{kind}_{part}" for kind in ("val", "replay") for part in parts}
     assert figures[1]["val_snr_db"] == -figures[1]["val_snr"]
     assert figures[2] == pytest.approx(figures[1], rel=1e-4)
     assert figures[3] == pytest.approx(figures[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("objective", ["energy", "regression"])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
-    trained: Path, trained_flags: list[object], tmp_path: Path, door: Door, store: str
+    objective: str,
+    trained_flags: list[object],
+    tmp_path: Path,
+    door: Door,
+    store: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """SIGTERM after epoch 3 of 6, then --resume auto: the same weights bit for bit, in the same MLflow run."""
-    arguments = [*trained_flags, "--experiment", "resumed"]
+    trained = request.getfixturevalue("trained" if objective == "energy" else "trained_regression")
+    arguments = [*trained_flags, "--experiment", f"resumed {objective}"]
+    if objective == "regression":
+        arguments += ["--objective", "regression", "--rollout_blocks", 0]
     process = subprocess.Popen(
         command("train_ddp.py", *arguments), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
     )
@@ -127,7 +157,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     ours, uninterrupted = (weights(folder / "checkpoints" / "last.pt") for folder in (tmp_path, trained))
     assert ours.keys() == uninterrupted.keys()
     assert all(torch.equal(ours[name], uninterrupted[name]) for name in ours)
-    resumed, reference = only_run(store, "resumed"), only_run(store, "trained")
+    trained_as = {"energy": "trained", "regression": "regression"}
+    resumed, reference = only_run(store, f"resumed {objective}"), only_run(store, trained_as[objective])
     for name in ("train_loss", "val_loss"):
         assert history(store, resumed, name) == pytest.approx(history(store, reference, name), rel=1e-6)
 
@@ -159,6 +190,20 @@ def test_an_adversary_and_the_balancer_train_along_and_go_on_with_the_run(
     shares = [history(store, run, f"grad_share_{name}")[-1] for name in ("rms_target", "gan", "feature_matching")]
     assert shares == pytest.approx([0.25, 0.25, 0.5], rel=0.5) and sum(shares) == pytest.approx(1)
     assert history(store, run, "val_loss") == pytest.approx(history(store, run, "val_rms_target"), rel=1e-6)
+
+
+def test_whole_segments_without_a_prior_and_more_samples(
+    tmp_path: Path, door: Door, train_flags: list[object], store: str
+) -> None:
+    """Crops of the whole, and the loss that energy has by default."""
+    flags = (*train_flags, "--generation", "whole", "--prior", "none", "--samples", 3, "--max_steps", 3)
+    result = door("train_ddp.py", *flags, "--experiment", "whole", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    metrics = only_run(store, "whole").data.metrics
+    attraction, repulsion = (metrics[f"train_spectral_energy_{part}"] for part in ("attraction", "repulsion"))
+    assert metrics["train_loss"] == pytest.approx(attraction - repulsion / 2, rel=1e-5) and repulsion > 0
+    generator = load_generator(tmp_path / "checkpoints" / "last.pt", torch.device("cpu"))
+    assert generator.recipe == Recipe(75, generative=True, prior="none")
 
 
 def test_unity_reaches_the_codecs_floor(tmp_path: Path, door: Door, train_flags: list[object], store: str) -> None:
