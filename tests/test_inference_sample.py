@@ -295,8 +295,8 @@ def test_each_mistake_gets_one_clear_line(
     text, short = tmp_path / "notes.txt", tmp_path / "short.wav"
     text.write_text("nothing of that kind")
     soundfile.write(short, melody(0.25, 1)[:2400], SAMPLE_RATE)
-    places = {"text": text, "short": short, "store": store, "regression": tmp_path / "regression.pt"}
-    save_as(trained, places["regression"], objective="regression")
+    regression = save_as(trained, tmp_path / "regression.pt", objective="regression")
+    places = {"text": text, "short": short, "store": store, "regression": regression}
     monkeypatch.chdir(tmp_path)
     flags = {
         "--checkpoint": trained / "checkpoints" / "best_model.pt",

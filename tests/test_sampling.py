@@ -22,7 +22,7 @@ from tests.conftest import SAMPLE_RATE, melody
 HOP = 320
 SEGMENT = 100  # frames
 FADE = 2 * HOP
-TINY = {"d_model": 16, "nhead": 2, "num_layers": 2, "dropout": 0.0}
+TINY = TrainConfig(d_model=16, nhead=2, num_layers=2, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,20 @@ def starter() -> FrozenCodec:
 
 def repeating(codec: FrozenCodec, segment_frames: int = SEGMENT) -> Generator:
     """A model that continues a context by itself: a regression whose answer is its prior, unchanged."""
-    config = TrainConfig(objective="regression", prior="replay", **TINY).resolved()
+    config = replace(TINY, objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, segment_frames).eval(), codec, config, segment_frames)
     nn.init.zeros_(generator.model.leave.weight)
     return generator
 
 
-def drawing(codec: FrozenCodec, prior: str = "replay", block_seconds: float = 0.4, **settings: object) -> Generator:
+def drawing(
+    codec: FrozenCodec, prior: str = "replay", block_seconds: float = 0.4, context_seconds: float | None = None
+) -> Generator:
     """An untrained model of the objective energy; its samples differ, whatever its prior."""
-    config = TrainConfig(objective="energy", prior=prior, block_seconds=block_seconds, **TINY, **settings).resolved()
+    config = replace(
+        TINY, objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
+    ).resolved()
     torch.manual_seed(1)
     generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT)
     nn.init.normal_(generator.model.leave.weight, std=0.3)
@@ -135,7 +139,7 @@ def test_the_true_latents_give_the_song_through_the_codec_with_no_step(codec: Fr
     start = end - SEGMENT * HOP
     latents = codec.encode(audio[None, :, start:])
     through = codec.decode(latents)[0]
-    whole = replace(repeating(codec), model=Oracle(latents))
+    whole = Generator(Oracle(latents), codec, repeating(codec).config, SEGMENT)  # type: ignore[arg-type]
     for generator in (
         whole,
         replace(whole, config=drawing(codec).config),
