@@ -25,6 +25,7 @@ from encore.errors import EncoreError
 STARTER_WEIGHTS = Path(__file__).resolve().parent.parent / "assets" / "starter_codec.safetensors"
 PRETRAINED = ("encodec_24khz", "encodec_48khz")
 FORMAT = 1
+FRAMES_AT_ONCE = 1500  # that a CPU decodes: many more than that take half as long again, for want of cache and memory
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,9 @@ class FrozenCodec(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents `[B, D, T]` to audio `[B, C, T * hop_length]`; gradients pass to the latents."""
         frames = latents.shape[-1]
+        rows = max(1, FRAMES_AT_ONCE // max(1, frames))
+        if latents.device.type == "cpu" and len(latents) > rows:
+            return torch.cat([self.decode(part) for part in latents.split(rows)])
         if self.segment_frames is None:
             return self.decoder(latents)
         latents = nn.functional.pad(latents, (0, -frames % self.segment_frames), mode="replicate")

@@ -40,7 +40,7 @@ def shared_rows(signal: Tensor, index: Tensor) -> Tensor:
 
     For losses that compare every item with several others: each item is transformed once.
     """
-    rows = signal[index]
+    rows = signal.index_select(0, index)
     bank = _bank.get()
     if bank is not None:
         key = (*_identity(rows), "rows")
@@ -97,7 +97,7 @@ def magnitude(
 
     def compute() -> Tensor:
         if (origin := _origin(signal)) is not None:
-            return magnitude(origin[0], *settings, eps)[origin[1]]
+            return magnitude(origin[0], *settings, eps).index_select(0, origin[1])
         if _is_held(signal, ("spectrum", *settings)):
             return absolute(_raw_spectrum(signal, *settings), eps)
         both = SpectrumAndMagnitude.apply(*_checked(signal, *settings), eps)
@@ -202,7 +202,7 @@ def _raw_spectrum(
 
     def compute() -> Tensor:
         if (origin := _origin(signal)) is not None:
-            return _raw_spectrum(origin[0], *settings)[origin[1]]
+            return _raw_spectrum(origin[0], *settings).index_select(0, origin[1])
         transformed: Tensor = Spectrum.apply(*_checked(signal, *settings))
         return transformed.unflatten(0, signal.shape[:2])
 
