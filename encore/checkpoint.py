@@ -189,11 +189,12 @@ def recipe_of(config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> R
                 f"--block_seconds {config.block_seconds:g}: longer than the segments "
                 f"({segment_frames / codec.frame_rate:g} s); shorten it, or use --generation whole"
             )
-    if codec.segment_frames is not None and block_frames % codec.segment_frames:
+    piece = codec.segment_frames
+    if piece is not None and (block_frames % piece or segment_frames % piece):
         raise EncoreError(
-            f"--generation {config.generation}: {config.codec} works in pieces of "
-            f"{codec.segment_frames / codec.frame_rate:g} s, and blocks must be whole ones; choose --block_seconds so, "
-            "or segments for --generation whole"
+            f"--generation {config.generation}: {config.codec} works in pieces of {piece / codec.frame_rate:g} s; segments "
+            f"({segment_frames / codec.frame_rate:g} s, --segment_seconds of prepare_data.py) and blocks "
+            f"({block_frames / codec.frame_rate:g} s, --block_seconds) must be whole ones"
         )
     return Recipe(block_frames, config.objective == "energy", config.prior)
 
