@@ -192,8 +192,8 @@ def recipe_of(config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> R
     piece = codec.segment_frames
     if piece is not None and (block_frames % piece or segment_frames % piece):
         raise EncoreError(
-            f"--generation {config.generation}: {config.codec} works in pieces of {piece / codec.frame_rate:g} s; segments "
-            f"({segment_frames / codec.frame_rate:g} s, --segment_seconds of prepare_data.py) and blocks "
+            f"--generation {config.generation}: {config.codec} works in pieces of {piece / codec.frame_rate:g} s; "
+            f"segments ({segment_frames / codec.frame_rate:g} s, --segment_seconds of prepare_data.py) and blocks "
             f"({block_frames / codec.frame_rate:g} s, --block_seconds) must be whole ones"
         )
     return Recipe(block_frames, config.objective == "energy", config.prior)
