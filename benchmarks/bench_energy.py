@@ -44,7 +44,9 @@ def case(
 ) -> Callable[[], None]:
     """One training step without the optimiser's part; one sample is a regression."""
     objective = "energy" if samples > 1 else "regression"
-    config = TrainConfig(codec="starter", objective=objective, generation="blocks", d_model=128, dropout=0.0)
+    config = TrainConfig(
+        codec="starter", objective=objective, generation="blocks", block_seconds=0.4, d_model=128, dropout=0.0
+    )
     recipe = recipe_of(config, codec, FRAMES)
     model: nn.Module = build_model(config, codec, FRAMES).to(device)
     hearing = Hearing(codec, recipe, samples, 8, blocks * recipe.block_frames, contextlib.nullcontext)

@@ -73,7 +73,7 @@ class TrainConfig:
         GENERATION,
         choices=GENERATIONS,
     )
-    block_seconds: float = knob(0.4, "length of a block", GENERATION, 0)
+    block_seconds: float = knob(1.0, "length of a block", GENERATION, 0)
     context_seconds: float | None = knob(
         None, "seconds of the past that the model sees; default: a segment", GENERATION, 0
     )

@@ -86,7 +86,7 @@ def codec() -> FrozenCodec:
 
 def test_a_models_recipe_and_window_follow_from_seconds(codec: FrozenCodec) -> None:
     def built(**settings: object) -> tuple[Recipe, int, bool]:
-        settings = {"prior": "replay", **settings}
+        settings = {"prior": "replay", "block_seconds": 0.4, **settings}
         config = TrainConfig(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
         model = build_model(config, codec, 75)
         return recipe_of(config, codec, 75), model.window, not model.leave.weight.any()
@@ -103,7 +103,7 @@ def test_blocks_that_do_not_fit_are_refused(codec: FrozenCodec) -> None:
         recipe_of(TrainConfig(block_seconds=1.1).resolved(), codec, 75)
     torch.manual_seed(0)
     segmented = FrozenCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
-    assert recipe_of(TrainConfig().resolved(), segmented, 75).block_frames == 30
+    assert recipe_of(TrainConfig(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
     for settings, frames in (({"block_seconds": 0.5}, 75), ({"generation": "whole"}, 70)):
         with pytest.raises(EncoreError, match=r"^--generation .* works in pieces of 0\.2 s"):
             recipe_of(TrainConfig(**settings).resolved(), segmented, frames)
