@@ -63,7 +63,8 @@ def objective(
 
 
 def batch_of(items: int) -> Batch:
-    return Batch(*(torch.zeros(items, 1, 1) for _ in range(4)), torch.arange(items))
+    nothing = torch.zeros(items, 1, 1)
+    return Batch(nothing, nothing, nothing, nothing, torch.arange(items))
 
 
 def direct(
@@ -85,8 +86,8 @@ def direct(
                 apart += [d(rows[item, i, block], rows[item, j, block]) for j in range(samples) if j != i]
         attraction.append(torch.stack(near).mean())
         repulsion.append(torch.stack(apart).mean())
-    near, apart = torch.stack(attraction), torch.stack(repulsion)
-    return near - apart / 2 if repelled else near, near, apart
+    drawn, pushed = torch.stack(attraction), torch.stack(repulsion)
+    return drawn - pushed / 2 if repelled else drawn, drawn, pushed
 
 
 @pytest.mark.parametrize("samples", [2, 3])

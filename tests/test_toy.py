@@ -25,6 +25,7 @@ class Pieces(nn.Module):
     """Audio to pieces of HOP samples, as their discrete cosine transform, and back: an exact codec of no cost."""
 
     hop_length = dimension = HOP
+    matrix: Tensor
 
     def __init__(self, inverse: bool):
         super().__init__()
@@ -42,7 +43,7 @@ class Pieces(nn.Module):
 def trained_on_two_futures(samples: int) -> tuple[Tensor, Tensor]:
     """RMS distances of what a model draws then to each of the futures, `[2, DRAWN]`, and of these to one another."""
     torch.manual_seed(0)
-    codec = FrozenCodec(Pieces(inverse=False), Pieces(inverse=True), RATE, channels=1)  # type: ignore[arg-type]
+    codec = FrozenCodec(Pieces(inverse=False), Pieces(inverse=True), RATE, channels=1)
     time = torch.arange(FRAMES * HOP) / RATE
     tones = [0.4 * torch.sin(2 * math.pi * pitch * time) for pitch in (5, 10, 25)]
     source, futures = tones[0], torch.stack(tones[1:])[:, None]
