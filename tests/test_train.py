@@ -207,13 +207,13 @@ def test_whole_segments_without_a_prior_and_more_samples(
 
 
 def test_unity_reaches_the_codecs_floor(tmp_path: Path, door: Door, train_flags: list[object], store: str) -> None:
-    flags = (*train_flags, "--unity_test", "true", "--epochs", 20, "--batch_size", 1, "--dropout", 0)
-    result = door("train_ddp.py", *flags, "--save_every", 20, "--experiment", "unity", cwd=tmp_path)
+    flags = (*train_flags, "--unity_test", "true", "--epochs", 30, "--batch_size", 1, "--dropout", 0)
+    result = door("train_ddp.py", *flags, "--save_every", 30, "--experiment", "unity", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = only_run(store, "unity")
     rms, floor = history(store, run, "val_rms_input"), run.data.metrics["floor_rms_input"]
     assert run.data.metrics["floor_rms_target"] == floor
-    assert rms[-1] == pytest.approx(floor, rel=0.1)
+    assert rms[-1] < 1.1 * floor  # below it, even: what a model can do about the codec's errors
     assert rms[0] > 2 * rms[-1]
 
 
