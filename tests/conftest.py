@@ -111,8 +111,7 @@ def train_flags(tiny_pairs: Path, store: str) -> list[object]:
     return [
         *("--dataset_folder", tiny_pairs, "--codec", "starter", "--batch_size", 2, "--num_workers", 0),
         *("--d_model", 32, "--nhead", 2, "--num_layers", 1, "--warmup_steps", 2, "--lr", 1e-2, "--decode_seconds", 0.5),
-        *("--block_seconds", 0.4),
-        *("--mlflow_uri", store),
+        *("--block_seconds", 0.4, "--mlflow_uri", store),
     ]
 
 

@@ -111,7 +111,7 @@ def test_nan_samples_are_found_when_the_latents_are_made(folder: Path, door: Doo
     audio, _ = soundfile.read(first(folder))
     audio[100] = np.nan
     soundfile.write(first(folder), audio, SAMPLE_RATE, subtype="FLOAT")
-    flags = ("--dataset_folder", folder, "--codec", "starter", "--world_size", 2)
+    flags = ("--dataset_folder", folder, "--codec", "starter", "--world_size", 2, "--block_seconds", 0.4)
     result = door("train_ddp.py", *flags, cwd=folder.parent)
     assert result.returncode == 2
     assert f"error: {first(folder)}: holds NaN or infinite samples" in result.stderr
@@ -119,7 +119,7 @@ def test_nan_samples_are_found_when_the_latents_are_made(folder: Path, door: Doo
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(folder: Path, door: Door) -> None:
-    flags = ("--dataset_folder", folder, "--codec", "starter", "--batch_size", 4)
+    flags = ("--dataset_folder", folder, "--codec", "starter", "--batch_size", 4, "--block_seconds", 0.4)
     result = door("train_ddp.py", *flags, cwd=folder.parent)
     assert result.returncode == 2
     assert "--batch_size 4: a step takes 4 pairs" in result.stderr and "only 3 training pairs" in result.stderr
