@@ -83,12 +83,13 @@ def record(
                     append_wav(place / Path(wav_name(FULL, number)), audio)
                     if made >= 0:
                         append_wav(place / Path(wav_name(CONTINUATION, number)), audio)
-                if stream and made == 0:
-                    console.print(f"{folder / wav_name(FULL, 0)} can be played, and grows", soft_wrap=True)
                 if made < keep:
                     kept.append(piece[..., : keep - made].clone())
+                begun = made == 0
                 made += piece.shape[-1]
                 progress.update(task, completed=max(0, made) / sample_rate)
+                if stream and begun:  # said when Ctrl-C would keep it
+                    console.print(f"{folder / wav_name(FULL, 0)} can be played, and grows", soft_wrap=True)
         except KeyboardInterrupt:
             if not stream or made <= 0:
                 raise
