@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from mlflow.tracking import MlflowClient
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_RATE = 24000
 TRAIN_PAIRS, VAL_PAIRS = 8, 5
+# A shell starts its background jobs with Ctrl-C ignored, and all that they start inherits that: not what is tested here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A server that is up may be slow on a busy machine; one that is down is noticed at once all the same.
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "120"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
