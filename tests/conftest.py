@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_RATE = 24000
 TRAIN_PAIRS, VAL_PAIRS = 8, 5
-# A shell starts its background jobs with Ctrl-C ignored, and all that they start inherits that: not what is tested here.
+# A shell starts background jobs with Ctrl-C ignored, and what they start inherits that; here it is to be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # A server that is up may be slow on a busy machine; one that is down is noticed at once all the same.
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "120"
