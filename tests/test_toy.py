@@ -17,8 +17,8 @@ from encore.objective import Component, Objective
 from encore.optim import Schedule, adamw
 from encore.pairs import Batch
 
-RATE, HOP, FRAMES = 160, 16, 2  # Hz, samples, frames: contexts and futures of 0.2 s
-ITEMS, STEPS, DRAWN, LR = 32, 300, 400, 1e-2
+RATE, HOP, FRAMES = 160, 32, 1  # Hz, samples, frames: contexts and futures of 0.2 s
+ITEMS, STEPS, DRAWN, LR = 64, 500, 400, 1e-2
 
 
 class Pieces(nn.Module):
@@ -80,7 +80,7 @@ def test_energy_makes_both_futures_equally_often_and_nothing_between() -> None:
     distances, apart = trained_on_two_futures(samples=4)
     nearer, other = distances.amin(0), distances.amax(0)
     assert 0.35 < (distances[0] < distances[1]).float().mean() < 0.65
-    assert nearer.mean() < 0.1 * apart and nearer.quantile(0.95) < 0.25 * apart
+    assert nearer.mean() < 0.1 * apart and (nearer < 0.25 * apart).float().mean() > 0.95
     assert other.mean() > 0.9 * apart
 
 
@@ -89,4 +89,4 @@ def test_regression_makes_one_thing_that_is_neither() -> None:
     distances, apart = trained_on_two_futures(samples=1)
     assert (distances == distances[:, :1]).all()  # nothing is drawn
     nearer, other = distances[:, 0].sort().values
-    assert abs(nearer + other - apart) < 0.05 * apart and nearer > 0.1 * apart
+    assert abs(nearer + other - apart) < 0.05 * apart and nearer > 0.25 * apart
