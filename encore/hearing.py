@@ -91,7 +91,10 @@ class Hearing:
         context = batch.context.repeat_interleave(self.samples, 0)
         history = torch.cat([batch.context, batch.target_latents], -1)
         if plan.own and plan.starts[0]:
-            own = self._continue(bare_of(model), context, draw, plan.starts[0])
+            bare = bare_of(model)
+            was_training = bare.training
+            own = self._continue(bare.eval(), context, draw, plan.starts[0])  # as it will be used: without dropout
+            bare.train(was_training)
             history = torch.cat([context, own], -1)
         noise = draw.noise(size, len(plan.starts))
         guesses = [draw.prior(context, start, size) for start in plan.starts]
