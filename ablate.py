@@ -21,7 +21,8 @@ from encore.audio import read_audio
 from encore.checkpoint import load_generator, loss_options
 from encore.codec import load_codec
 from encore.comparison import Comparison, Heard, compare, print_comparison, write_comparison
-from encore.config import ADVERSARIAL, WEIGHT, TrainConfig, knobs, registered_name
+from encore.config import WEIGHT, TrainConfig, knobs
+from encore.device import choose_device
 from encore.errors import EncoreError, make_folder
 from encore.grid import Grid, common_configuration, configurations, read_grid
 from encore.nest import Nest
@@ -132,12 +133,7 @@ def runs_of_each_loss(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def losses_of(configs: Iterable[TrainConfig]) -> set[str]:
     """Registered names of the losses that any run is trained on or measured by: all are evaluated on all of them."""
-    names = {
-        name
-        for config in configs
-        for name in (*config.metric_names, *(name for name, weight in config.loss_weights.items() if weight))
-    }
-    return {registered_name(name) for name in names - {*ADVERSARIAL}}
+    return {name for config in configs for name in config.loss_names}
 
 
 @torch.no_grad()
@@ -215,7 +211,7 @@ def listen(runs: Sequence[Run]) -> tuple[list[Heard], int]:
     """The same validation pairs, continued by every run; and their rate in Hz."""
     if not runs:
         return [], 1
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(None)
     exhibits: dict[Path, list[Exhibit]] = {}
     rate = 0
     for run in runs:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import losses
 from encore import cli
 from encore.checkpoint import Generator, load_generator, loss_options, read
-from encore.config import ADVERSARIAL, registered_name
+from encore.config import listed
 from encore.device import choose_device
 from encore.embeddings import WEIGHTS, latent_deviation, load_embedding
 from encore.errors import EncoreError, make_folder
@@ -261,11 +261,6 @@ def check_options(
         raise EncoreError("\n".join(problems))
 
 
-def listed(names: str) -> list[str]:
-    """The names of a list a,b,c."""
-    return [name.strip() for name in names.split(",") if name.strip()]
-
-
 def choose_losses(generator: Generator, metrics: str | None, truth: Tensor) -> dict[str, nn.Module]:
     """The losses to the truth, by name, each tried on `truth [1, C, N]`: the training run's, or those of --metrics.
 
@@ -275,8 +270,7 @@ def choose_losses(generator: Generator, metrics: str | None, truth: Tensor) -> d
         EncoreError: losses of --metrics that can't be computed here, a line each.
     """
     config, codec = generator.config, generator.codec
-    trained = {name for name, weight in config.loss_weights.items() if weight} | set(config.metric_names)
-    wanted = {registered_name(name) for name in trained - {*ADVERSARIAL}} if metrics is None else {*listed(metrics)}
+    wanted = config.loss_names if metrics is None else {*listed(metrics)}
     chosen: dict[str, nn.Module] = {}
     problems = []
     for name in losses.REGISTRY:

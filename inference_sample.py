@@ -19,7 +19,7 @@ import losses
 from encore import cli
 from encore.audio import read_audio
 from encore.checkpoint import Generator, load_generator, loss_options
-from encore.config import ADVERSARIAL, TrainConfig, registered_name
+from encore.config import listed
 from encore.device import choose_device
 from encore.errors import EncoreError, make_folder
 from encore.listening import CODEC, describe, describe_candidates, print_table, titles
@@ -165,7 +165,7 @@ def check_options(
         problems.append(f"--seed {seed}: must be a whole number from 0 to {GREATEST_SEED}")
     if not 0 <= temperature < math.inf:
         problems.append(f"--temperature {temperature:g}: must be a finite number of at least 0")
-    unknown = [name for name in named(metrics or "") if name not in losses.REGISTRY]
+    unknown = [name for name in listed(metrics or "") if name not in losses.REGISTRY]
     if unknown:
         problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}")
     if problems:
@@ -238,17 +238,6 @@ def read_song(
     return song[:, :end], None
 
 
-def named(metrics: str) -> list[str]:
-    """The names of a list a,b,c."""
-    return [name.strip() for name in metrics.split(",") if name.strip()]
-
-
-def trained_names(config: TrainConfig) -> set[str]:
-    """The losses that a run was trained on and measured by."""
-    components = {name for name, weight in config.loss_weights.items() if weight} | set(config.metric_names)
-    return {registered_name(name) for name in components - {*ADVERSARIAL}}
-
-
 def measures_of(generator: Generator, metrics: str | None, truth: Tensor) -> dict[str, nn.Module]:
     """The losses of the table, by name, each tried on the truth `[C, N]` before there is anything to lose.
 
@@ -259,7 +248,7 @@ def measures_of(generator: Generator, metrics: str | None, truth: Tensor) -> dic
             channels needed.
     """
     config, codec = generator.config, generator.codec
-    wanted = ALWAYS | trained_names(config) if metrics is None else set(named(metrics))
+    wanted = ALWAYS | config.loss_names if metrics is None else set(listed(metrics))
     measures: dict[str, nn.Module] = {}
     problems = []
     for name in losses.REGISTRY:

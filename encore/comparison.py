@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from encore.measures import GOALS, Measure
-from encore.page import Exhibit, exhibit_html, facts_html, write_document
-from encore.pictures import peak
+from encore.page import Exhibit, facts_html, side_by_side_html, write_document
 from encore.results import ARROWS, Results, shown
 from encore.scores import Interval
 
@@ -178,9 +177,7 @@ def _blocks(widths: Mapping[str, int], room: int) -> list[list[str]]:
 def _listen(heard: Sequence[Heard], sample_rate: int) -> str:
     parts = []
     for item in heard:
-        reference_db = peak(item.exhibits[0].audio, sample_rate)
-        cards = "".join(exhibit_html(exhibit, sample_rate, reference_db) for exhibit in item.exhibits)
-        parts.append(f'<h3 class="item">{escape(item.title)}</h3>\n<div class="exhibits">{cards}\n</div>')
+        parts.append(side_by_side_html(item.title, item.exhibits, sample_rate))
     if not parts:
         return ""
     legend = '<p class="legend">Colours: level in dB, 0 being the loudest point of the truth.</p>'

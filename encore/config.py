@@ -195,7 +195,13 @@ class TrainConfig:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.metrics.split(",") if name.strip())
+        return tuple(listed(self.metrics))
+
+    @property
+    def loss_names(self) -> set[str]:
+        """The registered names of the losses that a run is trained on or measured by, but for the adversary's."""
+        components = {name for name, weight in self.loss_weights.items() if weight} | set(self.metric_names)
+        return {registered_name(name) for name in components - {*ADVERSARIAL}}
 
     def flag_of(self, component: str) -> str:
         """The flag, with its value, because of which a component is computed."""
@@ -225,6 +231,11 @@ class TrainConfig:
             if value is not None:
                 argv += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
         return argv
+
+
+def listed(names: str) -> list[str]:
+    """The names of a list a,b,c."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def registered_name(component: str) -> str:

@@ -116,6 +116,13 @@ def _cards(
 </section>"""
 
 
+def side_by_side_html(title: str, exhibits: Sequence[Exhibit], sample_rate: int) -> str:
+    """A heading, and the cards of exhibits to compare; 0 dB is the loudest point of the first one in all pictures."""
+    reference_db = peak(exhibits[0].audio, sample_rate)
+    cards = "".join(exhibit_html(exhibit, sample_rate, reference_db) for exhibit in exhibits)
+    return f'<h3 class="item">{escape(title)}</h3>\n<div class="exhibits">{cards}\n</div>'
+
+
 def exhibit_html(exhibit: Exhibit, sample_rate: int, reference_db: float) -> str:
     """A card with a player (FLAC, lossless) and a spectrogram whose 0 dB is `reference_db`."""
     picture, sound = io.BytesIO(), io.BytesIO()

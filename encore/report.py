@@ -9,8 +9,7 @@ from html import escape
 from pathlib import Path
 
 from encore.measures import GOALS, Measure
-from encore.page import Exhibit, exhibit_html, facts_html, picture_html, write_document
-from encore.pictures import peak
+from encore.page import Exhibit, facts_html, picture_html, side_by_side_html, write_document
 from encore.plots import colours, curves, points
 from encore.results import Results, shown
 from encore.scores import Interval
@@ -140,9 +139,7 @@ def _card(title: str, note: str, picture: io.BytesIO) -> str:
 def _listen(listening: Sequence[Listening], sample_rate: int) -> str:
     parts = []
     for item in listening:
-        reference_db = peak(item.exhibits[0].audio, sample_rate)
-        cards = "".join(exhibit_html(exhibit, sample_rate, reference_db) for exhibit in item.exhibits)
-        parts.append(f'<h3 class="item">{escape(item.title)}</h3>\n<div class="exhibits">{cards}\n</div>')
+        parts.append(side_by_side_html(item.title, item.exhibits, sample_rate))
     if not parts:
         return ""
     return '<section aria-labelledby="listen">\n<h2 id="listen">Listen</h2>\n' + "\n".join(parts) + "\n</section>"
