@@ -18,11 +18,11 @@ from rich.table import Table
 from torch import Tensor
 
 from encore.audio import find_audio_files, read_audio
-from encore.cli import new_app, run
-from encore.codec import Architecture, FrozenCodec, load_codec
-from encore.codec_texture import initialise_texture
-from encore.codec_training import si_sdr
-from encore.linear_codec import coefficient_deviations, initialise_linear_path
+from encore.codecs.encodec import Architecture, FrozenCodec, load_codec
+from encore.codecs.starter.dct_init import coefficient_deviations, initialise_linear_path
+from encore.codecs.starter.texture_init import initialise_texture
+from encore.codecs.starter.trainer import si_sdr
+from encore.config.cli import new_app, run
 from losses import SpectralLoss, functional
 
 app = new_app()

@@ -21,12 +21,12 @@ from rich.table import Table
 from torch import nn
 
 import losses
-from encore.checkpoint import build_model, recipe_of
-from encore.codec import FrozenCodec, load_codec
-from encore.config import TrainConfig
-from encore.hearing import Hearing
-from encore.objective import Component, Objective
-from encore.pairs import Batch
+from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.config.schema import TrainConfig
+from encore.data.dataset import Batch
+from encore.models.loading import build_model, recipe_of
+from encore.training.objective import Component, Objective
+from encore.training.synthesis import Hearing
 
 ITEMS, FRAMES, RATE = 8, 300, 24000
 MIXTURES = (("spectral_energy",), ("spectral_energy", "mel", "mrstft"))

@@ -20,11 +20,11 @@ from rich.table import Table
 from torch import Tensor
 
 import losses
-from encore.codec import load_codec
-from encore.hearing import join
-from encore.held_out import Clips, load_clips, open_held_out
-from encore.prior import RHYTHMIC, Rhythm, draw_lags, lag_odds, replay, take
-from encore.scores import bootstrap, energy_score, skill
+from encore.codecs.encodec import load_codec
+from encore.evaluation.dataset import Clips, load_clips, open_held_out
+from encore.evaluation.metrics.energy_score import energy_score, skill
+from encore.models.priors import RHYTHMIC, Rhythm, draw_lags, lag_odds, replay, take
+from encore.statistics import bootstrap
 
 DISTANCES = ("spectral_energy", "mel")
 Prior = Callable[[Tensor, Tensor], Tensor]  # contexts and their lags' odds to latents
@@ -81,7 +81,7 @@ def main() -> None:
         torch.manual_seed(clips.numbers[0])
         context = clips.context.repeat_interleave(options.samples, 0)
         odds = lag_odds(clips.input, codec.hop_length, codec.frame_rate).repeat_interleave(options.samples, 0)
-        audio = louder_or_softer(join(codec, context, prior(context, odds), margin), nepers)
+        audio = louder_or_softer(codec.decode_continuation(context, prior(context, odds), margin), nepers)
         candidates = audio.unflatten(0, (len(clips), options.samples))
         for key, distance in distances.items():
             scores[name][key].append(energy_score(distance, candidates, clips.truth).score)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from encore import cli
+from encore.config import cli
 from encore.errors import EncoreError
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the page then opens on runs and charts, not on chats

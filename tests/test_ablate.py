@@ -13,10 +13,10 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-import ablate
 import losses
-from encore import cli
-from encore.config import WEIGHT, TrainConfig
+from encore.commands import ablate
+from encore.config import cli
+from encore.config.schema import WEIGHT, TrainConfig
 from tests.conftest import ENVIRONMENT, ROOT, Door, command
 from tests.test_page import Page
 

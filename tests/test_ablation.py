@@ -15,14 +15,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from encore.ablation import duration, last_words, open_runs
-from encore.comparison import Heard, compare, print_comparison, write_comparison
-from encore.config import TrainConfig
+from encore.ablation.comparison import Heard, compare, print_comparison, write_comparison
+from encore.ablation.grid import Grid, configurations, differences, read_grid
+from encore.ablation.runner import duration, last_words, open_runs
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.grid import Grid, configurations, differences, read_grid
+from encore.evaluation.results import shown
 from encore.nest import Nest
-from encore.page import Exhibit
-from encore.results import shown
+from encore.reporting.html import Exhibit
 from tests.conftest import ENVIRONMENT, ROOT, SAMPLE_RATE
 from tests.test_page import NASTY, Page
 
@@ -160,7 +160,7 @@ def test_a_signal_stops_all_children_and_no_further_one_begins(tmp_path: Path) -
     program = f"""
 import sys, threading
 from pathlib import Path
-from encore.ablation import Children
+from encore.ablation.runner import Children
 folder = Path({str(tmp_path)!r})
 child = (
     "import signal, sys\\n"

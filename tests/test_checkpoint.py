@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from encore.checkpoint import FORMAT, build_model, load_generator, read, recipe_of, resume_source, set_aside
-from encore.codec import STARTER_WEIGHTS, Architecture, FrozenCodec, load_codec_file, save_codec
-from encore.config import TrainConfig
+from encore.codecs.encodec import STARTER_WEIGHTS, Architecture, FrozenCodec, load_codec_file, save_codec
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.generation import Recipe
+from encore.models.generation import Recipe
+from encore.models.loading import FORMAT, build_model, load_generator, read, recipe_of
+from encore.training.checkpoint import resume_source, set_aside
 from tests.conftest import Door
 
 CPU = torch.device("cpu")

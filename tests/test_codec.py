@@ -11,7 +11,7 @@ import torch
 from encodec import EncodecModel
 from torch import nn
 
-from encore.codec import STARTER_WEIGHTS, Architecture, FrozenCodec, load_codec, load_codec_file, save_codec
+from encore.codecs.encodec import STARTER_WEIGHTS, Architecture, FrozenCodec, load_codec, load_codec_file, save_codec
 from encore.errors import EncoreError
 from tests.conftest import SAMPLE_RATE, melody
 

@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 import losses
-from encore import cli
-from encore.checks import validate
-from encore.config import ADVERSARIAL, TrainConfig, knobs, registered_name
+from encore.config import cli
+from encore.config.checks import validate
+from encore.config.schema import ADVERSARIAL, TrainConfig, knobs, registered_name
 from encore.errors import EncoreError
-from encore.launch import ranks_here
+from encore.training.launcher import ranks_here
 from tests.conftest import Door
 
 

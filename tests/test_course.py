@@ -11,10 +11,10 @@ import scipy.signal
 import torch
 from torch import Tensor
 
-from encore.course import LEAST_HZ, LEAST_TEXTURE, Course, compare, course, drift, slope
-from encore.demo import compose
+from encore.data.demo import compose
 from encore.errors import EncoreError
-from encore.mel import power_spectrogram
+from encore.evaluation.metrics.drift import LEAST_HZ, LEAST_TEXTURE, Course, compare, course, drift, slope
+from encore.evaluation.metrics.log_mel import power_spectrogram
 
 RATE = 24000
 

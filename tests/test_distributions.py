@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torchaudio.functional import lowpass_biquad
 
-from encore.demo import compose
-from encore.distributions import (
+from encore.data.demo import compose
+from encore.errors import EncoreError
+from encore.evaluation.metrics.distribution import (
     bandwidth,
     energy_distance,
     frechet,
@@ -21,9 +22,8 @@ from encore.distributions import (
     frechet_warning,
     kernel_distance,
 )
-from encore.embeddings import log_mel_patches, pooled
-from encore.errors import EncoreError
-from encore.scores import Interval
+from encore.evaluation.metrics.embeddings import log_mel_patches, pooled
+from encore.statistics import Interval
 
 RATE = 24000
 Measure = Callable[[Tensor, Tensor], Interval]

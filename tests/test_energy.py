@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codec import load_codec
-from encore.generation import Recipe
-from encore.hearing import Hearing, Plan
-from encore.model import ContinuationTransformer
-from encore.objective import ATTRACTION, REPULSION, Combiner, Component, Objective
-from encore.optim import adamw
-from encore.pairs import Batch
+from encore.codecs.encodec import load_codec
+from encore.data.dataset import Batch
+from encore.models.generation import Recipe
+from encore.models.transformer import ContinuationTransformer
+from encore.training.objective import ATTRACTION, REPULSION, Combiner, Component, Objective
+from encore.training.optim import adamw
+from encore.training.synthesis import Hearing, Plan
 from tests.conftest import SAMPLE_RATE, melody
 from tests.signals import loss_named
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-import evaluate
 import losses
-from encore import cli
 from encore.audio import read_audio
-from encore.systems import BASELINES
+from encore.commands import evaluate
+from encore.config import cli
+from encore.evaluation.baselines import BASELINES
 from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Door
 from tests.test_page import Page
 

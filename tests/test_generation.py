@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encore.generation import PER_BLOCK, PER_CONTINUATION, Draw, Recipe, blocks, continuation, generators_of
-from encore.model import NOISE_CHANNELS, ContinuationTransformer
+from encore.models.generation import PER_BLOCK, PER_CONTINUATION, Draw, Recipe, blocks, continuation, generators_of
+from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer
 
 D, FRAMES, SIZE = 6, 20, 4
 CPU = torch.device("cpu")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from encore.codec import Architecture, FrozenCodec, load_codec
-from encore.generation import Recipe
-from encore.hearing import MOST_SAMPLES, Hearing, Plan
-from encore.model import ContinuationTransformer
-from encore.pairs import Batch
-from encore.prior import draw_lags
+from encore.codecs.encodec import Architecture, FrozenCodec, load_codec
+from encore.data.dataset import Batch
+from encore.models.generation import Recipe
+from encore.models.priors import draw_lags
+from encore.models.transformer import ContinuationTransformer
+from encore.training.synthesis import MOST_SAMPLES, Hearing, Plan
 from tests.conftest import SAMPLE_RATE, melody
 
 HOP, FRAMES, ITEMS = 320, 75, 2

@@ -17,13 +17,13 @@ import torch
 from matplotlib.image import imread
 from mlflow.tracking import MlflowClient
 
-import inference_sample
 import losses
-from encore import cli
 from encore.audio import read_audio
-from encore.checkpoint import load_generator
-from encore.config import TrainConfig
-from encore.sampling import continue_song
+from encore.commands import sample as inference_sample
+from encore.config import cli
+from encore.config.schema import TrainConfig
+from encore.inference.continuation import continue_song
+from encore.models.loading import load_generator
 from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Door, command, melody
 from tests.test_page import Page
 

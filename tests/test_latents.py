@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 
-from encore.codec import FrozenCodec, load_codec
-from encore.latents import LatentCache
+from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.data.latent_cache import LatentCache
 from tests.conftest import SAMPLE_RATE, melody
 
 CPU = torch.device("cpu")

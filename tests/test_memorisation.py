@@ -8,11 +8,11 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from encore import memorisation as room
-from encore.codec import load_codec
-from encore.demo import compose
-from encore.embeddings import latent_deviation, latent_patches, log_mel_patches, pooled
-from encore.memorisation import memorisation, nearest_distances
+from encore.codecs.encodec import load_codec
+from encore.data.demo import compose
+from encore.evaluation.metrics import memorization as room
+from encore.evaluation.metrics.embeddings import latent_deviation, latent_patches, log_mel_patches, pooled
+from encore.evaluation.metrics.memorization import memorisation, nearest_distances
 
 RATE = 24000
 

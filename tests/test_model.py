@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.model import NOISE_CHANNELS, ContinuationTransformer, Memory, rotate
-from encore.optim import Schedule, adamw, averaged
+from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, Memory, rotate
+from encore.training.optim import Schedule, adamw, averaged
 
 D, STEPS = 6, 4
 

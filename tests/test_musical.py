@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encore.demo import SAMPLE_RATE as RATE
-from encore.demo import compose, pluck
+from encore.data.demo import SAMPLE_RATE as RATE
+from encore.data.demo import compose, pluck
 from encore.errors import EncoreError
-from encore.musical import (
+from encore.evaluation.metrics.rhythm_harmony import (
     chroma,
     chroma_following,
     chroma_similarity,

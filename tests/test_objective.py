@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codec import FrozenCodec, load_codec
-from encore.config import TrainConfig, knobs
+from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.commands.train_worker import adversary_of, components_of
+from encore.config.schema import TrainConfig, knobs
+from encore.data.dataset import Batch
 from encore.errors import EncoreError
-from encore.generation import Recipe
-from encore.hearing import Hearing, Plan
-from encore.objective import Component, Objective
-from encore.pairs import Batch
+from encore.models.generation import Recipe
+from encore.training.objective import Component, Objective
+from encore.training.synthesis import Hearing, Plan
 from losses import pesq
 from tests.conftest import melody
-from train_worker import adversary_of, components_of
 
 
 class Counted(nn.Module):

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from matplotlib.image import imread
 
-from encore.page import Exhibit, Table, write_page
+from encore.reporting.html import Exhibit, Table, write_page
 
 RATE = 24000
 NASTY = "a <script>alert('1')</script> & \"b\""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from encore.pictures import MOST_FRAMES, decibels, peak, spectrograms
+from encore.reporting.spectrograms import MOST_FRAMES, decibels, peak, spectrograms
 from tests.conftest import ROOT, SAMPLE_RATE
 
 

@@ -14,9 +14,9 @@ import soundfile
 from typer.testing import CliRunner
 
 from encore.audio import read_audio
+from encore.commands.prepare import app
+from encore.data.dataset import find_pairs
 from encore.errors import EncoreError
-from encore.pairs import find_pairs
-from prepare_data import app
 
 ROOT = Path(__file__).parents[1]
 STEP = 2 / 32768  # 16 bits, rounded when written and again by the reader's other scale

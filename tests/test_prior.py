@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encore.prior import Rhythm, draw_lags, lag_odds, replay
+from encore.models.priors import Rhythm, draw_lags, lag_odds, replay
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 1000])

@@ -12,11 +12,11 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
-from encore.measures import Measure, catalogue
-from encore.page import Exhibit
-from encore.report import Listening, write_report
-from encore.results import Results, print_tables, shown, write_json
-from encore.scores import Interval
+from encore.evaluation.catalog import Measure, catalogue
+from encore.evaluation.report import Listening, write_report
+from encore.evaluation.results import Results, print_tables, shown, write_json
+from encore.reporting.html import Exhibit
+from encore.statistics import Interval
 from tests.test_page import NASTY, RATE, Page
 
 GOALS = ("low", "high", "zero", "one", "truth", None)

@@ -11,12 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from encore.checkpoint import Generator, build_model
-from encore.codec import Architecture, FrozenCodec, load_codec
-from encore.config import TrainConfig
+from encore.codecs.encodec import Architecture, FrozenCodec, load_codec
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.hearing import join
-from encore.sampling import Continuation, continue_latents, continue_song, crossfade, reconstruct, stream_song
+from encore.inference.continuation import (
+    Continuation,
+    continue_latents,
+    continue_song,
+    crossfade,
+    reconstruct,
+    stream_song,
+)
+from encore.models.loading import Generator, build_model
 from tests.conftest import SAMPLE_RATE, melody
 
 HOP = 320
@@ -130,7 +136,7 @@ def test_a_codec_that_works_in_segments_is_joined_exactly(segmented: FrozenCodec
 @pytest.mark.parametrize("frames", [10, 15, 40])
 def test_what_follows_a_context_is_decoded_from_a_segments_beginning(segmented: FrozenCodec, frames: int) -> None:
     latents = segmented.encode(song(90 * HOP)[None])
-    made = join(segmented, latents[..., :frames], latents[..., :30], margin=0)
+    made = segmented.decode_continuation(latents[..., :frames], latents[..., :30], margin=0)
     torch.testing.assert_close(made, segmented.decode(latents[..., :30]))
 
 

@@ -8,7 +8,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from encore.scores import bootstrap, energy_score, skill
+from encore.evaluation.metrics.energy_score import energy_score, skill
+from encore.statistics import bootstrap
 
 
 def rms(prediction: Tensor, target: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import scipy.signal
 import torch
 from torch import Tensor
 
-from encore.demo import compose
+from encore.data.demo import compose
 from encore.errors import EncoreError
-from encore.seam import Seam, flux, level_step, seam
+from encore.evaluation.metrics.boundary import Seam, flux, level_step, seam
 
 RATE = 24000
 

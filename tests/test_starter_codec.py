@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.bench_codec import figures, untrained_codec
 from encore.audio import read_audio
-from encore.codec import STARTER_WEIGHTS, FrozenCodec, load_codec
+from encore.codecs.encodec import STARTER_WEIGHTS, FrozenCodec, load_codec
 
 ASSETS = STARTER_WEIGHTS.parent
 RATE = 24000

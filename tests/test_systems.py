@@ -9,11 +9,11 @@ import pytest
 import soundfile
 import torch
 
-from encore.codec import FrozenCodec, load_codec
+from encore.codecs.encodec import FrozenCodec, load_codec
 from encore.errors import EncoreError
-from encore.held_out import HeldOut, load_clips, open_held_out, partners_elsewhere
-from encore.prior import draw_lags
-from encore.systems import BASELINES, System, baselines, check_comparable, seeds_of
+from encore.evaluation.baselines import BASELINES, System, baselines, check_comparable, seeds_of
+from encore.evaluation.dataset import HeldOut, load_clips, open_held_out, partners_elsewhere
+from encore.models.priors import draw_lags
 from tests.conftest import SAMPLE_RATE, write_pairs
 
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codec import FrozenCodec
-from encore.generation import Recipe
-from encore.hearing import Hearing
-from encore.model import ContinuationTransformer
-from encore.objective import Component, Objective
-from encore.optim import Schedule, adamw
-from encore.pairs import Batch
+from encore.codecs.encodec import FrozenCodec
+from encore.data.dataset import Batch
+from encore.models.generation import Recipe
+from encore.models.transformer import ContinuationTransformer
+from encore.training.objective import Component, Objective
+from encore.training.optim import Schedule, adamw
+from encore.training.synthesis import Hearing
 
 RATE, HOP, FRAMES = 160, 32, 1  # Hz, samples, frames: contexts and futures of 0.2 s
 ITEMS, STEPS, DRAWN, LR = 64, 500, 400, 1e-2

@@ -14,9 +14,9 @@ import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from encore.checkpoint import load_generator, read
-from encore.config import TrainConfig
-from encore.generation import Recipe
+from encore.config.schema import TrainConfig
+from encore.models.generation import Recipe
+from encore.models.loading import load_generator, read
 from tests.conftest import ENVIRONMENT, VAL_PAIRS, Door, command
 
 COMPONENTS = ("rms_input", "rms_target", "spectral", "mel")

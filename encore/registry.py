@@ -1,0 +1,94 @@
+"""Named building blocks that a module outside the package can add to: codecs, priors, datasets, metrics, trackers."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from encore.errors import EncoreError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T]):
+    """Entries by name, in the order in which they were registered.
+
+    Args:
+        kind: what the entries are, in error messages ("prior").
+        flag: the flag that names one ("--prior").
+    """
+
+    def __init__(self, kind: str, flag: str):
+        self.kind, self.flag = kind, flag
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds an entry under `name`.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+
+        def add(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice: {self._entries[name]!r} and {entry!r}")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def find(self, name: str) -> T:
+        """The entry of that name.
+
+        Raises:
+            EncoreError: there is none; names the flag, the choices and the nearest one.
+        """
+        if name not in self._entries:
+            close = difflib.get_close_matches(name, self._entries, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise EncoreError(
+                f"{self.flag} {name}: no such {self.kind}{hint} There are {', '.join(self)}; a module of your own that "
+                "registers one is named with --plugins"
+            )
+        return self._entries[name]
+
+    def __getitem__(self, name: str) -> T:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def load_plugins(names: Iterable[str]) -> None:
+    """Imports modules that register entries of their own, once each.
+
+    Args:
+        names: importable modules (`my_package.my_loss`), looked up in the current folder too, or files (`my_loss.py`).
+
+    Raises:
+        EncoreError: a module cannot be found or imported; names it, with the error.
+    """
+    for name in names:
+        path = Path(name)
+        try:
+            if path.suffix != ".py":
+                if "" not in sys.path and str(Path.cwd()) not in sys.path:
+                    sys.path.append(str(Path.cwd()))
+                importlib.import_module(name)
+            elif path.stem not in sys.modules:
+                spec = importlib.util.spec_from_file_location(path.stem, path)
+                assert spec is not None and spec.loader is not None
+                module = importlib.util.module_from_spec(spec)
+                sys.modules[path.stem] = module
+                spec.loader.exec_module(module)
+        except Exception as error:  # whatever a user's module raises
+            sys.modules.pop(path.stem, None)
+            raise EncoreError(f"--plugins {name}: cannot be imported ({type(error).__name__}: {error})") from error

@@ -1,0 +1,122 @@
+"""The state of a training run, its checkpoints, and models loaded from them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from encore.codecs.encodec import FrozenCodec
+from encore.config.schema import TrainConfig
+from encore.errors import EncoreError
+from encore.models.loading import FORMAT, read
+from encore.training.objective import Objective
+from encore.training.optim import Schedule
+
+RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", "missed_mlflow.jsonl")
+# What a model can't change while it is trained: its tensors' shape, and what it has learnt to start from and to make.
+SHAPE = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
+
+
+@dataclass
+class Progress:
+    """How far training is. All randomness follows from the seed and `step`, so no generator's state is needed."""
+
+    step: int = 0  # optimiser steps taken or skipped, in all
+    epoch: int = 0  # finished epochs
+    epoch_step: int = 0  # steps in the current epoch
+    skipped: int = 0  # steps left out because something was not finite, in all
+    skipped_in_a_row: int = 0
+    best: float = math.inf  # lowest validation loss
+    waited: int = 0  # epochs since then
+    run_id: str | None = None  # of MLflow
+    sums: dict[str, float] = field(default_factory=dict)  # of the current epoch's training figures, over all ranks
+
+
+@dataclass
+class TrainState:
+    """All that changes during training."""
+
+    model: nn.Module
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    objective: Objective
+    progress: Progress
+
+    def save(self, path: Path, config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> None:
+        """Writes everything to a temporary name, then renames it: there is never half a checkpoint."""
+        content = {
+            "format": FORMAT,
+            "config": config.to_dict(),
+            "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
+            "segment_frames": segment_frames,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "objective": self.objective.state_dict(),
+            "progress": vars(self.progress),
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(content, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path, config: TrainConfig, codec: FrozenCodec) -> None:
+        """Continues from a checkpoint.
+
+        Raises:
+            EncoreError: not a checkpoint, or one of another model or codec.
+        """
+        content = read(path)
+        saved = TrainConfig.from_dict(content["config"])
+        problems = [
+            f"--resume {path}: was trained with --{name} {getattr(saved, name)}, not {getattr(config, name)}"
+            for name in SHAPE
+            if getattr(saved, name) != getattr(config, name)
+        ]
+        if content["codec"]["identity"] != codec.identity:
+            problems.append(f"--resume {path}: was trained with another codec (--codec {saved.codec}); name that one")
+        if (content["ema"] is None) != (self.ema is None):
+            problems.append(f"--resume {path}: was trained with --ema_decay {saved.ema_decay:g}, keep it on or off")
+        judged = "adversary" in content["objective"] and self.objective.adversary is not None
+        if judged and saved.discriminator != config.discriminator:
+            problems.append(f"--resume {path}: was trained with --discriminator {saved.discriminator}; keep that one")
+        if problems:
+            raise EncoreError("\n".join(problems))
+        self.model.load_state_dict(content["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.load_state_dict(content["schedule"])
+        self.objective.load_state_dict(content["objective"])
+        self.progress = Progress(**content["progress"])
+        if self.objective.adversary is not None and not judged:
+            self.objective.adversary.steps = self.progress.step  # it counts the run's steps, from whenever it is there
+
+
+def resume_source(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from; workers that the elastic agent started again go on from the last one."""
+    last = config.checkpoint_dir / "last.pt"
+    if config.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        return last if last.is_file() else None
+    return Path(config.resume) if config.resume else None
+
+
+def set_aside(folder: Path, source: Path | None) -> None:
+    """Moves an earlier run's files to `earlier_<n>/`, unless this run goes on from there."""
+    continues = source is not None and source.resolve().parent == folder.resolve()
+    if continues or not any((folder / name).exists() for name in ("last.pt", "best_model.pt")):
+        return
+    number = next(n for n in itertools.count(1) if not (folder / f"earlier_{n}").exists())
+    (folder / f"earlier_{number}").mkdir()
+    for name in RUN_FILES:
+        if (folder / name).exists():
+            shutil.move(folder / name, folder / f"earlier_{number}" / name)
