@@ -22,9 +22,10 @@ def test_a_trained_model_is_loaded_with_its_averaged_weights(trained: Path) -> N
     path = trained / "checkpoints" / "best_model.pt"
     content, generator = read(path), load_generator(path, CPU)
     assert generator.segment_frames == content["segment_frames"] == 75
-    assert generator.config.d_model == 32 and not generator.model.training
+    assert generator.config.model.d_model == 32 and not generator.model.training
     assert (
-        generator.recipe == Recipe(30, generative=True, prior=generator.config.prior) and generator.model.window == 45
+        generator.recipe == Recipe(30, generative=True, prior=generator.config.model.prior)
+        and generator.model.window == 45
     )
     averaged = content["ema"]["module.enter.weight"]
     assert torch.equal(generator.model.enter.weight, averaged)
@@ -74,7 +75,7 @@ def test_a_checkpoint_of_another_shape_and_codec_is_refused(
         f"error: --resume {checkpoint}: was trained with --objective energy, not regression",
         f"error: --resume {checkpoint}: was trained with --generation blocks, not whole",
         f"error: --resume {checkpoint}: was trained with --block_seconds 0.4, not 0.2",
-        f"error: --resume {checkpoint}: was trained with --prior {TrainConfig().prior}, not none",
+        f"error: --resume {checkpoint}: was trained with --prior {TrainConfig().model.prior}, not none",
         f"error: --resume {checkpoint}: was trained with another codec (--codec starter); name that one",
     ]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]  # nothing was touched
@@ -88,7 +89,7 @@ def codec() -> FrozenCodec:
 def test_a_models_recipe_and_window_follow_from_seconds(codec: FrozenCodec) -> None:
     def built(**settings: object) -> tuple[Recipe, int, bool]:
         settings = {"prior": "replay", "block_seconds": 0.4, **settings}
-        config = TrainConfig(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
+        config = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
         model = build_model(config, codec, 75)
         return recipe_of(config, codec, 75), model.window, not model.leave.weight.any()
 
@@ -101,13 +102,13 @@ def test_a_models_recipe_and_window_follow_from_seconds(codec: FrozenCodec) -> N
 
 def test_blocks_that_do_not_fit_are_refused(codec: FrozenCodec) -> None:
     with pytest.raises(EncoreError, match=r"^--block_seconds 1\.1: longer than the segments \(1 s\)"):
-        recipe_of(TrainConfig(block_seconds=1.1).resolved(), codec, 75)
+        recipe_of(TrainConfig.from_flags(block_seconds=1.1).resolved(), codec, 75)
     torch.manual_seed(0)
     segmented = FrozenCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
-    assert recipe_of(TrainConfig(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
+    assert recipe_of(TrainConfig.from_flags(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
     for settings, frames in (({"block_seconds": 0.5}, 75), ({"generation": "whole"}, 70)):
         with pytest.raises(EncoreError, match=r"^--generation .* works in pieces of 0\.2 s"):
-            recipe_of(TrainConfig(**settings).resolved(), segmented, frames)
+            recipe_of(TrainConfig.from_flags(**settings).resolved(), segmented, frames)
 
 
 def test_an_earlier_run_is_set_aside_and_not_overwritten(tmp_path: Path) -> None:
@@ -127,11 +128,11 @@ def test_an_earlier_run_is_set_aside_and_not_overwritten(tmp_path: Path) -> None
 
 def test_where_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = tmp_path / "last.pt"
-    auto = TrainConfig(checkpoint_dir=tmp_path, resume="auto")
+    auto = TrainConfig.from_flags(checkpoint_dir=tmp_path, resume="auto")
     assert resume_source(auto) is None
     last.touch()
     assert resume_source(auto) == last
-    assert resume_source(TrainConfig(checkpoint_dir=tmp_path)) is None
-    assert resume_source(TrainConfig(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
+    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path)) is None
+    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert resume_source(TrainConfig(checkpoint_dir=tmp_path)) == last
+    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path)) == last

@@ -158,7 +158,7 @@ def evaluate(
             "Data": f"{dataset_folder}: {len(data.val)} of {data.everything} validation pairs, "
             f"{len(set(data.recordings))} recordings",
             "Candidates": f"{candidates}, seed {seed}, temperature {temperature:g}",
-            "Codec": f"{generator.config.codec}, {codec.sample_rate} Hz",
+            "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
             "Intervals": "95%, bootstrap over recordings; of distributions over pairs",
         },
         items=len(data.val),
@@ -278,7 +278,7 @@ def choose_losses(generator: Generator, metrics: str | None, truth: Tensor) -> d
         EncoreError: losses of --metrics that can't be computed here, a line each.
     """
     config, codec = generator.config, generator.codec
-    wanted = config.loss_names if metrics is None else {*listed(metrics)}
+    wanted = config.objective.loss_names if metrics is None else {*listed(metrics)}
     chosen: dict[str, nn.Module] = {}
     problems = []
     for name in losses.REGISTRY:

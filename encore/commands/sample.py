@@ -121,7 +121,7 @@ def sample(
         "Made": f"{made.samples / codec.sample_rate:.2f} s",
         "Model": f"run {run_id}" if checkpoint is None else str(checkpoint),
         "Window": f"{generator.segment_frames / codec.frame_rate:.2f} s",
-        "Codec": f"{generator.config.codec}, {codec.sample_rate} Hz",
+        "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
     }
     if generator.recipe.generative:
         facts |= {"Seeds": ", ".join(map(str, seeds)), "Temperature": f"{temperature:g}"}
@@ -247,7 +247,7 @@ def measures_of(generator: Generator, metrics: str | None, truth: Tensor) -> dic
             channels needed.
     """
     config, codec = generator.config, generator.codec
-    wanted = ALWAYS | config.loss_names if metrics is None else set(listed(metrics))
+    wanted = ALWAYS | config.objective.loss_names if metrics is None else set(listed(metrics))
     measures: dict[str, nn.Module] = {}
     problems = []
     for name in losses.REGISTRY:

@@ -61,9 +61,11 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
     """
     content = read(path)
     config = TrainConfig.from_dict(content["config"])
-    codec = load_codec(config.codec, codec_repository or config.codec_repository, config.encodec_bandwidth).to(device)
+    codec = load_codec(config.codec.name, codec_repository or config.codec.repository, config.codec.bandwidth).to(
+        device
+    )
     if codec.identity != content["codec"]["identity"]:
-        raise EncoreError(f"{path}: was trained with other weights of --codec {config.codec} than are there now")
+        raise EncoreError(f"{path}: was trained with other weights of --codec {config.codec.name} than are there now")
     model = build_model(config, codec, content["segment_frames"])
     weights = content["model"]
     if content["ema"] is not None:
@@ -75,15 +77,15 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
 
 def build_model(config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> ContinuationTransformer:
     """A new model for a configuration and the codec whose latents it works on."""
-    seconds = config.context_seconds
+    seconds = config.model.context_seconds
     return ContinuationTransformer(
         codec.latent_dim,
-        config.d_model,
-        config.nhead,
-        config.num_layers,
-        config.dropout,
+        config.model.d_model,
+        config.model.nhead,
+        config.model.num_layers,
+        config.model.dropout,
         window=segment_frames if seconds is None else max(1, round(seconds * codec.frame_rate)),
-        start_at_prior=config.objective == "energy" and config.prior != "none",
+        start_at_prior=config.objective.kind == "energy" and config.model.prior != "none",
     )
 
 
@@ -94,33 +96,33 @@ def recipe_of(config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> R
         EncoreError: blocks that don't fit the segments, or the codec.
     """
     block_frames = segment_frames
-    if config.generation == "blocks":
-        block_frames = max(1, round(config.block_seconds * codec.frame_rate))
+    if config.model.generation == "blocks":
+        block_frames = max(1, round(config.model.block_seconds * codec.frame_rate))
         if block_frames > segment_frames:
             raise EncoreError(
-                f"--block_seconds {config.block_seconds:g}: longer than the segments "
+                f"--block_seconds {config.model.block_seconds:g}: longer than the segments "
                 f"({segment_frames / codec.frame_rate:g} s); shorten it, or use --generation whole"
             )
     piece = codec.segment_frames
     if piece is not None and (block_frames % piece or segment_frames % piece):
         raise EncoreError(
-            f"--generation {config.generation}: {config.codec} works in pieces of {piece / codec.frame_rate:g} s; "
-            f"segments ({segment_frames / codec.frame_rate:g} s, --segment_seconds of prepare_data.py) and blocks "
-            f"({block_frames / codec.frame_rate:g} s, --block_seconds) must be whole ones"
+            f"--generation {config.model.generation}: {config.codec.name} works in pieces of "
+            f"{piece / codec.frame_rate:g} s; segments ({segment_frames / codec.frame_rate:g} s, --segment_seconds of "
+            f"prepare_data.py) and blocks ({block_frames / codec.frame_rate:g} s, --block_seconds) must be whole ones"
         )
-    return Recipe(block_frames, config.objective == "energy", config.prior)
+    return Recipe(block_frames, config.objective.kind == "energy", config.model.prior)
 
 
 def loss_options(config: TrainConfig, codec: FrozenCodec, name: str) -> dict[str, Any]:
     """What the loss `name` is built with, beside the sample rate."""
     if name != "embedding":
         return {}
-    encoder = codec.encoder if config.embedding_model == "codec" else None
+    encoder = codec.encoder if config.objective.embedding_model == "codec" else None
     return {
-        "model": config.embedding_model,
+        "model": config.objective.embedding_model,
         "encoder": encoder,
-        "weights": config.embedding_weights,
-        "layers": config.embedding_layers,
+        "weights": config.objective.embedding_weights,
+        "layers": config.objective.embedding_layers,
     }
 
 
