@@ -20,13 +20,14 @@ from encore.ablation.grid import Grid, common_configuration, configurations, rea
 from encore.ablation.runner import Ablation, Run, duration, open_runs
 from encore.audio import read_audio
 from encore.codecs.encodec import load_codec
+from encore.codecs.losses import loss_options
 from encore.config import cli
 from encore.config.schema import WEIGHT, TrainConfig, knobs
 from encore.data.dataset import find_pairs, segment_frames
 from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import BASELINES
 from encore.inference.continuation import continue_song
-from encore.models.loading import choose_device, load_generator, loss_options
+from encore.models.loading import choose_device, load_generator
 from encore.nest import Nest
 from encore.reporting.html import Exhibit
 

@@ -22,13 +22,14 @@ from torch.utils.data import DataLoader
 
 import losses
 from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.codecs.losses import loss_options
 from encore.config import cli
 from encore.config.checks import validate
 from encore.config.schema import ADVERSARIAL, TrainConfig, registered_name
 from encore.data.dataset import Batch, EpochSampler, Pair, PairDataset, collate, find_pairs, segment_frames
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
-from encore.models.loading import build_model, loss_options, recipe_of
+from encore.models.loading import build_model, recipe_of
 from encore.tracking import Tracker
 from encore.training import distributed
 from encore.training.checkpoint import Progress, TrainState, resume_source, set_aside
