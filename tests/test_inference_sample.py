@@ -135,8 +135,8 @@ def test_the_table_is_of_what_a_run_was_trained_on_unless_told_otherwise(trained
     assert config.objective.loss_names == {"rms", "esr", "phase"}
     generator = load_generator(trained / "checkpoints" / "best_model.pt", torch.device("cpu"))
     truth = torch.from_numpy(melody(1, 3))[None]
-    assert list(inference_sample.measures_of(generator, None, truth)) == ["rms", "spectral", "mel"]
-    assert list(inference_sample.measures_of(generator, "mel, rms", truth)) == ["rms", "mel"]
+    assert list(inference_sample.table_losses(generator, None, truth)) == ["rms", "spectral", "mel"]
+    assert list(inference_sample.table_losses(generator, "mel, rms", truth)) == ["rms", "mel"]
 
 
 def test_a_run_id_fetches_the_best_checkpoint_of_that_run(

@@ -20,13 +20,14 @@ from encore.ablation.grid import Grid, common_configuration, configurations, rea
 from encore.ablation.runner import Ablation, Run, duration, open_runs
 from encore.audio import read_audio
 from encore.codecs.encodec import load_codec
+from encore.codecs.losses import loss_options
 from encore.config import cli
 from encore.config.schema import WEIGHT, TrainConfig, loss_knobs
 from encore.data.dataset import find_pairs, segment_frames
 from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import BASELINES
 from encore.inference.continuation import continue_song
-from encore.models.loading import choose_device, load_generator, loss_options
+from encore.models.loading import choose_device, load_generator
 from encore.nest import Nest
 from encore.reporting.html import Exhibit
 
@@ -153,7 +154,7 @@ def losses_here(config: TrainConfig, wanted: Iterable[str], say: Callable[[str],
     for name in losses.REGISTRY:
         if name in set(wanted):
             try:
-                losses.create(name, codec.sample_rate, **loss_options(config, codec, name))(silence, silence)
+                losses.create(name, codec.sample_rate, **loss_options(config.objective, codec, name))(silence, silence)
                 here.append(name)
             except (ImportError, OSError, ValueError) as error:
                 say(f"without {name}: {error}")

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import losses
+from encore.codecs.losses import loss_options
 from encore.config import cli
 from encore.config.schema import listed
 from encore.errors import EncoreError, make_folder
@@ -40,7 +41,7 @@ from encore.evaluation.per_item import LATENTS, Judges, Tally
 from encore.evaluation.report import Listening, write_report
 from encore.evaluation.results import Results, print_tables, write_json
 from encore.logbook import log_evaluation, open_run
-from encore.models.loading import Generator, choose_device, load_generator, loss_options, read
+from encore.models.loading import Generator, choose_device, load_generator, read
 from encore.reporting.html import Exhibit
 
 MODEL = "model"
@@ -285,7 +286,9 @@ def choose_losses(generator: Generator, metrics: str | None, truth: Tensor) -> d
         if name not in wanted:
             continue
         try:
-            loss = losses.create(name, codec.sample_rate, **loss_options(config, codec, name)).to(truth.device)
+            loss = losses.create(name, codec.sample_rate, **loss_options(config.objective, codec, name)).to(
+                truth.device
+            )
             loss(truth, truth)
             chosen[name] = loss
         except (ImportError, OSError, ValueError) as error:

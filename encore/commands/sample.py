@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 import losses
 from encore.audio import read_audio
+from encore.codecs.losses import build_losses
 from encore.config import cli
 from encore.config.schema import listed
 from encore.errors import EncoreError, make_folder
 from encore.inference.continuation import reconstruct, stream_song
 from encore.inference.presentation import CODEC, describe, describe_candidates, print_table, titles
 from encore.inference.streaming import record
-from encore.models.loading import Generator, choose_device, load_generator, loss_options
+from encore.models.loading import Generator, choose_device, load_generator
 from encore.reporting.html import Table, write_page
 from encore.reporting.spectrograms import spectrograms
 
@@ -92,7 +93,7 @@ def sample(
     codec = generator.codec
     shown = min(seconds, SHOWN_SECONDS)
     song, truth = read_song(input, start, target, shown, codec.sample_rate, codec.channels)
-    measures = {} if truth is None else measures_of(generator, metrics, truth.to(place))
+    measures = {} if truth is None else table_losses(generator, metrics, truth.to(place))
     seeds = range(seed, seed + candidates)
     context, pieces = stream_song(generator, song, seconds, seeds, temperature)
     console = Console(highlight=False)
@@ -237,34 +238,22 @@ def read_song(
     return song[:, :end], None
 
 
-def measures_of(generator: Generator, metrics: str | None, truth: Tensor) -> dict[str, nn.Module]:
-    """The losses of the table, by name, each tried on the truth `[C, N]` before there is anything to lose.
+def table_losses(generator: Generator, metrics: str | None, truth: Tensor) -> dict[str, nn.Module]:
+    """The losses of the table, by name, each tried on the truth `[C, N]` before anything is generated.
 
-    One of the run's that can't be computed here is left out, and said.
+    One of the training run's that cannot be computed here is left out, with a message.
 
     Raises:
-        EncoreError: losses of --metrics that can't be computed here, a line each: another package, more samples or
+        EncoreError: losses of --metrics that cannot be computed here, a line each: another package, more samples or
             channels needed.
     """
-    config, codec = generator.config, generator.codec
-    wanted = ALWAYS | config.objective.loss_names if metrics is None else set(listed(metrics))
-    measures: dict[str, nn.Module] = {}
-    problems = []
-    for name in losses.REGISTRY:
-        if name not in wanted:
-            continue
-        try:
-            loss = losses.create(name, codec.sample_rate, **loss_options(config, codec, name)).to(truth.device)
-            loss(truth[None], truth[None])
-            measures[name] = loss
-        except (ImportError, OSError, ValueError) as error:
-            if metrics is None:  # nobody asked for it by name
-                print(f"the table is without {name}: {error}", file=sys.stderr)
-            else:
-                problems.append(f"--metrics {name}: {error}")
-    if problems:
-        raise EncoreError("\n".join(problems))
-    return measures
+    wanted = ALWAYS | generator.config.objective.loss_names if metrics is None else set(listed(metrics))
+    built, problems = build_losses(wanted, generator.config.objective, generator.codec, truth[None])
+    if metrics is not None and problems:
+        raise EncoreError("\n".join(f"--metrics {name}: {problem}" for name, problem in problems.items()))
+    for name, problem in problems.items():  # of losses that nobody asked for by name
+        print(f"the table is without {name}: {problem}", file=sys.stderr)
+    return built
 
 
 @torch.no_grad()

@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader
 
 import losses
 from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.codecs.losses import loss_options
 from encore.config import cli
 from encore.config.checks import validate
 from encore.config.schema import ADVERSARIAL, TrainConfig, registered_name
 from encore.data.dataset import Batch, EpochSampler, Pair, PairDataset, collate, find_pairs, segment_frames
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
-from encore.models.loading import build_model, loss_options, recipe_of
+from encore.models.loading import build_model, recipe_of
 from encore.tracking import Tracker
 from encore.training import distributed
 from encore.training.checkpoint import Progress, TrainState, resume_source, set_aside
@@ -316,7 +317,7 @@ def components_of(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -> l
         if name not in ADVERSARIAL:
             registered = registered_name(name)
             try:
-                loss = losses.create(registered, codec.sample_rate, **loss_options(config, codec, name))
+                loss = losses.create(registered, codec.sample_rate, **loss_options(config.objective, codec, name))
                 loss.to(silence.device)(silence, silence)
                 metric = losses.REGISTRY[registered].metric
                 distance = losses.REGISTRY[registered].distance and not against_input

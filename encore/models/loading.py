@@ -113,19 +113,6 @@ def recipe_of(config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> R
     return Recipe(block_frames, config.objective.kind == "energy", config.model.prior)
 
 
-def loss_options(config: TrainConfig, codec: FrozenCodec, name: str) -> dict[str, Any]:
-    """What the loss `name` is built with, beside the sample rate."""
-    if name != "embedding":
-        return {}
-    encoder = codec.encoder if config.objective.embedding_model == "codec" else None
-    return {
-        "model": config.objective.embedding_model,
-        "encoder": encoder,
-        "weights": config.objective.embedding_weights,
-        "layers": config.objective.embedding_layers,
-    }
-
-
 def choose_device(name: str | None) -> torch.device:
     """The named device, else a GPU if there is one, else the CPU.
 
