@@ -21,8 +21,8 @@ from encore.ablation.runner import duration, last_words, open_runs
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.evaluation.results import shown
-from encore.nest import Nest
 from encore.reporting.html import Exhibit
+from encore.tracking import NestedRuns
 from tests.conftest import ENVIRONMENT, ROOT, SAMPLE_RATE
 from tests.test_page import NASTY, Page
 
@@ -192,7 +192,7 @@ print(found, children.run(["no", "such"], folder / "c", {{}}), children.stopped_
 
 
 def test_a_store_that_is_away_is_said() -> None:
-    (line,) = problems_of(Nest, "http://127.0.0.1:9", "x")
+    (line,) = problems_of(NestedRuns, "http://127.0.0.1:9", "x")
     assert line.startswith("--mlflow_uri http://127.0.0.1:9: ")
 
 

@@ -28,8 +28,8 @@ from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import BASELINES
 from encore.inference.continuation import continue_song
 from encore.models.loading import choose_device, load_generator
-from encore.nest import Nest
 from encore.reporting.html import Exhibit
+from encore.tracking import NestedRuns
 
 FAILED = 1  # exit status if a run failed
 WIDTH = 120  # of what is not a terminal
@@ -161,7 +161,7 @@ def losses_here(config: TrainConfig, wanted: Iterable[str], say: Callable[[str],
     return here
 
 
-def nested(runs: Sequence[Run], output: Path, uri: str, experiment: str) -> Nest:
+def nested(runs: Sequence[Run], output: Path, uri: str, experiment: str) -> NestedRuns:
     """The MLflow runs: those of an earlier call in this folder, else new ones.
 
     Raises:
@@ -172,7 +172,7 @@ def nested(runs: Sequence[Run], output: Path, uri: str, experiment: str) -> Nest
         run_id = json.loads(kept.read_text())["run_id"] if kept.is_file() else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoreError(f"{kept}: can't be gone on with ({error}); move it away") from error
-    nest = Nest(uri, experiment)
+    nest = NestedRuns(uri, experiment)
     nest.open(output.resolve().name, run_id)
     if run_id is None:
         kept.write_text(json.dumps({"run_id": nest.run_id}) + "\n")

@@ -40,9 +40,9 @@ from encore.evaluation.metrics.memorization import memorisation as memorised
 from encore.evaluation.per_item import LATENTS, Judges, Tally
 from encore.evaluation.report import Listening, write_report
 from encore.evaluation.results import Results, print_tables, write_json
-from encore.logbook import log_evaluation, open_run
 from encore.models.loading import Generator, choose_device, load_generator, read
 from encore.reporting.html import Exhibit
+from encore.tracking import log_evaluation, open_run
 
 MODEL = "model"
 TAKEN = (MODEL, *BASELINES)

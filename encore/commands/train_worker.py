@@ -31,7 +31,7 @@ from encore.data.dataset import Batch, EpochSampler, Pair, PairDataset, collate,
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
 from encore.models.loading import build_model, recipe_of
-from encore.tracking import Tracker
+from encore.tracking import build_tracker
 from encore.training import distributed
 from encore.training.checkpoint import Progress, TrainState, resume_source, set_aside
 from encore.training.console import SHARE, EpochFigures, Screen, named_metrics
@@ -157,15 +157,7 @@ def main(config: TrainConfig) -> None:
         if source is not None:
             screen.say(f"resumed from {source} at epoch {progress.epoch + 1}, step {progress.epoch_step}")
         if ranks.is_main:
-            journal = config.run.checkpoint_dir / "missed_mlflow.jsonl"
-            tracker = Tracker(
-                config.tracking.mlflow_uri,
-                config.tracking.experiment,
-                config.tracking.run_name,
-                progress.run_id,
-                journal,
-                screen.say,
-            )
+            tracker = build_tracker(config.tracking, progress.run_id, config.run.checkpoint_dir, screen.say)
             tracker.params(config.to_dict())
             for kind, values in known.items():
                 tracker.metrics(named_metrics(kind, values, components), step=0)
