@@ -17,7 +17,7 @@ from encore.commands.train_worker import adversary_of, components_of
 from encore.config.schema import TrainConfig, loss_knobs
 from encore.data.dataset import Batch
 from encore.errors import EncoreError
-from encore.models.generation import Recipe
+from encore.models.generation import GenerationConfig
 from encore.training.objective import Component, Objective
 from encore.training.synthesis import Hearing, Plan
 from losses import pesq
@@ -81,7 +81,7 @@ def objective(
 ) -> Objective:
     """For whole continuations that start from their context, or where there are several samples from replays of it."""
     weights = {component.name: component.weight for component in components}
-    recipe = Recipe(150, generative=samples > 1, prior="replay")
+    recipe = GenerationConfig(150, generative=samples > 1, prior="replay")
     hearing = Hearing(codec, recipe, samples, 64, 150, autocast=contextlib.nullcontext)
     return Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner(weights), adversary)
 

@@ -55,7 +55,7 @@ def repeating(codec: FrozenCodec, segment_frames: int = SEGMENT) -> Generator:
     config = TINY.with_flags(objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, segment_frames).eval(), codec, config, segment_frames)
-    nn.init.zeros_(generator.model.leave.weight)
+    nn.init.zeros_(generator.model.out_proj.weight)
     return generator
 
 
@@ -68,7 +68,7 @@ def drawing(
     ).resolved()
     torch.manual_seed(1)
     generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT)
-    nn.init.normal_(generator.model.leave.weight, std=0.3)
+    nn.init.normal_(generator.model.out_proj.weight, std=0.3)
     return generator
 
 
@@ -79,11 +79,11 @@ class Oracle(nn.Module):
         super().__init__()
         self.latents = latents
 
-    def remember(self, latents: Tensor, memory: int = 0) -> int:
-        return memory + latents.shape[-1]
+    def prefill(self, latents: Tensor, cache: int = 0) -> int:
+        return cache + latents.shape[-1]
 
-    def answer(self, memory: int, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
-        return self.latents[..., memory : memory + steps]
+    def decode_block(self, cache: int, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+        return self.latents[..., cache : cache + steps]
 
 
 def song(samples: int) -> Tensor:

@@ -125,7 +125,7 @@ def sample(
         "Window": f"{generator.segment_frames / codec.frame_rate:.2f} s",
         "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
     }
-    if generator.recipe.generative:
+    if generator.generation.generative:
         facts |= {"Seeds": ", ".join(map(str, seeds)), "Temperature": f"{temperature:g}"}
     exhibits = describe(made, signals, codec.sample_rate)
     heard = [] if candidates == 1 else describe_candidates(made, seeds, codec.sample_rate)
@@ -175,7 +175,7 @@ def check_options(
 
 def check_generative(generator: Generator, candidates: int, temperature: float) -> None:
     """Raises EncoreError if a model that draws nothing is asked for several candidates, or for more or less noise."""
-    if generator.recipe.generative:
+    if generator.generation.generative:
         return
     given = {"--candidates": (candidates, 1), "--temperature": (temperature, 1)}
     problems = [

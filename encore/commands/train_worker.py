@@ -30,7 +30,7 @@ from encore.config.schema import ADVERSARIAL, TrainConfig, registered_name
 from encore.data.dataset import Batch, EpochSampler, Pair, PairDataset, collate, find_pairs, segment_frames
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
-from encore.models.loading import build_model, recipe_of
+from encore.models.loading import build_model, generation_config
 from encore.tracking import build_tracker
 from encore.training import distributed
 from encore.training.checkpoint import Progress, TrainState, resume_source, set_aside
@@ -84,7 +84,7 @@ def main(config: TrainConfig) -> None:
         assert config.data.dataset_folder is not None
         pairs = distributed.together(partial(find_pairs, config.data.dataset_folder, codec.sample_rate))
         frames = segment_frames(pairs, codec.hop_length)
-        recipe = distributed.together(partial(recipe_of, config, codec, frames))
+        recipe = distributed.together(partial(generation_config, config, codec, frames))
         seconds = config.objective.decode_seconds or (math.inf if ranks.has_gpu else CPU_DECODE_SECONDS)
         heard_frames = int(min(frames, max(1, seconds * codec.frame_rate)))
         silence = torch.zeros(1, codec.channels, heard_samples(codec, recipe, heard_frames), device=ranks.device)

@@ -48,7 +48,7 @@ def register_tracker(name: str) -> Callable[[F], F]:
 
     It is called as `factory(settings, run_id, folder, log)`; see `build_tracker`.
     """
-    return TRACKERS.register(name)  # type: ignore[return-value]
+    return TRACKERS.register(name)
 
 
 def build_tracker(settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]) -> Tracker:
