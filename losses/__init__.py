@@ -5,10 +5,11 @@ returns the mean over the items of the batch, or one value per item with `reduct
 """
 
 from losses.adversarial import Adversary, DiscriminatorLoss, FeatureMatchingLoss, GeneratorLoss
-from losses.combining import LossBalancer, WeightedGradient, WeightedSum
-from losses.discriminators import discriminator
+from losses.adversarial.discriminators import discriminator
+from losses.balancer import LossBalancer, WeightedGradient, WeightedSum
+from losses.dsp.filters import FIRFilter, SumAndDifference
+from losses.dsp.stft import shared_rows, shared_spectra
 from losses.embedding import EmbeddingLoss
-from losses.filters import FIRFilter, SumAndDifference
 from losses.multi_resolution import (
     MRSTFTLoss,
     MultiResolutionSTFTLoss,
@@ -19,7 +20,6 @@ from losses.multi_resolution import (
 )
 from losses.pesq import PESQLoss
 from losses.registry import REGISTRY, create
-from losses.spectra import shared_rows, shared_spectra
 from losses.spectrograms import (
     ComplexSpecLoss,
     ComplexSTFTLoss,

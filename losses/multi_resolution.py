@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from losses.base import Loss, check_same_shape, entry
-from losses.compilation import eager
-from losses.filters import a_weighted, sum_and_difference
-from losses.spectra import check_long_enough
+from losses.dsp.compilation import eager
+from losses.dsp.filters import a_weighted, sum_and_difference
+from losses.dsp.stft import check_long_enough
 from losses.stft import STFTLoss, STFTTerms, stft_terms
 
 SPECTRAL: dict[str, Any] = {

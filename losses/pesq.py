@@ -12,7 +12,7 @@ from torch import Tensor
 from torchaudio.functional import lfilter, resample
 
 from losses.base import Loss, check_same_shape, entry
-from losses.compilation import eager
+from losses.dsp.compilation import eager
 
 RATE = 16000  # Hz, that of wide-band PESQ
 SHORTEST = 5248  # samples at 16 kHz: the first length that the package pads to its 20 frames of 512 samples, hop 256

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from losses import embedding, multi_resolution, pesq, spectrograms, stft, transport, waveform
+from losses import multi_resolution, pesq, spectrograms, stft, transport, waveform
 from losses.base import Entry, Loss
+from losses.embedding import loss as embedding
 
 # Every room of losses lists its own.
 REGISTRY: dict[str, Entry] = {

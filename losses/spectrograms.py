@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses.autograd import AntiWrapped, mean_abs
 from losses.base import Loss, check_same_shape, entry
-from losses.compilation import constant
-from losses.filterbanks import mel_spectrogram
-from losses.scales import a_weighting, fft_frequencies
-from losses.spectra import (
+from losses.dsp.autograd import AntiWrapped, mean_abs
+from losses.dsp.compilation import constant
+from losses.dsp.filterbanks import mel_spectrogram
+from losses.dsp.scales import a_weighting, fft_frequencies
+from losses.dsp.stft import (
     POWER_FLOOR,
     absolute,
     check_long_enough,

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from losses.autograd import mean_abs
 from losses.base import Loss, check_same_shape, entry
-from losses.filterbanks import mel_spectrogram
-from losses.filters import a_weighted
-from losses.spectra import POWER_FLOOR, Window, log_ratio, magnitude, phase, shared_spectra, window_values
-from losses.transforms import chroma_filters
+from losses.dsp.autograd import mean_abs
+from losses.dsp.filterbanks import mel_spectrogram
+from losses.dsp.filters import a_weighted
+from losses.dsp.stft import POWER_FLOOR, Window, log_ratio, magnitude, phase, shared_spectra, window_values
+from losses.dsp.transforms import chroma_filters
 
 SILENCE = 1e-3  # −60 dBFS: convergence is relative to at least this level, or silent targets would outweigh all others
 LEAST = 1e-12

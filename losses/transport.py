@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.base import Loss, check_same_shape, entry
-from losses.spectra import Window, check_long_enough, magnitude
+from losses.dsp.stft import Window, check_long_enough, magnitude
 
 FFT_SIZES = (512, 1024, 2048)
 HOP_LENGTHS = (128, 256, 512)
@@ -121,7 +121,7 @@ def multi_resolution_transport(
         target: as the prediction.
         fft_sizes: transform and window sizes, samples.
         hop_lengths: as many, samples.
-        window: as in `losses.spectra.spectrum`.
+        window: as in `losses.dsp.stft.spectrum`.
         p, normalize, balanced, quantile_lowpass: as in `spectral_optimal_transport`.
 
     Raises:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from losses import REGISTRY, patients
+from losses import REGISTRY
 from losses.__main__ import app, folded
 from losses.base import Entry, Loss
+from losses.doctor import cases
 from losses.waveform import rms
 from tests.conftest import ROOT, Door, melody
 
@@ -165,7 +166,7 @@ def test_the_typical_scales_of_the_documentation_are_those_of_the_doctor() -> No
     page = (ROOT / "docs" / "losses.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\S+) \| (\S+) \|$", page, re.MULTILINE)
     found = {name: figures for name, *figures in rows}
-    entries, material = patients.patients(), patients.synthesised(24000, 1)
+    entries, material = cases.all_entries(), cases.synthesised(24000, 1)
     assert set(found) == set(entries)
     for name, entry in entries.items():
         loss = entry.build(24000)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import losses
-from losses import functional, spectra, waveform
+from losses import functional, waveform
+from losses.dsp import stft as spectra
 from tests.conftest import results_of_two_ranks
 from tests.signals import RATE, loss_named, noise, second_call, shape_for
 

@@ -13,9 +13,9 @@ import torch
 from encodec.modules import SEANetEncoder
 from torch import Tensor, nn
 
-from losses import embedding_networks
-from losses.embedding import ENTRIES as EMBEDDING
-from losses.embedding import EmbeddingLoss
+from losses.embedding import networks as embedding_networks
+from losses.embedding.loss import ENTRIES as EMBEDDING
+from losses.embedding.loss import EmbeddingLoss
 from losses.pesq import ENTRIES as PESQ
 from losses.pesq import PESQLoss, _measure, pesq
 

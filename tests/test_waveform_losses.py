@@ -14,7 +14,8 @@ from auraloss.perceptual import SumAndDifference as AuralossSumAndDifference
 from torch import Tensor, nn
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio, signal_noise_ratio
 
-from losses import base, filters, waveform
+from losses import base, waveform
+from losses.dsp import filters
 
 SHAPES = [(1, 1, 333), (3, 2, 4000), (2, 5, 12000)]
 RATIOS = (waveform.snr, waveform.si_sdr, waveform.sd_sdr)

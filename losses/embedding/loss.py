@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchaudio.functional import resample
 
 from losses.base import Loss, check_same_shape, entry
-from losses.compilation import eager
-from losses.embedding_networks import NETWORKS, Network
+from losses.dsp.compilation import eager
+from losses.embedding.networks import NETWORKS, Network
 
 FLOOR_SHARE = 0.1  # of a layer's mean magnitude on white noise of RMS 0.1, -20 dBFS: the least a target counts as
 

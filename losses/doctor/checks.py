@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from losses.balancer import WeightedSum
 from losses.base import Entry
-from losses.combining import WeightedSum
-from losses.patients import NEEDS_ENCODEC, Material, noise
+from losses.doctor.cases import NEEDS_ENCODEC, Material, noise
 from losses.registry import REGISTRY
 
 TOLERANCE = 1e-6  # of the minimum at identity

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from losses.adversarial import Adversary
+from losses.adversarial import Adversary, discriminator
 from losses.base import Entry, Loss
-from losses.discriminators import discriminator
 from losses.registry import REGISTRY
 
 LEVEL = 0.1  # root mean square of the synthesised signals, -20 dBFS
@@ -74,7 +73,7 @@ def synthesised(sample_rate: int, seconds: float) -> Material:
     return Material(pairs, sample_rate, 1)
 
 
-def patients() -> dict[str, Entry]:
+def all_entries() -> dict[str, Entry]:
     """The registered losses and the adversarial ones; what needs a network of the user's has a small random one."""
     adversarial = {
         "gan": Entry("what the generator gains by deceiving the discriminator", _Adversarial, None),
