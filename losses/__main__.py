@@ -20,6 +20,7 @@ from torch import Tensor
 from losses.doctor import cases, checks
 from losses.doctor.cases import Material
 from losses.doctor.checks import Report
+from losses.registry import load_plugins
 
 USER_ERROR = 2
 WIDTH = 120  # of what is not a terminal
@@ -46,8 +47,15 @@ def main(
         float | None, typer.Option("--seconds", help="length of the signals; default: 1, or all of the files")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    plugins: Annotated[
+        str, typer.Option("--plugins", help="modules with losses of your own: my_module,path/to/my_loss.py")
+    ] = "",
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    try:
+        load_plugins(plugins)
+    except ValueError as error:
+        refuse(f"--plugins {plugins}: {error}")
     entries = cases.all_entries()
     names = list(entries) if only is None else [name.strip() for name in only.split(",") if name.strip()]
     if unknown := [name for name in names if name not in entries]:

@@ -29,10 +29,8 @@ def test_rms_of_known_signals() -> None:
     assert losses.RMSLoss()(torch.stack([ones[0], zeros[0]]), zeros).item() == pytest.approx(0.5)
 
 
-def test_there_are_all_the_losses_and_each_says_what_it_is() -> None:
-    assert len(NAMES) == 31
+def test_each_registered_loss_is_described() -> None:
     for name, entry in losses.REGISTRY.items():
-        assert name == name.lower() and name.replace("_", "").isalnum()
         assert 10 < len(entry.summary) < 110 and "\n" not in entry.summary, name
         assert entry.channels in (None, 2)
         assert (entry.metric is None) == (entry.minimum is not None)
