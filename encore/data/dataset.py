@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from encore.audio import SHORTEST_SECONDS, check_complete, read_audio
 from encore.codecs.encodec import FrozenCodec
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError, listing
+from encore.registry import DATASETS
 
 SPLITS = ("train", "val")
 
@@ -28,6 +29,7 @@ class Pair:
     samples: int
 
 
+@DATASETS.register("pairs")
 def find_pairs(folder: Path, sample_rate: int) -> dict[str, list[Pair]]:
     """The pairs of `folder/train` and `folder/val`, named `pair_*_input.wav` and `pair_*_output.wav`, in order.
 
@@ -92,7 +94,7 @@ def _check(source: Path, sample_rate: int, problems: list[str]) -> Pair | None:
     return Pair(source, target, lengths[0])
 
 
-def segment_frames(pairs: dict[str, list[Pair]], hop_length: int) -> int:
+def segment_frames(pairs: Mapping[str, list[Pair]], hop_length: int) -> int:
     """Latent frames that all pairs have: those of the shortest one."""
     return min(pair.samples for split in pairs.values() for pair in split) // hop_length
 
