@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import losses
-from encore.codecs.encodec import load_codec
+from encore.codecs import load_codec
 from encore.evaluation.dataset import Clips, load_clips, open_held_out
 from encore.evaluation.metrics.energy_score import energy_score, skill
 from encore.models.priors import RHYTHM_SHARE, FrameOrder, draw_lags, lag_probs, replay, take

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from encore.codecs.encodec import Architecture, FrozenCodec, load_codec
+from encore.codecs import Codec, load_codec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import Architecture
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig
 from encore.models.priors import draw_lags
@@ -24,16 +26,16 @@ HOP, FRAMES, ITEMS = 320, 75, 2
 
 
 @pytest.fixture(scope="module")
-def codec() -> FrozenCodec:
+def codec() -> Codec:
     return load_codec("starter")
 
 
 @pytest.fixture(scope="module")
-def batch(codec: FrozenCodec) -> Batch:
+def batch(codec: Codec) -> Batch:
     return batch_of(codec, FRAMES)
 
 
-def batch_of(codec: FrozenCodec, frames: int) -> Batch:
+def batch_of(codec: Codec, frames: int) -> Batch:
     """Songs, encoded as a whole: what follows a context are its song's own latents."""
     songs = torch.stack([torch.from_numpy(melody(2 * frames * HOP / SAMPLE_RATE, seed))[None] for seed in range(ITEMS)])
     source, target = songs.split(frames * HOP, -1)
@@ -76,7 +78,7 @@ class Truth(nn.Module):
 
 
 def new_hearing(
-    codec: FrozenCodec, size: int = 20, samples: int = 2, heard: int = 45, prior: str = "replay", **settings: Any
+    codec: Codec, size: int = 20, samples: int = 2, heard: int = 45, prior: str = "replay", **settings: Any
 ) -> Hearing:
     margin = 0 if codec.segment_frames is not None else 32
     recipe = GenerationConfig(size, samples > 1, prior)
@@ -87,7 +89,7 @@ def relative_db(signal: Tensor, reference: Tensor) -> float:
     return 20 * math.log10(float((signal - reference).norm() / reference.norm()) + 1e-12)
 
 
-def rendered(codec: FrozenCodec, batch: Batch) -> Tensor:
+def rendered(codec: Codec, batch: Batch) -> Tensor:
     return codec.decode(torch.cat([batch.context, batch.target_latents], -1))
 
 
@@ -104,9 +106,7 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("samples", "size", "plan"), PLANS)
-def test_what_is_heard_lies_where_it_should(
-    codec: FrozenCodec, batch: Batch, samples: int, size: int, plan: Plan
-) -> None:
+def test_what_is_heard_lies_where_it_should(codec: Codec, batch: Batch, samples: int, size: int, plan: Plan) -> None:
     """The true latents sound as in the rendering of the whole song, seam included, beside the song's own audio."""
     hearing = new_hearing(codec, size, samples, rollout_blocks=2)
     audio = hearing.predict(Truth(batch), batch, plan)
@@ -136,7 +136,7 @@ def test_what_is_heard_lies_where_it_should(
 def test_a_codec_that_works_in_segments_is_heard_exactly() -> None:
     torch.manual_seed(0)
     encoder, decoder = Architecture(n_filters=2).build()
-    codec = FrozenCodec(encoder, decoder, SAMPLE_RATE, 1, segment_seconds=0.2)  # 15 frames
+    codec = SEANetCodec(encoder, decoder, SAMPLE_RATE, 1, segment_seconds=0.2)  # 15 frames
     batch = batch_of(codec, FRAMES)
     truth = Truth(batch)
     truth.std = torch.ones(129, 1)
@@ -151,7 +151,7 @@ def test_a_codec_that_works_in_segments_is_heard_exactly() -> None:
     assert relative_db(hearing.sample(truth, batch)[::2], whole[..., FRAMES * HOP :]) < -100
 
 
-def test_a_block_is_made_from_what_came_before_it(codec: FrozenCodec, batch: Batch) -> None:
+def test_a_block_is_made_from_what_came_before_it(codec: Codec, batch: Batch) -> None:
     truth, hearing = Truth(batch), new_hearing(codec, rollout_blocks=2)
     hearing.predict(truth, batch, Plan((20, 40), 0, 20))
     (given,) = truth.given
@@ -160,7 +160,7 @@ def test_a_block_is_made_from_what_came_before_it(codec: FrozenCodec, batch: Bat
 
 
 def test_the_models_own_blocks_are_what_it_goes_on_from_and_what_is_heard_before_the_next(
-    codec: FrozenCodec, batch: Batch
+    codec: Codec, batch: Batch
 ) -> None:
     """A model that errs: its own blocks, and not the truth, are its past and the decoder's."""
     wrong, hearing = Truth(batch), new_hearing(codec, rollout_blocks=2)
@@ -173,9 +173,7 @@ def test_the_models_own_blocks_are_what_it_goes_on_from_and_what_is_heard_before
     assert relative_db(heard_before, audio[..., : hearing.seam * HOP]) > -10
 
 
-def test_noise_lies_on_the_context_that_the_model_sees_and_not_on_what_is_heard(
-    codec: FrozenCodec, batch: Batch
-) -> None:
+def test_noise_lies_on_the_context_that_the_model_sees_and_not_on_what_is_heard(codec: Codec, batch: Batch) -> None:
     torch.manual_seed(0)
     truth, hearing, plan = Truth(batch), new_hearing(codec, context_noise=0.3), Plan((20,), 0, 1)
     levels = []
@@ -193,7 +191,7 @@ def test_noise_lies_on_the_context_that_the_model_sees_and_not_on_what_is_heard(
     assert torch.equal(truth.given[given][::2], batch.context)  # none on what is validated
 
 
-def test_plans_cover_all_of_a_segment(codec: FrozenCodec) -> None:
+def test_plans_cover_all_of_a_segment(codec: Codec) -> None:
     torch.manual_seed(0)
     blocks = new_hearing(codec, 20, heard=45)
     plans = [blocks.plan(FRAMES) for _ in range(200)]
@@ -209,7 +207,7 @@ def test_plans_cover_all_of_a_segment(codec: FrozenCodec) -> None:
     assert short == Plan((0,), 0, 10)
 
 
-def test_plans_of_own_blocks(codec: FrozenCodec) -> None:
+def test_plans_of_own_blocks(codec: Codec) -> None:
     torch.manual_seed(0)
     hearing = new_hearing(codec, 20, heard=45, rollout_blocks=1)
     assert {hearing.plan(FRAMES, own=True).starts for _ in range(100)} == {(0,), (20,)}
@@ -220,7 +218,7 @@ def test_plans_of_own_blocks(codec: FrozenCodec) -> None:
 
 
 @pytest.mark.parametrize("prior", ["replay", "none"])
-def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: FrozenCodec, batch: Batch, prior: str) -> None:
+def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: Codec, batch: Batch, prior: str) -> None:
     torch.manual_seed(0)
     model = ContinuationTransformer(128, 16, 2, 1, 0.0, FRAMES).eval()
     model.set_statistics(torch.zeros(128), batch.context.std((0, 2)))
@@ -237,7 +235,7 @@ def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: FrozenCo
     assert relative_db(each[0, 0], each[0, 1]) > -40
 
 
-def test_the_replay_in_the_models_place_is_the_contexts_own_frames(codec: FrozenCodec, batch: Batch) -> None:
+def test_the_replay_in_the_models_place_is_the_contexts_own_frames(codec: Codec, batch: Batch) -> None:
     """At the lags that follow from the item's number and the sample's."""
     heard, frames = new_hearing(codec).replay(batch), torch.arange(FRAMES)
     seeds = [item * MOST_SAMPLES + sample for item in range(ITEMS) for sample in range(2)]

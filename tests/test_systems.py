@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.codecs import Codec, load_codec
 from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES, System, baselines, check_comparable, seeds_of
 from encore.evaluation.dataset import HeldOut, load_clips, open_held_out, partners_elsewhere
@@ -21,7 +21,7 @@ PERIOD = 0.4  # seconds
 
 
 @pytest.fixture(scope="module")
-def codec() -> FrozenCodec:
+def codec() -> Codec:
     return load_codec("starter")
 
 
@@ -40,12 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(codec: FrozenCodec, folder: Path) -> HeldOut:
+def data(codec: Codec, folder: Path) -> HeldOut:
     return open_held_out(codec, folder, None, None, 3, CPU)
 
 
 @pytest.fixture(scope="module")
-def systems(codec: FrozenCodec, data: HeldOut) -> dict[str, System]:
+def systems(codec: Codec, data: HeldOut) -> dict[str, System]:
     made = baselines(codec, data.val, partners_elsewhere(data.recordings, 0), margin=64)
     assert [system.name for system in made] == list(BASELINES)
     return {system.name: system for system in made}
@@ -73,9 +73,7 @@ def test_the_loop_of_a_beat_goes_on_with_the_beat(systems: dict[str, System], da
     torch.testing.assert_close(systems["loop"].draw(clips, 1, 0)[:, 0], clips.truth, atol=1e-3, rtol=0)
 
 
-def test_a_replay_is_the_decoded_context_from_a_lag_on(
-    systems: dict[str, System], data: HeldOut, codec: FrozenCodec
-) -> None:
+def test_a_replay_is_the_decoded_context_from_a_lag_on(systems: dict[str, System], data: HeldOut, codec: Codec) -> None:
     clips = load_clips(data.val, [0, 1], CPU)
     drawn = systems["replay"].draw(clips, 3, 0)
     frames = clips.context.shape[-1]
@@ -105,7 +103,7 @@ def test_endless_systems_go_on_and_begin_as_they_did(systems: dict[str, System],
         torch.testing.assert_close(audio[..., : first.shape[-1]], first, atol=1e-4, rtol=0)
 
 
-def test_pairs_and_their_recordings(data: HeldOut, folder: Path, codec: FrozenCodec, tmp_path: Path) -> None:
+def test_pairs_and_their_recordings(data: HeldOut, folder: Path, codec: Codec, tmp_path: Path) -> None:
     assert data.recordings == ["a.wav", "a.wav", "b.wav"] and data.known
     assert data.one_of_each(2) == [0, 2] and data.one_of_each(9) == [0, 2, 1]
     assert partners_elsewhere(["a", "a"], 0) is None
@@ -124,14 +122,14 @@ def test_pairs_and_their_recordings(data: HeldOut, folder: Path, codec: FrozenCo
     assert not unknown.known and len(set(unknown.recordings)) == 3
 
 
-def test_too_little_to_judge_by(codec: FrozenCodec, tmp_path: Path) -> None:
+def test_too_little_to_judge_by(codec: Codec, tmp_path: Path) -> None:
     with pytest.raises(EncoreError, match=r"0\.49 s; at least 1 s"):
         open_held_out(codec, write_pairs(tmp_path / "short", {"train": 1, "val": 2}, 0.5), None, None, 0, CPU)
     with pytest.raises(EncoreError, match="one validation pair"):
         open_held_out(codec, write_pairs(tmp_path / "one", {"train": 1, "val": 1}), None, None, 0, CPU)
 
 
-def test_only_models_of_like_codecs_are_compared(codec: FrozenCodec) -> None:
+def test_only_models_of_like_codecs_are_compared(codec: Codec) -> None:
     check_comparable(codec, {"twin": codec})
     other = load_codec("starter")
     other.sample_rate = 48000

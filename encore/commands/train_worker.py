@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import losses
-from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.codecs import Codec, load_codec
 from encore.codecs.losses import loss_options
 from encore.config import cli
 from encore.config.checks import validate
@@ -290,7 +290,7 @@ def train_epoch(
 
 
 @torch.no_grad()
-def components_of(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -> list[Component]:
+def components_of(config: TrainConfig, codec: Codec, silence: Tensor) -> list[Component]:
     """The objective's terms: those with a weight and those of --metrics, each tried on a crop of silence.
 
     Raises:
@@ -317,7 +317,7 @@ def components_of(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -> l
 
 
 @torch.no_grad()
-def adversary_of(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -> losses.Adversary | None:
+def adversary_of(config: TrainConfig, codec: Codec, silence: Tensor) -> losses.Adversary | None:
     """The discriminator, with all that trains it, if there is to be one; the same on all ranks.
 
     Raises:
@@ -342,7 +342,7 @@ def combiner_of(config: TrainConfig) -> losses.LossBalancer | losses.WeightedGra
 
 
 def encode_pairs(
-    config: TrainConfig, codec: FrozenCodec, pairs: dict[str, list[Pair]], ranks: Ranks, screen: Screen
+    config: TrainConfig, codec: Codec, pairs: dict[str, list[Pair]], ranks: Ranks, screen: Screen
 ) -> LatentCache:
     """The pairs' latents, encoded by all ranks together where the cache has none."""
     files = [path for split in pairs.values() for pair in split for path in (pair.input, pair.output)]

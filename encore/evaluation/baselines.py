@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.data.dataset import PairDataset
 from encore.errors import EncoreError
 from encore.evaluation.dataset import Clips, load_clips
@@ -75,13 +75,13 @@ def model_system(name: str, generator: Generator, temperature: float, own_latent
     return System(name, note, make, deterministic=not generative, endless=True)
 
 
-def baselines(codec: FrozenCodec, pairs: PairDataset, partners: Sequence[int] | None, margin: int) -> list[System]:
+def baselines(codec: Codec, pairs: PairDataset, partners: Sequence[int] | None, margin: int) -> list[System]:
     """Every baseline, from the poorest to the ceiling, and last the truth.
 
     Args:
         partners: by the number of a pair, that of the pair whose truth it gets as other music (see
             `partners_elsewhere`); None leaves that one out.
-        margin: latent frames that a decoded crop needs on its left (`FrozenCodec.measure_margin`).
+        margin: latent frames that a decoded crop needs on its left (`Codec.measure_margin`).
     """
 
     def silence(clips: Clips, candidates: int, seed: int) -> Tensor:
@@ -124,7 +124,7 @@ def baselines(codec: FrozenCodec, pairs: PairDataset, partners: Sequence[int] | 
     return [*made, System(TRUTH, "How the music really goes on.", lambda clips, candidates, seed: _wave(clips.truth))]
 
 
-def check_comparable(codec: FrozenCodec, others: Mapping[str, FrozenCodec]) -> None:
+def check_comparable(codec: Codec, others: Mapping[str, Codec]) -> None:
     """Raises EncoreError for those whose codec has another sample rate, channels or hop: they make other audio."""
     problems = []
     for name, other in others.items():

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.data.dataset import Pair, PairDataset, collate, find_pairs, segment_frames
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
@@ -83,7 +83,7 @@ class HeldOut:
 
 
 def open_held_out(
-    codec: FrozenCodec, folder: Path, cache_dir: Path | None, items: int | None, segments: int, device: torch.device
+    codec: Codec, folder: Path, cache_dir: Path | None, items: int | None, segments: int, device: torch.device
 ) -> HeldOut:
     """Finds the pairs of `folder`, as training does, and encodes what of the files that are needed is not yet.
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.evaluation.dataset import Clips
 from encore.evaluation.metrics.boundary import seam
 from encore.evaluation.metrics.drift import compare, course, drift
@@ -39,7 +39,7 @@ class Judges:
         embeddings: further features in which distributions are compared: `f(audio [B, C, S], rate)` to `[B, P, F]`.
     """
 
-    codec: FrozenCodec
+    codec: Codec
     deviation: Tensor
     distances: Mapping[str, Distance]
     losses: Mapping[str, Distance]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.loading import FORMAT, read
@@ -51,7 +51,7 @@ class TrainState:
     objective: Objective
     progress: Progress
 
-    def save(self, path: Path, config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> None:
+    def save(self, path: Path, config: TrainConfig, codec: Codec, segment_frames: int) -> None:
         """Writes everything to a temporary name, then renames it: there is never half a checkpoint."""
         content = {
             "format": FORMAT,
@@ -69,7 +69,7 @@ class TrainState:
         torch.save(content, temporary)
         temporary.replace(path)
 
-    def load(self, path: Path, config: TrainConfig, codec: FrozenCodec) -> None:
+    def load(self, path: Path, config: TrainConfig, codec: Codec) -> None:
         """Continues from a checkpoint.
 
         Raises:

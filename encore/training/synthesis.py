@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig, Sampler, generate, make_generators
 from encore.models.priors import REPLAY, Context
@@ -43,7 +43,7 @@ class Hearing:
         codec: decodes.
         recipe: how the model is used.
         samples: drawn per item.
-        margin: frames that the decoder needs in front of a crop (see `FrozenCodec.measure_margin`).
+        margin: frames that the decoder needs in front of a crop (see `Codec.measure_margin`).
         heard_frames: frames that a training step decodes, of each sample: a crop of a block, or several blocks.
         autocast: context for the model, e.g. of bfloat16; the decoder runs in float32.
         context_noise: greatest deviation of noise on the context in training, in units of each channel's. The model
@@ -53,7 +53,7 @@ class Hearing:
 
     def __init__(
         self,
-        codec: FrozenCodec,
+        codec: Codec,
         recipe: GenerationConfig,
         samples: int,
         margin: int,
@@ -173,6 +173,6 @@ def bare_of(model: nn.Module) -> nn.Module:
     return getattr(model, "module", model)
 
 
-def heard_samples(codec: FrozenCodec, recipe: GenerationConfig, heard_frames: int) -> int:
+def heard_samples(codec: Codec, recipe: GenerationConfig, heard_frames: int) -> int:
     """Samples of what a training step hears at once: a block or a crop of one, without the seam before it."""
     return min(heard_frames, recipe.block_frames) * codec.hop_length
