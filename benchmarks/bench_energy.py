@@ -44,7 +44,7 @@ def case(
 ) -> Callable[[], None]:
     """One training step without the optimiser's part; one sample is a regression."""
     objective = "energy" if samples > 1 else "regression"
-    config = TrainConfig(
+    config = TrainConfig.from_flags(
         codec="starter", objective=objective, generation="blocks", block_seconds=0.4, d_model=128, dropout=0.0
     )
     recipe = generation_config(config, codec, FRAMES)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from losses import DiscriminatorLoss, FeatureMatchingLoss, GeneratorLoss, adversarial, discriminator
-from losses.discriminators import MultiPeriod
+from losses.adversarial.discriminators import MultiPeriod
 
 LOSSES: list[nn.Module] = [build(kind) for build in (GeneratorLoss, DiscriminatorLoss) for kind in ("hinge", "lsgan")]
 LOSSES += [FeatureMatchingLoss(), FeatureMatchingLoss(relative=True)]

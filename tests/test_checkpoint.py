@@ -24,8 +24,8 @@ def test_a_trained_model_is_loaded_with_its_averaged_weights(trained: Path) -> N
     path = trained / "checkpoints" / "best_model.pt"
     content, generator = read(path), load_generator(path, CPU)
     assert generator.segment_frames == content["segment_frames"] == 75
-    assert generator.config.d_model == 32 and not generator.model.training
-    assert generator.generation == GenerationConfig(30, generative=True, prior=generator.config.prior)
+    assert generator.config.model.d_model == 32 and not generator.model.training
+    assert generator.generation == GenerationConfig(30, generative=True, prior=generator.config.model.prior)
     assert generator.model.window == 45
     averaged = content["ema"]["module.in_proj.weight"]
     assert torch.equal(generator.model.in_proj.weight, averaged)
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_another_shape_and_codec_is_refused(
         f"error: --resume {checkpoint}: was trained with --objective energy, not regression",
         f"error: --resume {checkpoint}: was trained with --generation blocks, not whole",
         f"error: --resume {checkpoint}: was trained with --block_seconds 0.4, not 0.2",
-        f"error: --resume {checkpoint}: was trained with --prior {TrainConfig().prior}, not none",
+        f"error: --resume {checkpoint}: was trained with --prior {TrainConfig().model.prior}, not none",
         f"error: --resume {checkpoint}: was trained with another codec (--codec starter); name that one",
     ]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]  # nothing was touched
@@ -93,7 +93,7 @@ def codec() -> Codec:
 def test_block_size_and_window_follow_from_seconds(codec: Codec) -> None:
     def built(**settings: object) -> tuple[GenerationConfig, int, bool]:
         settings = {"prior": "replay", "block_seconds": 0.4, **settings}
-        config = TrainConfig(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
+        config = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
         model = build_model(config, codec, 75)
         return generation_config(config, codec, 75), model.window, not model.out_proj.weight.any()
 
@@ -110,13 +110,13 @@ def test_block_size_and_window_follow_from_seconds(codec: Codec) -> None:
 
 def test_blocks_that_do_not_fit_are_refused(codec: Codec) -> None:
     with pytest.raises(EncoreError, match=r"^--block_seconds 1\.1: longer than the segments \(1 s\)"):
-        generation_config(TrainConfig(block_seconds=1.1).resolved(), codec, 75)
+        generation_config(TrainConfig.from_flags(block_seconds=1.1).resolved(), codec, 75)
     torch.manual_seed(0)
-    segmented = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
-    assert generation_config(TrainConfig(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
+    segmented = FrozenCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
+    assert generation_config(TrainConfig.from_flags(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
     for settings, frames in (({"block_seconds": 0.5}, 75), ({"generation": "whole"}, 70)):
         with pytest.raises(EncoreError, match=r"^--generation .* works on segments of 0\.2 s"):
-            generation_config(TrainConfig(**settings).resolved(), segmented, frames)
+            generation_config(TrainConfig.from_flags(**settings).resolved(), segmented, frames)
 
 
 def test_an_earlier_run_is_set_aside_and_not_overwritten(tmp_path: Path) -> None:
@@ -136,11 +136,11 @@ def test_an_earlier_run_is_set_aside_and_not_overwritten(tmp_path: Path) -> None
 
 def test_where_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = tmp_path / "last.pt"
-    auto = TrainConfig(checkpoint_dir=tmp_path, resume="auto")
+    auto = TrainConfig.from_flags(checkpoint_dir=tmp_path, resume="auto")
     assert resume_source(auto) is None
     last.touch()
     assert resume_source(auto) == last
-    assert resume_source(TrainConfig(checkpoint_dir=tmp_path)) is None
-    assert resume_source(TrainConfig(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
+    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path)) is None
+    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert resume_source(TrainConfig(checkpoint_dir=tmp_path)) == last
+    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path)) == last

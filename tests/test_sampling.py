@@ -30,7 +30,7 @@ from tests.conftest import SAMPLE_RATE, melody
 HOP = 320
 SEGMENT = 100  # frames
 FADE = 2 * HOP
-TINY = TrainConfig(d_model=16, nhead=2, num_layers=2, dropout=0.0)
+TINY = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=2, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def starter() -> Codec:
 
 def repeating(codec: Codec, segment_frames: int = SEGMENT) -> Generator:
     """A model that continues a context by itself: a regression whose answer is its prior, unchanged."""
-    config = replace(TINY, objective="regression", prior="replay").resolved()
+    config = TINY.with_flags(objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, segment_frames).eval(), codec, config, segment_frames)
     nn.init.zeros_(generator.model.out_proj.weight)
@@ -65,8 +65,8 @@ def drawing(
     codec: Codec, prior: str = "replay", block_seconds: float = 0.4, context_seconds: float | None = None
 ) -> Generator:
     """An untrained model of the objective energy; its samples differ, whatever its prior."""
-    config = replace(
-        TINY, objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
+    config = TINY.with_flags(
+        objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
     ).resolved()
     torch.manual_seed(1)
     generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT)

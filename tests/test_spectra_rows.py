@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import losses
-from losses import spectra
+from losses.dsp import stft as spectra
 from tests.signals import loss_named, music, noise, shape_for
 
 INDEX = torch.tensor([2, 0, 0, 3, 1, 2, 2])

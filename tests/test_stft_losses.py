@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import losses
-from losses.filterbanks import mel_filters
-from losses.spectra import log_ratio, magnitude, phase, spectrum, window_values
+from losses.dsp.filterbanks import mel_filters
+from losses.dsp.stft import log_ratio, magnitude, phase, spectrum, window_values
 from losses.stft import STFTTerms
 from tests.signals import assert_same, gradient_of, music, noise
 

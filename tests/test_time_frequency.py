@@ -17,10 +17,11 @@ import torch
 from sot.cqt import CQT as SotVQT
 from torch import Tensor, nn
 
-from losses import distances, scales, transforms
-from losses.spectra import shared_spectra
+from losses import time_frequency as distances
+from losses.dsp import scales, transforms
+from losses.dsp.stft import shared_spectra
+from losses.dsp.transforms import CQT, STFT, VQT, Chroma, Mel, chroma_filters
 from losses.time_frequency import Scale, TimeFrequencyLoss, time_frequency_loss
-from losses.transforms import CQT, STFT, VQT, Chroma, Mel, chroma_filters
 
 CPU = torch.device("cpu")
 

@@ -70,7 +70,7 @@ def test_mlflow_holds_parameters_components_baselines_and_artifacts(
     client, run = MlflowClient(store), only_run(store, experiment)
     assert run.info.status == "FINISHED"
     config = TrainConfig.from_dict(json.loads((folder / "checkpoints" / "config.json").read_text()))
-    assert config.objective == ("energy" if energy else "regression")
+    assert config.objective.kind == ("energy" if energy else "regression")
     assert run.data.params == {name: str(value) for name, value in config.to_dict().items()}
     names = ["train_loss", "val_loss", "learning_rate", "throughput", "grad_norm", *(f"val_{c}" for c in COMPONENTS)]
     parts = [f"{c}_{part}" for c in ("rms_target", "mel") for part in ("attraction", "repulsion")]

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codecs import Codec
+from encore.codecs.encodec import FrozenCodec
+from encore.config.schema import ObjectiveConfig
 
 
-class EmbeddingOptions(Protocol):
-    """The part of a configuration that the loss "embedding" is built from."""
-
-    @property
-    def embedding_model(self) -> str: ...
-    @property
-    def embedding_weights(self) -> Path | None: ...
-    @property
-    def embedding_layers(self) -> str: ...
-
-
-def loss_options(objective: EmbeddingOptions, codec: Codec, name: str) -> dict[str, Any]:
+def loss_options(objective: ObjectiveConfig, codec: FrozenCodec, name: str) -> dict[str, Any]:
     """Keyword arguments for the loss registered as `name`, besides the sample rate."""
     if name != "embedding":
         return {}
@@ -38,7 +27,7 @@ def loss_options(objective: EmbeddingOptions, codec: Codec, name: str) -> dict[s
 
 @torch.no_grad()
 def build_losses(
-    names: Iterable[str], objective: EmbeddingOptions, codec: Codec, example: Tensor
+    names: Iterable[str], objective: ObjectiveConfig, codec: FrozenCodec, example: Tensor
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Builds losses for a codec's audio and computes each once on `example`, so that failures come before any work.
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +26,7 @@ from encore.inference.streaming import record
 from encore.models.loading import Generator, choose_device, load_generator
 from encore.reporting.html import Table, write_page
 from encore.reporting.spectrograms import spectrograms
+from encore.tracking import download_artifact
 
 BEST = "checkpoints/best_model.pt"  # the artifact of a training run
 SHOWN_SECONDS = 60.0  # of a continuation, at most, in picture, page and table
@@ -88,7 +88,8 @@ def sample(
     else:
         assert run_id is not None
         with tempfile.TemporaryDirectory() as folder:
-            generator = load_generator(download_best(run_id, mlflow_uri, Path(folder)), place, codec_repository)
+            best = download_artifact(mlflow_uri, run_id, BEST, Path(folder))
+            generator = load_generator(best, place, codec_repository)
     check_generative(generator, candidates, temperature)
     codec = generator.codec
     shown = min(seconds, SHOWN_SECONDS)
@@ -122,7 +123,7 @@ def sample(
         "Made": f"{made.samples / codec.sample_rate:.2f} s",
         "Model": f"run {run_id}" if checkpoint is None else str(checkpoint),
         "Window": f"{generator.segment_frames / codec.frame_rate:.2f} s",
-        "Codec": f"{generator.config.codec}, {codec.sample_rate} Hz",
+        "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
     }
     if generator.generation.generative:
         facts |= {"Seeds": ", ".join(map(str, seeds)), "Temperature": f"{temperature:g}"}
@@ -187,31 +188,6 @@ def check_generative(generator: Generator, candidates: int, temperature: float) 
         raise EncoreError("\n".join(problems))
 
 
-def download_best(run_id: str, uri: str, folder: Path) -> Path:
-    """Fetches a run's best checkpoint into `folder`.
-
-    Raises:
-        EncoreError: no such store, run or artifact, or the server can't be reached.
-    """
-    store = uri.removeprefix("sqlite:///")
-    if store != uri and not Path(store).is_file():
-        # MLflow would make an empty one.
-        raise EncoreError(f"--mlflow_uri {uri}: no such file; name the store that the run was logged to")
-    # The default retries for minutes before it says that a server can't be reached.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # Importing MLflow takes seconds, so only who needs it does.
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client = mlflow.MlflowClient(tracking_uri=uri)
-        return Path(client.download_artifacts(run_id, BEST, str(folder)))
-    except (MlflowException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise EncoreError(f"--run_id {run_id}: {BEST} can't be had from --mlflow_uri {uri} ({reason})") from error
-
-
 def read_song(
     path: Path, start: float | None, target: Path | None, seconds: float, sample_rate: int, channels: int
 ) -> tuple[Tensor, Tensor | None]:
@@ -247,8 +223,8 @@ def table_losses(generator: Generator, metrics: str | None, truth: Tensor) -> di
         EncoreError: losses of --metrics that cannot be computed here, a line each: another package, more samples or
             channels needed.
     """
-    wanted = ALWAYS | generator.config.loss_names if metrics is None else set(listed(metrics))
-    built, problems = build_losses(wanted, generator.config, generator.codec, truth[None])
+    wanted = ALWAYS | generator.config.objective.loss_names if metrics is None else set(listed(metrics))
+    built, problems = build_losses(wanted, generator.config.objective, generator.codec, truth[None])
     if metrics is not None and problems:
         raise EncoreError("\n".join(f"--metrics {name}: {problem}" for name, problem in problems.items()))
     for name, problem in problems.items():  # of losses that nobody asked for by name

@@ -75,9 +75,13 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
     """
     content = read(path)
     config = TrainConfig.from_dict(content["config"])
-    codec = load_codec(config.codec, codec_repository or config.codec_repository, config.encodec_bandwidth).to(device)
+    codec = load_codec(config.codec.name, codec_repository or config.codec.repository, config.codec.bandwidth).to(
+        device
+    )
     if codec.identity != content["codec"]["identity"]:
-        raise EncoreError(f"{path}: was trained with other weights of --codec {config.codec} than the present ones")
+        raise EncoreError(
+            f"{path}: was trained with other weights of --codec {config.codec.name} than the present ones"
+        )
     model = build_model(config, codec, content["segment_frames"])
     weights = content["model"]
     if content["ema"] is not None:
@@ -93,15 +97,15 @@ def build_model(config: TrainConfig, codec: Codec, segment_frames: int) -> Conti
     Raises:
         EncoreError: no prior of the configured name is registered.
     """
-    seconds = config.context_seconds
+    seconds = config.model.context_seconds
     return ContinuationTransformer(
         codec.latent_dim,
-        config.d_model,
-        config.nhead,
-        config.num_layers,
-        config.dropout,
+        config.model.d_model,
+        config.model.nhead,
+        config.model.num_layers,
+        config.model.dropout,
         window=segment_frames if seconds is None else max(1, round(seconds * codec.frame_rate)),
-        start_at_prior=config.objective == "energy" and not PRIORS.find(config.prior).empty,
+        start_at_prior=config.objective.kind == "energy" and not PRIORS.find(config.model.prior).empty,
     )
 
 
@@ -112,21 +116,22 @@ def generation_config(config: TrainConfig, codec: Codec, segment_frames: int) ->
         EncoreError: blocks that do not fit the segments, or the codec's own segments.
     """
     block_frames = segment_frames
-    if config.generation == "blocks":
-        block_frames = max(1, round(config.block_seconds * codec.frame_rate))
+    if config.model.generation == "blocks":
+        block_frames = max(1, round(config.model.block_seconds * codec.frame_rate))
         if block_frames > segment_frames:
             raise EncoreError(
-                f"--block_seconds {config.block_seconds:g}: longer than the segments "
+                f"--block_seconds {config.model.block_seconds:g}: longer than the segments "
                 f"({segment_frames / codec.frame_rate:g} s); shorten it, or use --generation whole"
             )
     piece = codec.segment_frames
     if piece is not None and (block_frames % piece or segment_frames % piece):
         raise EncoreError(
-            f"--generation {config.generation}: {config.codec} works on segments of {piece / codec.frame_rate:g} s; "
-            f"data segments ({segment_frames / codec.frame_rate:g} s, --segment_seconds of prepare_data.py) and blocks "
+            f"--generation {config.model.generation}: {config.codec.name} works on segments of "
+            f"{piece / codec.frame_rate:g} s; data segments ({segment_frames / codec.frame_rate:g} s, "
+            "--segment_seconds of prepare_data.py) and blocks "
             f"({block_frames / codec.frame_rate:g} s, --block_seconds) must be multiples of that"
         )
-    return GenerationConfig(block_frames, config.objective == "energy", config.prior)
+    return GenerationConfig(block_frames, config.objective.kind == "energy", config.model.prior)
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -12,7 +12,7 @@ from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
 
 import losses
-from losses.combining import REFERENCE_STEPS, balance
+from losses.balancer import REFERENCE_STEPS, balance
 
 LINEAR = {"small": 1e-3, "large": 50.0}  # gradients' norms per item
 
