@@ -112,7 +112,7 @@ def test_blocks_that_do_not_fit_are_refused(codec: Codec) -> None:
     with pytest.raises(EncoreError, match=r"^--block_seconds 1\.1: longer than the segments \(1 s\)"):
         generation_config(TrainConfig.from_flags(block_seconds=1.1).resolved(), codec, 75)
     torch.manual_seed(0)
-    segmented = FrozenCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
+    segmented = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
     assert generation_config(TrainConfig.from_flags(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
     for settings, frames in (({"block_seconds": 0.5}, 75), ({"generation": "whole"}, 70)):
         with pytest.raises(EncoreError, match=r"^--generation .* works on segments of 0\.2 s"):

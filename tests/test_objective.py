@@ -86,7 +86,7 @@ def objective(
     return Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner(weights), adversary)
 
 
-def components_for(codec: FrozenCodec, **settings: Any) -> list[Component]:
+def components_for(codec: Codec, **settings: Any) -> list[Component]:
     return components_of(TrainConfig.from_flags(**settings).resolved(), codec, torch.zeros(1, 1, 9600))
 
 

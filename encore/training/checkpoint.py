@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.config.knobs import to_flags
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
