@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from encore.audio import SHORTEST_SECONDS, check_complete, read_audio
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError, listing
 from encore.registry import DATASETS
@@ -137,7 +137,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         self,
         pairs: Sequence[Pair],
         cache: LatentCache,
-        codec: FrozenCodec,
+        codec: Codec,
         frames: int,
         unity: bool = False,
         shuffle_seed: int | None = None,

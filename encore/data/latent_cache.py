@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from encore.audio import read_audio
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.errors import EncoreError, listing
 
 
@@ -66,7 +66,7 @@ class LatentCache:
         wanted = {self.path(file): file for file in sorted(files, reverse=True)}
         return sorted(file for path, file in wanted.items() if not path.exists())
 
-    def encode(self, files: Sequence[Path], codec: FrozenCodec, device: torch.device) -> Iterable[None]:
+    def encode(self, files: Sequence[Path], codec: Codec, device: torch.device) -> Iterable[None]:
         """Encodes `files`, yielding after each one.
 
         Raises:
