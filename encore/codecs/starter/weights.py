@@ -19,7 +19,7 @@ from encore.codecs.base import register_codec
 from encore.codecs.encodec import PRETRAINED, SEANetCodec
 from encore.errors import EncoreError
 
-STARTER_WEIGHTS = Path(__file__).resolve().parents[3] / "assets" / "starter_codec.safetensors"
+STARTER_WEIGHTS = Path(__file__).with_name("starter_codec.safetensors")
 FORMAT = 1
 
 
