@@ -26,7 +26,7 @@ from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch
 from encore.models.loading import build_model, generation_config
 from encore.training.objective import Component, Objective
-from encore.training.synthesis import Hearing
+from encore.training.synthesis import Synthesizer
 
 ITEMS, FRAMES, RATE = 8, 300, 24000
 MIXTURES = (("spectral_energy",), ("spectral_energy", "mel", "mrstft"))
@@ -47,19 +47,26 @@ def case(
     config = TrainConfig.from_flags(
         codec="starter", objective=objective, generation="blocks", block_seconds=0.4, d_model=128, dropout=0.0
     )
-    recipe = generation_config(config, codec, FRAMES)
+    generation = generation_config(config, codec, FRAMES)
     model: nn.Module = build_model(config, codec, FRAMES).to(device)
-    hearing = Hearing(codec, recipe, samples, 8, blocks * recipe.block_frames, contextlib.nullcontext)
+    synthesizer = Synthesizer(
+        codec,
+        generation,
+        samples=samples,
+        margin=8,
+        crop_frames=blocks * generation.block_frames,
+        autocast=contextlib.nullcontext,
+    )
     components = [
         Component(name, name, 1.0, False, losses.create(name, RATE), distance=losses.REGISTRY[name].distance)
         for name in names
     ]
     combiner = losses.WeightedGradient(dict.fromkeys(names, 1.0))
-    goal = Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner)
+    goal = Objective(components, synthesizer, combiner)
 
     def step() -> None:
         torch.manual_seed(0)
-        goal.backward(goal(model, batch, hearing.plan(FRAMES)), 1.0, measure=False)
+        goal.backward(goal(model, batch, synthesizer.plan(FRAMES)), 1.0, measure=False)
 
     return step
 

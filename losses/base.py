@@ -76,5 +76,7 @@ class FunctionLoss(Loss):
     compare: Callable[..., Tensor]
 
     def __init__(self, *positional: Any, reduction: str = "mean", **settings: Any):
-        _, _, *bound = signature(self.compare).bind(None, None, *positional, **settings).arguments.items()
-        super().__init__(partial(self.compare, **dict(bound)), reduction)
+        accepted = signature(self.compare)
+        accepted.bind(None, None, *positional, **settings)
+        named = dict(zip(list(accepted.parameters)[2:], positional, strict=False))
+        super().__init__(partial(self.compare, **named, **settings), reduction)

@@ -20,7 +20,7 @@ from encore.ablation.grid import Grid, configurations, differences, read_grid
 from encore.ablation.runner import duration, last_words, open_runs
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.evaluation.results import shown
+from encore.evaluation.results import format_value
 from encore.reporting.html import Exhibit
 from encore.tracking import NestedRuns
 from tests.conftest import ENVIRONMENT, ROOT, SAMPLE_RATE
@@ -257,7 +257,7 @@ def test_the_terminals_table_has_every_figure_at_any_width(comparison: Any, widt
     assert failure.strip() == f"training ended: [b]{NASTY}[/b]\nwarning: few pairs"
     rows = [line for line in table.splitlines() if line.strip().startswith("score ↓")]
     assert " ".join(" ".join(rows).replace("score ↓", "").split()) == "★ 2.00 – 3.00 4.00 0.500"
-    assert "★ " + shown(-1.0) in table and "✗ failed" in table
+    assert "★ " + format_value(-1.0) in table and "✗ failed" in table
     assert "…" not in table
 
 

@@ -10,11 +10,11 @@ import torch
 from encore.codecs import Codec
 from encore.codecs.encodec import SEANetCodec
 from encore.codecs.starter.weights import STARTER_WEIGHTS, Architecture, load_codec_file, save_codec
-from encore.config.schema import TrainConfig
+from encore.config.schema import RunConfig, TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
 from encore.models.loading import FORMAT, build_model, generation_config, load_generator, read
-from encore.training.checkpoint import resume_source, set_aside
+from encore.training.checkpoint import move_aside, resume_source
 from tests.conftest import Door
 
 CPU = torch.device("cpu")
@@ -122,25 +122,25 @@ def test_blocks_that_do_not_fit_are_refused(codec: Codec) -> None:
 def test_an_earlier_run_is_set_aside_and_not_overwritten(tmp_path: Path) -> None:
     for name in ("last.pt", "best_model.pt", "train.log", "notes.txt"):
         (tmp_path / name).write_text(name)
-    set_aside(tmp_path, tmp_path / "last.pt")
+    move_aside(tmp_path, tmp_path / "last.pt")
     assert (tmp_path / "last.pt").exists()
-    set_aside(tmp_path, None)
-    set_aside(tmp_path, None)
+    move_aside(tmp_path, None)
+    move_aside(tmp_path, None)
     moved = {path.name for path in (tmp_path / "earlier_1").iterdir()}
     assert moved == {"last.pt", "best_model.pt", "train.log"}
     assert {path.name for path in tmp_path.iterdir()} == {"earlier_1", "notes.txt"}
     (tmp_path / "last.pt").write_text("again")
-    set_aside(tmp_path, tmp_path / "earlier_1" / "last.pt")
+    move_aside(tmp_path, tmp_path / "earlier_1" / "last.pt")
     assert (tmp_path / "earlier_2" / "last.pt").read_text() == "again"
 
 
 def test_where_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = tmp_path / "last.pt"
-    auto = TrainConfig.from_flags(checkpoint_dir=tmp_path, resume="auto")
+    auto = RunConfig(checkpoint_dir=tmp_path, resume="auto")
     assert resume_source(auto) is None
     last.touch()
     assert resume_source(auto) == last
-    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path)) is None
-    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
+    assert resume_source(RunConfig(checkpoint_dir=tmp_path)) is None
+    assert resume_source(RunConfig(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path)) == last
+    assert resume_source(RunConfig(checkpoint_dir=tmp_path)) == last

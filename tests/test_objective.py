@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import losses
 from encore.codecs import Codec, load_codec
-from encore.commands.train_worker import adversary_of, components_of
 from encore.config.schema import TrainConfig, loss_knobs
 from encore.data.dataset import Batch
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
+from encore.training.build import build_adversary, build_components
 from encore.training.objective import Component, Objective
-from encore.training.synthesis import Hearing, Plan
+from encore.training.synthesis import CropPlan, Synthesizer
 from losses import pesq
 from tests.conftest import melody
 
@@ -58,8 +58,8 @@ class Answer(nn.Module):
         return self.turn(prior)
 
 
-def crop(first: int, frames: int) -> Plan:
-    return Plan((0,), first, frames)
+def crop(first: int, frames: int) -> CropPlan:
+    return CropPlan((0,), first, frames)
 
 
 def weight_of(model: Answer) -> Tensor:
@@ -81,13 +81,15 @@ def objective(
 ) -> Objective:
     """For whole continuations that start from their context, or where there are several samples from replays of it."""
     weights = {component.name: component.weight for component in components}
-    recipe = GenerationConfig(150, generative=samples > 1, prior="replay")
-    hearing = Hearing(codec, recipe, samples, 64, 150, autocast=contextlib.nullcontext)
-    return Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner(weights), adversary)
+    generation = GenerationConfig(150, generative=samples > 1, prior="replay")
+    synthesizer = Synthesizer(
+        codec, generation, samples=samples, margin=64, crop_frames=150, autocast=contextlib.nullcontext
+    )
+    return Objective(components, synthesizer, combiner(weights), adversary)
 
 
 def components_for(codec: Codec, **settings: Any) -> list[Component]:
-    return components_of(TrainConfig.from_flags(**settings).resolved(), codec, torch.zeros(1, 1, 9600))
+    return build_components(TrainConfig.from_flags(**settings).resolved(), codec, torch.zeros(1, 1, 9600))
 
 
 def test_components_are_compared_with_their_references_and_weighted(codec: Codec, batch: Batch) -> None:
@@ -101,8 +103,8 @@ def test_components_are_compared_with_their_references_and_weighted(codec: Codec
     values = terms(Answer(learns=False), batch, crop(40, 50)).values
     assert set(values) == {"a", "b"} and not off.calls  # a weight of 0 costs nothing
     (audio, source), (same, target) = near.calls[0], far.calls[0]
-    seam = terms.hearing.seam * 320  # of it, only the target knows what it should be
-    assert seam == 8 * 320 and torch.equal(audio, same[..., seam:])
+    boundary = terms.synthesizer.boundary * 320  # of it, only the target knows what it should be
+    assert boundary == 8 * 320 and torch.equal(audio, same[..., boundary:])
     assert torch.equal(source, batch.input_audio[..., 40 * 320 : 90 * 320])
     assert torch.equal(target, batch.target_audio[..., 32 * 320 : 90 * 320])
     whole = codec.decode(torch.cat([batch.context, batch.context], -1))[..., (150 + 32) * 320 : (150 + 90) * 320]
@@ -128,24 +130,24 @@ def test_gradients_reach_the_model_through_the_decoder(codec: Codec, batch: Batc
     chosen = components_for(codec, loss_weight_target=1, loss_weight_spectral=1, loss_weight_mel=2)
     terms, model = objective(codec, *chosen, samples=samples), Answer()
 
-    def outcome_of_the_same_draw() -> Any:
+    def same_draw() -> Any:
         torch.manual_seed(0)
         return terms(model, batch, crop(0, 60))
 
-    outcome = outcome_of_the_same_draw()
-    terms.total(outcome.values).mean().backward()
+    forward = same_draw()
+    terms.total(forward.values).mean().backward()
     expected, gradients = gradient_of(model), list[Tensor]()
     assert expected.isfinite().all() and expected.abs().sum() > 0
     for measure in (True, False):
         model.zero_grad()
         for _ in range(2):
-            step = terms.backward(outcome_of_the_same_draw(), 0.5, measure)
+            step = terms.backward(same_draw(), 0.5, measure)
         gradients.append(gradient_of(model))
         names = {"rms_target", "spectral", "mel"}
         parts = {name + part for name in ("rms_target", "mel") for part in ("_attraction", "_repulsion")}
         assert step.values.keys() == names | (parts if samples > 1 else set())
         assert step.shares.keys() == (names if measure else set())
-        assert step.finite and torch.allclose(step.total, terms.total(outcome.values), rtol=1e-5)
+        assert step.finite and torch.allclose(step.total, terms.total(forward.values), rtol=1e-5)
         assert not any(value.requires_grad for value in step.values.values())
     for gradient in gradients:
         assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
@@ -160,14 +162,14 @@ def test_losses_that_cannot_be_computed_here_are_named_with_their_flags(
     pesq._measure.cache_clear()
     config = TrainConfig.from_flags(loss_weight_sum_and_difference_stft=0.5, metrics="pesq,mel,multi_mel").resolved()
     with pytest.raises(EncoreError) as caught:
-        components_of(config, codec, torch.zeros(1, 1, 6000))
+        build_components(config, codec, torch.zeros(1, 1, 6000))
     stereo, package = str(caught.value).splitlines()
     assert stereo.startswith("--loss_weight_sum_and_difference_stft 0.5: ") and "stereo" in stereo
     assert package.startswith("--metrics pesq: ") and "pip install" in package
     with pytest.raises(EncoreError, match="^--metrics mel: .*at least 513 samples"):
-        components_of(TrainConfig.from_flags(metrics="mel", loss_weight_target=1), codec, torch.zeros(1, 1, 512))
+        build_components(TrainConfig.from_flags(metrics="mel", loss_weight_target=1), codec, torch.zeros(1, 1, 512))
     with pytest.raises(EncoreError, match="^--discriminator msstft: .*samples"):
-        adversary_of(TrainConfig.from_flags(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
+        build_adversary(TrainConfig.from_flags(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
 
 
 def test_every_loss_is_known_to_configuration_and_door(codec: Codec) -> None:
@@ -263,4 +265,5 @@ def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: Codec
     assert not plain.state_dict()
     again = adversarial(codec)
     again.load_state_dict(plain.state_dict())
-    assert all(average.steps == 0 for average in again.combiner.averages.values())  # type: ignore[attr-defined]
+    assert isinstance(again.combiner, losses.LossBalancer)
+    assert all(average.steps == 0 for average in again.combiner.averages.values())

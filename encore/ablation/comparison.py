@@ -14,14 +14,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from encore.evaluation.catalog import GOALS, Measure
-from encore.evaluation.results import ARROWS, Results, shown
+from encore.evaluation.metrics.registry import GOALS, MetricSpec
+from encore.evaluation.results import ARROWS, Results, format_value
 from encore.reporting.html import Exhibit, facts_html, side_by_side_html, write_document
 from encore.statistics import Interval
 
 # An evaluation's names for what was evaluated, and for the music itself; all but the first are baselines.
 MODEL, TRUTH = "model", "truth"
-TIME = Measure("training_seconds", "training_seconds", "Training", "seconds by the clock", None)
+TIME = MetricSpec("training_seconds", "training_seconds", "Training", "seconds by the clock", None)
 HEAD = 14  # characters of a line above a column
 GAP = 3  # columns of a terminal from one column of the table to the next
 
@@ -40,19 +40,19 @@ class Comparison:
         warnings: why some figures are not to be trusted.
     """
 
-    measures: Sequence[Measure]
+    measures: Sequence[MetricSpec]
     runs: Mapping[str, Figures]
     baselines: Mapping[str, Figures]
     failures: Mapping[str, str]
     warnings: Sequence[str]
 
-    def best(self, measure: Measure) -> set[str]:
+    def best(self, measure: MetricSpec) -> set[str]:
         """The runs with the best value; none if no value is better than another, or nothing is compared."""
         measured = {name: dict(figures) for name, figures in self.runs.items() if measure.name in figures}
         if len(measured) < 2:
             return set()
         truth = {TRUTH: dict(self.baselines.get(TRUTH, {}))}
-        return Results({}, 0, 0, 0.0, systems={**measured, **truth}).best(measure)
+        return Results({}, 0, 0, 0.0, values={**measured, **truth}).best(measure)
 
 
 def compare(
@@ -65,12 +65,12 @@ def compare(
         seconds: how long each of all runs, in order, was trained.
         failures: why the others could not be.
     """
-    measures: dict[str, Measure] = {}
+    measures: dict[str, MetricSpec] = {}
     baselines: Mapping[str, Figures] = {}
     runs: dict[str, dict[str, Interval]] = {name: {} for name in seconds}
     for name, evaluation in evaluations.items():
         for measure, entry in evaluation["measures"].items():
-            measures.setdefault(measure, Measure(measure, measure, entry["group"], entry["note"], entry["goal"]))
+            measures.setdefault(measure, MetricSpec(measure, measure, entry["group"], entry["note"], entry["goal"]))
         systems = {system: _estimates(figures) for system, figures in evaluation["systems"].items()}
         runs[name] = {**systems.pop(MODEL), TIME.name: Interval(seconds[name], None, None)}
         # The same items, seeds and codec for all runs, so the first evaluation's baselines are everyone's.
@@ -148,12 +148,12 @@ def _estimates(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, I
     }
 
 
-def _label(measure: Measure) -> str:
+def _label(measure: MetricSpec) -> str:
     return measure.name + ARROWS.get(measure.goal or "", "")
 
 
 def _text(estimate: Interval | None, best: bool) -> str:
-    return "–" if estimate is None else ("★ " if best else "") + shown(estimate.value)
+    return "–" if estimate is None else ("★ " if best else "") + format_value(estimate.value)
 
 
 def _folded(name: str) -> list[str]:
@@ -223,10 +223,10 @@ def _cell(estimate: Interval | None, best: bool, run: bool) -> str:
     kind = "" if run else ' class="baseline"'
     if estimate is None:
         return f"<td{kind}>–</td>"
-    value = f"<strong>★ {shown(estimate.value)}</strong>" if best else shown(estimate.value)
+    value = f"<strong>★ {format_value(estimate.value)}</strong>" if best else format_value(estimate.value)
     if estimate.low is None or estimate.high is None:
         return f"<td{kind}>{value}</td>"
-    return f"<td{kind}>{value}<small>{shown(estimate.low)} … {shown(estimate.high)}</small></td>"
+    return f"<td{kind}>{value}<small>{format_value(estimate.low)} … {format_value(estimate.high)}</small></td>"
 
 
 STYLE = """

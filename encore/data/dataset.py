@@ -114,7 +114,7 @@ def _common_length(pair: Pair, sample_rate: int) -> int:
     return lengths[0]
 
 
-def segment_frames(pairs: dict[str, list[Pair]], hop_length: int) -> int:
+def segment_frames(pairs: Mapping[str, Sequence[Pair]], hop_length: int) -> int:
     """Whole latent frames of the shortest pair."""
     return min(pair.samples for split in pairs.values() for pair in split) // hop_length
 

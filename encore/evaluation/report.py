@@ -1,4 +1,4 @@
-"""The page of an evaluation: one HTML file with its plots, tables and sounds inside, which needs no network."""
+"""The page of an evaluation: one HTML file with its plots, tables and audio samples, which needs no network."""
 
 from __future__ import annotations
 
@@ -8,55 +8,56 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from encore.evaluation.catalog import GOALS, Measure
-from encore.evaluation.results import Results, shown
+from encore.evaluation.metrics.energy_score import SKILL
+from encore.evaluation.metrics.registry import GOALS, MetricSpec
+from encore.evaluation.results import Results, format_value
 from encore.reporting.html import Exhibit, facts_html, picture_html, side_by_side_html, write_document
 from encore.reporting.plots import colours, curves, points
 from encore.statistics import Interval
 
-LEAST_SKILL = -1.5  # of the plot: silence would flatten all others
+LEAST_SKILL = -1.5  # left end of the plot's axis, because the skill of silence is far below all others
 
 
 @dataclass(frozen=True)
-class Listening:
-    """Sounds to compare, of one pair: a heading, and an exhibit per system."""
+class SampleGroup:
+    """Audio samples of one pair to compare: a heading, and one sample per continuer."""
 
     title: str
-    exhibits: Sequence[Exhibit]
+    samples: Sequence[Exhibit]
 
 
-def write_report(results: Results, listening: Sequence[Listening], sample_rate: int, path: Path) -> None:
-    """Writes the page: warnings, plots, a table per group with intervals, the sounds, and how it was made."""
+def write_report(results: Results, groups: Sequence[SampleGroup], sample_rate: int, path: Path) -> None:
+    """Writes the page: warnings, plots, a table per group with intervals, audio samples, and how it was made."""
     sections = [_warnings(results.warnings)]
-    groups = results.groups()
-    scores = [measure for measures in groups.values() for measure in measures if measure.name in results.per_item]
+    tables = results.groups()
+    scores = [spec for specs in tables.values() for spec in specs if spec.name in results.per_item]
     sections += [_plots(results, scores)]
-    sections += [_table(results, group, measures, number) for number, (group, measures) in enumerate(groups.items())]
-    sections += [_listen(listening, sample_rate)]
+    sections += [_table(results, group, specs, number) for number, (group, specs) in enumerate(tables.items())]
+    sections += [_listen(groups, sample_rate)]
     systems = "".join(
         f"\n<div><dt>{escape(name)}</dt><dd>{escape(note)}</dd></div>" for name, note in results.notes.items()
     )
     sections += [
         f'<section aria-labelledby="systems">\n<h2 id="systems">The systems</h2>\n<dl>{systems}</dl>\n</section>'
     ]
-    sections += [facts_html("How it was made", results.facts)]
-    write_document(path, f"How good is {results.facts['Name']}?", "\n".join(filter(None, sections)), STYLE)
+    sections += [facts_html("How it was made", results.metadata)]
+    write_document(path, f"How good is {results.metadata['Name']}?", "\n".join(filter(None, sections)), STYLE)
 
 
-def _table(results: Results, group: str, measures: Sequence[Measure], number: int) -> str:
-    best = {measure.name: results.best(measure) for measure in measures}
+def _table(results: Results, group: str, specs: Sequence[MetricSpec], number: int) -> str:
+    best = {spec.name: results.best(spec) for spec in specs}
     head = "".join(
         f'<th scope="col" title="{escape(m.note)}">{escape(m.title)}<small>{GOALS.get(m.goal or "", "")}</small></th>'
-        for m in measures
+        for m in specs
     )
     rows = "".join(
         f'\n<tr><th scope="row">{escape(system)}</th>'
-        + "".join(_html_cell(figures.get(m.name), system in best[m.name]) for m in measures)
+        + "".join(_html_cell(values.get(m.name), system in best[m.name]) for m in specs)
         + "</tr>"
-        for system, figures in results.systems.items()
-        if any(m.name in figures for m in measures)
+        for system, values in results.values.items()
+        if any(m.name in values for m in specs)
     )
-    notes = "".join(f"<dt>{escape(m.title)}</dt><dd>{escape(m.note)}</dd>" for m in measures)
+    notes = "".join(f"<dt>{escape(m.title)}</dt><dd>{escape(m.note)}</dd>" for m in specs)
     return f"""<section aria-labelledby="group{number}">
 <h2 id="group{number}">{escape(group)}</h2>
 <div class="scroll" role="region" aria-labelledby="group{number}" tabindex="0">
@@ -70,13 +71,13 @@ def _table(results: Results, group: str, measures: Sequence[Measure], number: in
 </section>"""
 
 
-def _html_cell(estimate: Interval | None, best: bool) -> str:
-    if estimate is None:
+def _html_cell(interval: Interval | None, best: bool) -> str:
+    if interval is None:
         return "<td>–</td>"
-    value = f"<strong>★ {shown(estimate.value)}</strong>" if best else shown(estimate.value)
-    if estimate.low is None or estimate.high is None:
+    value = f"<strong>★ {format_value(interval.value)}</strong>" if best else format_value(interval.value)
+    if interval.low is None or interval.high is None:
         return f"<td>{value}</td>"
-    return f"<td>{value}<small>{shown(estimate.low)} … {shown(estimate.high)}</small></td>"
+    return f"<td>{value}<small>{format_value(interval.low)} … {format_value(interval.high)}</small></td>"
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -90,38 +91,30 @@ def _warnings(warnings: Sequence[str]) -> str:
 </section>"""
 
 
-def _plots(results: Results, scores: Sequence[Measure]) -> str:
-    """Skill and score with their intervals, and how long continuations change."""
+def _plots(results: Results, scores: Sequence[MetricSpec]) -> str:
+    """Skill and score with their intervals, and the contours of long continuations."""
 
-    def panels(measures: Sequence[Measure]) -> dict[str, dict[str, Interval]]:
-        return {
-            measure.title: {
-                s: figures[measure.name] for s, figures in results.systems.items() if measure.name in figures
-            }
-            for measure in measures
+    def panels(specs: Sequence[MetricSpec]) -> dict[str, dict[str, Interval]]:
+        found = {
+            spec.title: {name: values[spec.name] for name, values in results.values.items() if spec.name in values}
+            for spec in specs
         }
+        return {title: values for title, values in found.items() if values}
 
     cards = []
-    looks = colours(list(results.systems))
-    skills = [measure for measure in results.measures if measure.name.startswith("skill_")]
-    for title, note, measures, reference, least in (
-        (
-            "Skill",
-            "1 − score / score of the replay, with 95% intervals: above 0 is better than the replay.",
-            skills,
-            0.0,
-            LEAST_SKILL,
-        ),
-        ("Energy score", "Held-out, with 95% intervals: lower is better.", scores, None, None),
-    ):
-        found = {name: values for name, values in panels(measures).items() if values}
-        if found:
-            picture = io.BytesIO()
-            points(found, looks, picture, reference, least)
-            cards.append(_card(title, note, picture))
-    if results.courses:
+    look = colours(list(results.values))
+    if skills := panels([spec for spec in results.specs if spec.name.startswith(SKILL)]):
         picture = io.BytesIO()
-        curves(results.courses, looks, picture, "seconds after the context")
+        points(skills, look, picture, 0.0, LEAST_SKILL)
+        note = "1 − score / score of the replay, with 95% intervals: above 0 is better than the replay."
+        cards.append(_card("Skill", note, picture))
+    if found := panels(scores):
+        picture = io.BytesIO()
+        points(found, look, picture)
+        cards.append(_card("Energy score", "Held-out, with 95% intervals: lower is better.", picture))
+    if results.contours:
+        picture = io.BytesIO()
+        curves(results.contours, look, picture, "seconds after the context")
         cards.append(_card("Drift", "Long continuations, second by second, against real music.", picture))
     return f"""<section aria-labelledby="plots">
 <h2 id="plots">At a glance</h2>
@@ -136,10 +129,8 @@ def _card(title: str, note: str, picture: io.BytesIO) -> str:
     )
 
 
-def _listen(listening: Sequence[Listening], sample_rate: int) -> str:
-    parts = []
-    for item in listening:
-        parts.append(side_by_side_html(item.title, item.exhibits, sample_rate))
+def _listen(groups: Sequence[SampleGroup], sample_rate: int) -> str:
+    parts = [side_by_side_html(group.title, group.samples, sample_rate) for group in groups]
     if not parts:
         return ""
     return '<section aria-labelledby="listen">\n<h2 id="listen">Listen</h2>\n' + "\n".join(parts) + "\n</section>"
