@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 
 import losses
-from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.codecs import Codec, load_codec
 from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch
 from encore.models.loading import build_model, generation_config
@@ -32,7 +32,7 @@ ITEMS, FRAMES, RATE = 8, 300, 24000
 MIXTURES = (("spectral_energy",), ("spectral_energy", "mel", "mrstft"))
 
 
-def batch_of(codec: FrozenCodec, device: torch.device) -> Batch:
+def batch_of(codec: Codec, device: torch.device) -> Batch:
     """Noise in place of music: how long a step takes does not depend on it."""
     generator = torch.Generator().manual_seed(0)
     sounds = [0.1 * torch.randn(ITEMS, 1, FRAMES * codec.hop_length, generator=generator).to(device) for _ in range(2)]
@@ -40,7 +40,7 @@ def batch_of(codec: FrozenCodec, device: torch.device) -> Batch:
 
 
 def case(
-    codec: FrozenCodec, device: torch.device, batch: Batch, names: tuple[str, ...], samples: int, blocks: int
+    codec: Codec, device: torch.device, batch: Batch, names: tuple[str, ...], samples: int, blocks: int
 ) -> Callable[[], None]:
     """One training step without the optimiser's part; one sample is a regression."""
     objective = "energy" if samples > 1 else "regression"

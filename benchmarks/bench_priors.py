@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import losses
-from encore.codecs.encodec import load_codec
+from encore.codecs import load_codec
 from encore.data.dataset import Batch
 from encore.evaluation.dataset import EvalSet
 from encore.evaluation.metrics.energy_score import energy_score, skill

@@ -21,9 +21,7 @@ __all__ = [
 ]
 
 Transform = Callable[[Tensor], Tensor]  # [B, C, N] to [B, C, bins, frames]; see losses.dsp.transforms
-Scale = Callable[
-    [Tensor], Tensor
-]  # [B, C, bins, frames] to as many frames of as many or other bins: losses.dsp.scales
+Scale = Callable[[Tensor], Tensor]  # [B, C, bins, frames] to as many frames of as many or other bins: losses.dsp.scales
 Distance = Callable[[Tensor, Tensor], Tensor]  # two [B, C, bins, frames] to [B]; see below
 
 

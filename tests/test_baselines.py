@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.codecs import Codec, load_codec
 from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES, Baselines, Continuer, check_comparable, seeds_of
 from encore.evaluation.dataset import EvalSet, partners_elsewhere
@@ -21,7 +21,7 @@ PERIOD = 0.4  # seconds
 
 
 @pytest.fixture(scope="module")
-def codec() -> FrozenCodec:
+def codec() -> Codec:
     return load_codec("starter")
 
 
@@ -40,12 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(codec: FrozenCodec, folder: Path) -> EvalSet:
+def data(codec: Codec, folder: Path) -> EvalSet:
     return EvalSet.open(codec, folder, None, None, 3, CPU)
 
 
 @pytest.fixture(scope="module")
-def continuers(codec: FrozenCodec, data: EvalSet) -> dict[str, Continuer]:
+def continuers(codec: Codec, data: EvalSet) -> dict[str, Continuer]:
     made = Baselines(codec, data, margin=64, seed=0).continuers()
     assert [continuer.name for continuer in made] == list(BASELINES)
     return {continuer.name: continuer for continuer in made}
@@ -74,7 +74,7 @@ def test_the_loop_of_a_beat_goes_on_with_the_beat(continuers: dict[str, Continue
 
 
 def test_a_replay_is_the_decoded_context_from_a_lag_on(
-    continuers: dict[str, Continuer], data: EvalSet, codec: FrozenCodec
+    continuers: dict[str, Continuer], data: EvalSet, codec: Codec
 ) -> None:
     batch = data.load([0, 1])
     drawn = continuers["replay"].draw(batch, 3, 0)
@@ -105,7 +105,7 @@ def test_long_continuations_begin_like_short_ones(continuers: dict[str, Continue
         torch.testing.assert_close(audio[..., : first.shape[-1]], first, atol=1e-4, rtol=0)
 
 
-def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: FrozenCodec, tmp_path: Path) -> None:
+def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: Codec, tmp_path: Path) -> None:
     assert data.recordings == ["a.wav", "a.wav", "b.wav"] and data.recordings_known
     assert data.one_of_each(2) == [0, 2] and data.one_of_each(9) == [0, 2, 1]
     assert partners_elsewhere(["a", "a"], 0) is None
@@ -124,14 +124,14 @@ def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: FrozenCo
     assert not unknown.recordings_known and len(set(unknown.recordings)) == 3
 
 
-def test_too_little_data_is_refused(codec: FrozenCodec, tmp_path: Path) -> None:
+def test_too_little_data_is_refused(codec: Codec, tmp_path: Path) -> None:
     with pytest.raises(EncoreError, match=r"0\.49 s; evaluation needs at least 1 s"):
         EvalSet.open(codec, write_pairs(tmp_path / "short", {"train": 1, "val": 2}, 0.5), None, None, 0, CPU)
     with pytest.raises(EncoreError, match="there is one validation pair"):
         EvalSet.open(codec, write_pairs(tmp_path / "one", {"train": 1, "val": 1}), None, None, 0, CPU)
 
 
-def test_only_models_of_like_codecs_are_compared(codec: FrozenCodec) -> None:
+def test_only_models_of_like_codecs_are_compared(codec: Codec) -> None:
     check_comparable(codec, {"twin": codec})
     other = load_codec("starter")
     other.sample_rate = 48000

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from encore.codecs.encodec import STARTER_WEIGHTS, Architecture, FrozenCodec, load_codec_file, save_codec
+from encore.codecs import Codec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import STARTER_WEIGHTS, Architecture, load_codec_file, save_codec
 from encore.config.schema import RunConfig, TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
@@ -84,11 +86,11 @@ def test_a_checkpoint_of_another_shape_and_codec_is_refused(
 
 
 @pytest.fixture
-def codec() -> FrozenCodec:
-    return FrozenCodec(*Architecture(n_filters=2).build(), sample_rate=24000, channels=1)
+def codec() -> Codec:
+    return SEANetCodec(*Architecture(n_filters=2).build(), sample_rate=24000, channels=1)
 
 
-def test_block_size_and_window_follow_from_seconds(codec: FrozenCodec) -> None:
+def test_block_size_and_window_follow_from_seconds(codec: Codec) -> None:
     def built(**settings: object) -> tuple[GenerationConfig, int, bool]:
         settings = {"prior": "replay", "block_seconds": 0.4, **settings}
         config = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
@@ -106,11 +108,11 @@ def test_block_size_and_window_follow_from_seconds(codec: FrozenCodec) -> None:
     assert built(objective="regression", generation="blocks") == (GenerationConfig(30, False, "replay"), 75, False)
 
 
-def test_blocks_that_do_not_fit_are_refused(codec: FrozenCodec) -> None:
+def test_blocks_that_do_not_fit_are_refused(codec: Codec) -> None:
     with pytest.raises(EncoreError, match=r"^--block_seconds 1\.1: longer than the segments \(1 s\)"):
         generation_config(TrainConfig.from_flags(block_seconds=1.1).resolved(), codec, 75)
     torch.manual_seed(0)
-    segmented = FrozenCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
+    segmented = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
     assert generation_config(TrainConfig.from_flags(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
     for settings, frames in (({"block_seconds": 0.5}, 75), ({"generation": "whole"}, 70)):
         with pytest.raises(EncoreError, match=r"^--generation .* works on segments of 0\.2 s"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codecs.encodec import load_codec
+from encore.codecs import load_codec
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig
 from encore.models.transformer import ContinuationTransformer

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from encore.codecs.encodec import load_codec
+from encore.codecs import load_codec
 from encore.data.demo import compose
 from encore.evaluation.metrics import memorization as module
 from encore.evaluation.metrics.embeddings import latent_deviation, latent_patches, log_mel_patches, pooled

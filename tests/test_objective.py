@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.codecs import Codec, load_codec
 from encore.config.schema import TrainConfig, loss_knobs
 from encore.data.dataset import Batch
 from encore.errors import EncoreError
@@ -37,12 +37,12 @@ class Counted(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def codec() -> FrozenCodec:
+def codec() -> Codec:
     return load_codec("starter")
 
 
 @pytest.fixture(scope="module")
-def batch(codec: FrozenCodec) -> Batch:
+def batch(codec: Codec) -> Batch:
     source, target = (torch.stack([torch.from_numpy(melody(2, s))[None] for s in seeds]) for seeds in ((0, 1), (2, 3)))
     return Batch(codec.encode(source), source, target, codec.encode(target), torch.arange(2))
 
@@ -73,7 +73,7 @@ def gradient_of(model: Answer) -> Tensor:
 
 
 def objective(
-    codec: FrozenCodec,
+    codec: Codec,
     *components: Component,
     combiner: type[losses.WeightedGradient | losses.LossBalancer] = losses.WeightedGradient,
     adversary: losses.Adversary | None = None,
@@ -88,11 +88,11 @@ def objective(
     return Objective(components, synthesizer, combiner(weights), adversary)
 
 
-def components_for(codec: FrozenCodec, **settings: Any) -> list[Component]:
+def components_for(codec: Codec, **settings: Any) -> list[Component]:
     return build_components(TrainConfig.from_flags(**settings).resolved(), codec, torch.zeros(1, 1, 9600))
 
 
-def test_components_are_compared_with_their_references_and_weighted(codec: FrozenCodec, batch: Batch) -> None:
+def test_components_are_compared_with_their_references_and_weighted(codec: Codec, batch: Batch) -> None:
     near, far, off = Counted(), Counted(), Counted()
     terms = objective(
         codec,
@@ -113,7 +113,7 @@ def test_components_are_compared_with_their_references_and_weighted(codec: Froze
     assert set(terms.measure(batch.target_audio, batch)) == {"a", "b", "c"}
 
 
-def test_floor_and_copy(codec: FrozenCodec, batch: Batch) -> None:
+def test_floor_and_copy(codec: Codec, batch: Batch) -> None:
     terms = objective(codec, *components_for(codec, objective="regression"))
     floor, copy = terms.floor(batch), terms.measure(batch.input_audio, batch)
     rms = losses.create("rms", codec.sample_rate)
@@ -125,7 +125,7 @@ def test_floor_and_copy(codec: FrozenCodec, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-def test_gradients_reach_the_model_through_the_decoder(codec: FrozenCodec, batch: Batch, samples: int) -> None:
+def test_gradients_reach_the_model_through_the_decoder(codec: Codec, batch: Batch, samples: int) -> None:
     """Measured or not, in two halves or at once: always the gradient of the weighted mean."""
     chosen = components_for(codec, loss_weight_target=1, loss_weight_spectral=1, loss_weight_mel=2)
     terms, model = objective(codec, *chosen, samples=samples), Answer()
@@ -156,7 +156,7 @@ def test_gradients_reach_the_model_through_the_decoder(codec: FrozenCodec, batch
 
 
 def test_losses_that_cannot_be_computed_here_are_named_with_their_flags(
-    codec: FrozenCodec, monkeypatch: pytest.MonkeyPatch
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_pesq", None)  # as if it were not installed
     pesq._measure.cache_clear()
@@ -172,7 +172,7 @@ def test_losses_that_cannot_be_computed_here_are_named_with_their_flags(
         build_adversary(TrainConfig.from_flags(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
 
 
-def test_every_loss_is_known_to_configuration_and_door(codec: FrozenCodec) -> None:
+def test_every_loss_is_known_to_configuration_and_door(codec: Codec) -> None:
     """By flag and by --metrics; the codec's embedding gets the codec that is trained with."""
     weights = {one.name: 1.0 for one in loss_knobs() if "pesq" not in one.name}
     weights["loss_weight_sum_and_difference_stft"] = 0.0
@@ -184,7 +184,7 @@ def test_every_loss_is_known_to_configuration_and_door(codec: FrozenCodec) -> No
         "snr": "snr_db", "si_sdr": "si_sdr_db", "sd_sdr": "sd_sdr_db"
     }  # fmt: skip
     (embedding,) = (c.loss for c in components if c.name == "embedding")
-    assert embedding is not None and next(codec.encoder.parameters()) is next(embedding.parameters())
+    assert embedding is not None and next(codec.feature_encoder().parameters()) is next(embedding.parameters())
     terms = objective(codec, *(c for c in components if c.loss is not None))
     assert terms.state_dict().keys() == {"losses.random_resolution_stft"}  # no network's weights
 
@@ -194,9 +194,7 @@ class Broken(nn.Module):
         return prediction.flatten(1).mean(1) * torch.nan
 
 
-def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer(
-    codec: FrozenCodec, batch: Batch
-) -> None:
+def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer(codec: Codec, batch: Batch) -> None:
     components = (Component("a", "a", 1.0, False, Counted()), Component("b", "b", 1.0, False, Broken()))
     for combiner in (losses.WeightedGradient, losses.LossBalancer):
         model, terms = Answer(), objective(codec, *components, combiner=combiner)
@@ -211,7 +209,7 @@ def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer
     assert not step.finite and step.left_out == ("b",)
 
 
-def adversarial(codec: FrozenCodec, start_step: int = 0) -> Objective:
+def adversarial(codec: Codec, start_step: int = 0) -> Objective:
     torch.manual_seed(0)
     judge = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
     components = components_for(codec, loss_weight_target=1, loss_weight_gan=1, loss_weight_feature_matching=2)
@@ -219,7 +217,7 @@ def adversarial(codec: FrozenCodec, start_step: int = 0) -> Objective:
     return objective(codec, *components, combiner=losses.LossBalancer, adversary=adversary)
 
 
-def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: FrozenCodec, batch: Batch) -> None:
+def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: Codec, batch: Batch) -> None:
     terms, model = adversarial(codec, start_step=1), Answer()
     names = {"rms_target", "gan", "feature_matching"}
     for number in range(3):
@@ -238,7 +236,7 @@ def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: F
     assert "gan" not in terms.measure(whole, batch) and "gan" not in terms.floor(batch)
 
 
-def test_its_state_is_that_of_balancer_and_adversary(codec: FrozenCodec, batch: Batch, tmp_path: Path) -> None:
+def test_its_state_is_that_of_balancer_and_adversary(codec: Codec, batch: Batch, tmp_path: Path) -> None:
     """Saved after two of four steps and loaded into a new one: the same gradients and the same discriminator."""
     results = []
     for pause in (False, True):
@@ -258,7 +256,7 @@ def test_its_state_is_that_of_balancer_and_adversary(codec: FrozenCodec, batch: 
     assert all(torch.equal(ours, uninterrupted) for ours, uninterrupted in zip(*results, strict=True))
 
 
-def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: FrozenCodec, batch: Batch) -> None:
+def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: Codec, batch: Batch) -> None:
     """A run goes on with another way to combine its losses, in both directions."""
     balanced, model = adversarial(codec), Answer()
     balanced.backward(balanced(model, batch, crop(0, 30)), 1.0, measure=False)

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from encore.codecs.encodec import Architecture, FrozenCodec, load_codec
+from encore.codecs import Codec, load_codec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import Architecture
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig
 from encore.models.priors import draw_lags
@@ -24,16 +26,16 @@ HOP, FRAMES, ITEMS = 320, 75, 2
 
 
 @pytest.fixture(scope="module")
-def codec() -> FrozenCodec:
+def codec() -> Codec:
     return load_codec("starter")
 
 
 @pytest.fixture(scope="module")
-def batch(codec: FrozenCodec) -> Batch:
+def batch(codec: Codec) -> Batch:
     return batch_of(codec, FRAMES)
 
 
-def batch_of(codec: FrozenCodec, frames: int) -> Batch:
+def batch_of(codec: Codec, frames: int) -> Batch:
     """Songs, encoded as a whole: what follows a context are its song's own latents."""
     songs = torch.stack([torch.from_numpy(melody(2 * frames * HOP / SAMPLE_RATE, seed))[None] for seed in range(ITEMS)])
     source, target = songs.split(frames * HOP, -1)
@@ -76,7 +78,7 @@ class Truth(nn.Module):
 
 
 def new_synthesizer(
-    codec: FrozenCodec, size: int = 20, samples: int = 2, crop_frames: int = 45, prior: str = "replay", **settings: Any
+    codec: Codec, size: int = 20, samples: int = 2, crop_frames: int = 45, prior: str = "replay", **settings: Any
 ) -> Synthesizer:
     margin = 0 if codec.segment_frames is not None else 32
     generation = GenerationConfig(size, samples > 1, prior)
@@ -95,7 +97,7 @@ def relative_db(signal: Tensor, reference: Tensor) -> float:
     return 20 * math.log10(float((signal - reference).norm() / reference.norm()) + 1e-12)
 
 
-def rendered(codec: FrozenCodec, batch: Batch) -> Tensor:
+def rendered(codec: Codec, batch: Batch) -> Tensor:
     return codec.decode(torch.cat([batch.context, batch.target_latents], -1))
 
 
@@ -113,7 +115,7 @@ PLANS = [
 
 @pytest.mark.parametrize(("samples", "size", "plan"), PLANS)
 def test_what_is_heard_lies_where_it_should(
-    codec: FrozenCodec, batch: Batch, samples: int, size: int, plan: CropPlan
+    codec: Codec, batch: Batch, samples: int, size: int, plan: CropPlan
 ) -> None:
     """The true latents sound as in the rendering of the whole song, boundary included, beside the song's own audio."""
     synthesizer = new_synthesizer(codec, size, samples, rollout_blocks=2)
@@ -144,7 +146,7 @@ def test_what_is_heard_lies_where_it_should(
 def test_a_codec_that_works_in_segments_is_heard_exactly() -> None:
     torch.manual_seed(0)
     encoder, decoder = Architecture(n_filters=2).build()
-    codec = FrozenCodec(encoder, decoder, SAMPLE_RATE, 1, segment_seconds=0.2)  # 15 frames
+    codec = SEANetCodec(encoder, decoder, SAMPLE_RATE, 1, segment_seconds=0.2)  # 15 frames
     batch = batch_of(codec, FRAMES)
     truth = Truth(batch)
     truth.std = torch.ones(129, 1)
@@ -159,7 +161,7 @@ def test_a_codec_that_works_in_segments_is_heard_exactly() -> None:
     assert relative_db(synthesizer.sample(truth, batch)[::2], whole[..., FRAMES * HOP :]) < -100
 
 
-def test_a_block_is_made_from_what_came_before_it(codec: FrozenCodec, batch: Batch) -> None:
+def test_a_block_is_made_from_what_came_before_it(codec: Codec, batch: Batch) -> None:
     truth, synthesizer = Truth(batch), new_synthesizer(codec, rollout_blocks=2)
     synthesizer.predict(truth, batch, CropPlan((20, 40), 0, 20))
     (given,) = truth.given
@@ -168,7 +170,7 @@ def test_a_block_is_made_from_what_came_before_it(codec: FrozenCodec, batch: Bat
 
 
 def test_the_models_own_blocks_are_what_it_goes_on_from_and_what_is_heard_before_the_next(
-    codec: FrozenCodec, batch: Batch
+    codec: Codec, batch: Batch
 ) -> None:
     """A model that errs: its own blocks, and not the truth, are its past and the decoder's."""
     wrong, synthesizer = Truth(batch), new_synthesizer(codec, rollout_blocks=2)
@@ -181,9 +183,7 @@ def test_the_models_own_blocks_are_what_it_goes_on_from_and_what_is_heard_before
     assert relative_db(heard_before, audio[..., : synthesizer.boundary * HOP]) > -10
 
 
-def test_noise_lies_on_the_context_that_the_model_sees_and_not_on_what_is_heard(
-    codec: FrozenCodec, batch: Batch
-) -> None:
+def test_noise_lies_on_the_context_that_the_model_sees_and_not_on_what_is_heard(codec: Codec, batch: Batch) -> None:
     torch.manual_seed(0)
     truth, synthesizer, plan = Truth(batch), new_synthesizer(codec, context_noise=0.3), CropPlan((20,), 0, 1)
     levels = []
@@ -201,7 +201,7 @@ def test_noise_lies_on_the_context_that_the_model_sees_and_not_on_what_is_heard(
     assert torch.equal(truth.given[given][::2], batch.context)  # none on what is validated
 
 
-def test_plans_cover_all_of_a_segment(codec: FrozenCodec) -> None:
+def test_plans_cover_all_of_a_segment(codec: Codec) -> None:
     torch.manual_seed(0)
     blocks = new_synthesizer(codec, 20, crop_frames=45)
     plans = [blocks.plan(FRAMES) for _ in range(200)]
@@ -217,7 +217,7 @@ def test_plans_cover_all_of_a_segment(codec: FrozenCodec) -> None:
     assert short == CropPlan((0,), 0, 10)
 
 
-def test_plans_of_own_blocks(codec: FrozenCodec) -> None:
+def test_plans_of_own_blocks(codec: Codec) -> None:
     torch.manual_seed(0)
     synthesizer = new_synthesizer(codec, 20, crop_frames=45, rollout_blocks=1)
     assert {synthesizer.plan(FRAMES, rollout=True).starts for _ in range(100)} == {(0,), (20,)}
@@ -228,7 +228,7 @@ def test_plans_of_own_blocks(codec: FrozenCodec) -> None:
 
 
 @pytest.mark.parametrize("prior", ["replay", "none"])
-def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: FrozenCodec, batch: Batch, prior: str) -> None:
+def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: Codec, batch: Batch, prior: str) -> None:
     torch.manual_seed(0)
     model = ContinuationTransformer(128, 16, 2, 1, 0.0, FRAMES).eval()
     model.set_statistics(torch.zeros(128), batch.context.std((0, 2)))
@@ -245,7 +245,7 @@ def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: FrozenCo
     assert relative_db(each[0, 0], each[0, 1]) > -40
 
 
-def test_the_replay_in_the_models_place_is_the_contexts_own_frames(codec: FrozenCodec, batch: Batch) -> None:
+def test_the_replay_in_the_models_place_is_the_contexts_own_frames(codec: Codec, batch: Batch) -> None:
     """At the lags that follow from the item's number and the sample's."""
     heard, frames = new_synthesizer(codec).replay(batch), torch.arange(FRAMES)
     seeds = [item * MAX_SAMPLES + sample for item in range(ITEMS) for sample in range(2)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs.encodec import SEANetCodec
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig
 from encore.models.transformer import ContinuationTransformer
@@ -43,7 +43,7 @@ class Pieces(nn.Module):
 def trained_on_two_futures(samples: int) -> tuple[Tensor, Tensor]:
     """RMS distances of what a model draws then to each of the futures, `[2, DRAWN]`, and of these to one another."""
     torch.manual_seed(0)
-    codec = FrozenCodec(Pieces(inverse=False), Pieces(inverse=True), RATE, channels=1)
+    codec = SEANetCodec(Pieces(inverse=False), Pieces(inverse=True), RATE, channels=1)
     time = torch.arange(FRAMES * HOP) / RATE
     tones = [0.4 * torch.sin(2 * math.pi * pitch * time) for pitch in (5, 10, 25)]
     source, futures = tones[0], torch.stack(tones[1:])[:, None]

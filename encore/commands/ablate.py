@@ -19,7 +19,7 @@ from encore.ablation.comparison import Comparison, Heard, compare, print_compari
 from encore.ablation.grid import Grid, common_configuration, configurations, read_grid
 from encore.ablation.runner import Ablation, Run, duration, open_runs
 from encore.audio import read_audio
-from encore.codecs.encodec import load_codec
+from encore.codecs import load_codec
 from encore.codecs.losses import loss_options
 from encore.config import cli
 from encore.config.schema import WEIGHT, TrainConfig, loss_knobs

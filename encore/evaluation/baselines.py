@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.data.dataset import Batch
 from encore.errors import EncoreError
 from encore.evaluation.dataset import EvalSet, partners_elsewhere
@@ -87,11 +87,11 @@ class Baselines:
 
     Args:
         data: the validation pairs; those of other recordings serve as other music.
-        margin: latent frames that a decoded crop needs on its left (`FrozenCodec.measure_margin`).
+        margin: latent frames that a decoded crop needs on its left (`Codec.measure_margin`).
         seed: for the choice of other music.
     """
 
-    def __init__(self, codec: FrozenCodec, data: EvalSet, margin: int, seed: int):
+    def __init__(self, codec: Codec, data: EvalSet, margin: int, seed: int):
         self.codec, self.data, self.margin = codec, data, margin
         self.partners = partners_elsewhere(data.recordings, seed)
 
@@ -152,7 +152,7 @@ class Baselines:
         return batch.target_audio
 
 
-def check_comparable(codec: FrozenCodec, others: Mapping[str, FrozenCodec]) -> None:
+def check_comparable(codec: Codec, others: Mapping[str, Codec]) -> None:
     """Raises EncoreError for codecs with another sample rate, channels or hop, whose audio cannot be compared."""
     problems = []
     for name, other in others.items():

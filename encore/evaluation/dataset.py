@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.data.dataset import Batch, Pair, PairDataset, collate, find_pairs, segment_frames
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
@@ -46,7 +46,7 @@ class EvalSet:
     @classmethod
     def open(
         cls,
-        codec: FrozenCodec,
+        codec: Codec,
         folder: Path,
         cache_dir: Path | None,
         items: int | None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import losses
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.data.dataset import Batch
 from encore.evaluation.metrics.drift import compare_contours
 from encore.evaluation.metrics.embeddings import Embedding, latent_distance, latent_patches, log_mel_patches
@@ -53,7 +53,7 @@ class Metrics:
         embeddings: pretrained embeddings by name, as further feature spaces.
     """
 
-    codec: FrozenCodec
+    codec: Codec
     deviation: Tensor
     distances: Mapping[str, Distance]
     losses: Mapping[str, Distance]

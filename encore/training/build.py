@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import losses
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.codecs.losses import build_losses
 from encore.config.schema import ADVERSARIAL, TrainConfig, registered_name
 from encore.errors import EncoreError
@@ -43,7 +43,7 @@ class Terms:
     adversary: losses.Adversary | None
 
 
-def crop_frames(config: TrainConfig, codec: FrozenCodec, frames: int, has_gpu: bool) -> int:
+def crop_frames(config: TrainConfig, codec: Codec, frames: int, has_gpu: bool) -> int:
     """Latent frames that a training step decodes of segments of `frames` frames."""
     seconds = config.objective.decode_seconds or (math.inf if has_gpu else CPU_DECODE_SECONDS)
     return int(min(frames, max(1, seconds * codec.frame_rate)))
@@ -68,7 +68,7 @@ def build_terms(config: TrainConfig, data: PairData, ranks: Ranks) -> Terms:
     return Terms(build_components(config, codec, silence), combiner, build_adversary(config, codec, silence))
 
 
-def build_components(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -> list[Component]:
+def build_components(config: TrainConfig, codec: Codec, silence: Tensor) -> list[Component]:
     """The components with a weight and those of --metrics, each tried on `silence`, a crop `[1, C, N]`.
 
     Raises:
@@ -98,7 +98,7 @@ def build_components(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -
 
 
 @torch.no_grad()
-def build_adversary(config: TrainConfig, codec: FrozenCodec, silence: Tensor) -> losses.Adversary | None:
+def build_adversary(config: TrainConfig, codec: Codec, silence: Tensor) -> losses.Adversary | None:
     """The discriminator and its optimiser, if an adversarial loss has a weight; the same on all ranks.
 
     Raises:

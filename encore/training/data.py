@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch, EpochSampler, Pair, PairDataset, collate, segment_frames
 from encore.data.latent_cache import LatentCache
@@ -34,12 +34,12 @@ class PairData:
     train_loader: Iterable[Batch]
     val_loader: Iterable[Batch]
 
-    def __init__(self, pairs: Mapping[str, list[Pair]], codec: FrozenCodec, config: TrainConfig):
+    def __init__(self, pairs: Mapping[str, list[Pair]], codec: Codec, config: TrainConfig):
         self.pairs, self.codec, self.config = pairs, codec, config
         self.frames = segment_frames(pairs, codec.hop_length)
 
     @classmethod
-    def open(cls, config: TrainConfig, codec: FrozenCodec) -> PairData:
+    def open(cls, config: TrainConfig, codec: Codec) -> PairData:
         """Finds the pairs of `config.data` and checks their files' headers.
 
         Raises:

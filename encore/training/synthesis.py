@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig, Sampler, generate, make_generators
 from encore.models.priors import REPLAY, Context
@@ -43,7 +43,7 @@ class Synthesizer:
         codec: decodes latents.
         generation: how continuations are generated.
         samples: per item.
-        margin: latent frames that the decoder needs in front of a crop (see `FrozenCodec.measure_margin`).
+        margin: latent frames that the decoder needs in front of a crop (see `Codec.measure_margin`).
         crop_frames: frames that a training step decodes of each sample: a crop of a block, or several blocks.
         autocast: context for the model, e.g. of bfloat16; the decoder runs in float32.
         context_noise: largest standard deviation of noise on the context in training, in units of each latent
@@ -53,7 +53,7 @@ class Synthesizer:
 
     def __init__(
         self,
-        codec: FrozenCodec,
+        codec: Codec,
         generation: GenerationConfig,
         *,
         samples: int,
@@ -179,6 +179,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     return getattr(model, "module", model)
 
 
-def crop_samples(codec: FrozenCodec, generation: GenerationConfig, crop_frames: int) -> int:
+def crop_samples(codec: Codec, generation: GenerationConfig, crop_frames: int) -> int:
     """Samples of audio that a training step decodes at once: a block or a crop of one, without the boundary."""
     return min(crop_frames, generation.block_frames) * codec.hop_length

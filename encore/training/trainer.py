@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from encore.codecs.encodec import load_codec
+from encore.codecs import load_codec
 from encore.config.checks import validate
 from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch
