@@ -16,7 +16,8 @@ from mlflow.tracking import MlflowClient
 import losses
 from encore.commands import ablate
 from encore.config import cli
-from encore.config.schema import WEIGHT, TrainConfig
+from encore.config.components import WEIGHT
+from encore.config.schema import TrainConfig
 from tests.conftest import ENVIRONMENT, ROOT, Door, command
 from tests.test_page import Page
 

@@ -22,7 +22,8 @@ from encore.audio import read_audio
 from encore.codecs import load_codec
 from encore.codecs.losses import loss_options
 from encore.config import cli
-from encore.config.schema import WEIGHT, TrainConfig, loss_knobs
+from encore.config.components import WEIGHT, loss_knobs
+from encore.config.schema import TrainConfig
 from encore.data.dataset import find_pairs, segment_frames
 from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import BASELINES
