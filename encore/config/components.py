@@ -1,4 +1,4 @@
-"""The components of an objective: every registered loss, `rms` twice, and the adversary's, each with its weight's flag."""
+"""The components of an objective, each with its weight's flag: every registered loss, and the adversary's."""
 
 from __future__ import annotations
 
