@@ -15,13 +15,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from encore.ablation.comparison import Heard, compare, print_comparison, write_comparison
+from encore.ablation.comparison import compare, print_comparison, write_comparison
 from encore.ablation.grid import Grid, configurations, differences, read_grid
 from encore.ablation.runner import duration, last_words, open_runs
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.evaluation.results import shown
-from encore.reporting.html import Exhibit
+from encore.reporting.html import AudioSample, SampleGroup
 from encore.tracking import NestedRuns
 from tests.conftest import ENVIRONMENT, ROOT, SAMPLE_RATE
 from tests.test_page import NASTY, Page
@@ -261,7 +261,7 @@ def test_the_terminals_table_has_every_figure_at_any_width(comparison: Any, widt
 def test_the_page_has_the_sounds_of_each_pair_and_one_table(comparison: Any, tmp_path: Path) -> None:
     tone = torch.sin(torch.arange(SAMPLE_RATE / 4) * 0.1)[None] * 0.5
     heard = [
-        Heard(title, [Exhibit(name, NASTY, tone) for name in ("Input and truth", "quiet", "loud")])
+        SampleGroup(title, [AudioSample(name, NASTY, tone) for name in ("Input and truth", "quiet", "loud")])
         for title in (NASTY, "pair_0001")
     ]
     path = tmp_path / "index.html"

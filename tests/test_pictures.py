@@ -98,5 +98,5 @@ def test_titles_are_plain_text(tmp_path: Path) -> None:
 
 
 def test_pyplot_is_never_imported() -> None:
-    code = "import sys, encore.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, encore.reporting.html, encore.reporting.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -13,9 +13,9 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from encore.evaluation.catalog import Measure, catalogue
-from encore.evaluation.report import Listening, write_report
+from encore.evaluation.report import write_report
 from encore.evaluation.results import Results, print_tables, shown, write_json
-from encore.reporting.html import Exhibit
+from encore.reporting.html import AudioSample, SampleGroup
 from encore.statistics import Interval
 from tests.test_page import NASTY, RATE, Page
 
@@ -97,14 +97,14 @@ def test_tables_have_systems_as_rows_and_fit(results: Results) -> None:
 
 
 def test_the_page_shows_it_all_and_needs_no_network(results: Results, tmp_path: Path) -> None:
-    exhibits = [Exhibit(name, "", 0.1 * torch.randn(1, RATE)) for name in ("truth", NASTY)]
-    write_report(results, [Listening(f"pair {NASTY}", exhibits)], RATE, tmp_path / "index.html")
+    samples = [AudioSample(name, "", 0.1 * torch.randn(1, RATE)) for name in ("truth", NASTY)]
+    write_report(results, [SampleGroup(f"pair {NASTY}", samples)], RATE, tmp_path / "index.html")
     page = Page(tmp_path / "index.html")
     assert page.elsewhere == [] and "://" not in (tmp_path / "index.html").read_text()
     assert len(page.audio) == 2 and len(page.images) == 5  # skill, score and drift; two spectrograms
     for content in page.images:
         assert imread(io.BytesIO(content)).std() > 0.02
-    assert page.text.count(NASTY) == 6  # title, heading, fact, warning, item and exhibit
+    assert page.text.count(NASTY) == 6  # title, heading, fact, warning, item and sample
     assert page.rows[0][:2] == ["System", "title low"] and page.rows[2][:2] == ["b", "2.00"]
     assert "★ 1.00" in page.text and "0.500 … 1.50" in page.text and "lower is better" in page.text
     assert "note of low" in page.text and "the first" in page.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from encore.evaluation.catalog import GOALS, Measure
 from encore.evaluation.results import ARROWS, Results, shown
-from encore.reporting.html import Exhibit, facts_html, side_by_side_html, write_document
+from encore.reporting.html import Cell, SampleGroup, card_groups, render
 from encore.statistics import Interval
 
 # An evaluation's names for what was evaluated, and for the music itself; all but the first are baselines.
@@ -110,33 +109,48 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class Heard:
-    """Sounds of one validation pair: what the pair is, and an exhibit of the truth and of each run."""
-
-    title: str
-    exhibits: Sequence[Exhibit]
-
-
 def write_comparison(
     comparison: Comparison,
-    heard: Sequence[Heard],
+    listening: Sequence[SampleGroup],
     sample_rate: int,
     settings: Mapping[str, str],
-    facts: Mapping[str, str],
+    metadata: Mapping[str, str],
     path: Path,
 ) -> None:
-    """Writes the page: the sounds side by side, the table, what each run was, and how it was made."""
-    troubles = [*(f"{name}: {reason}" for name, reason in comparison.failures.items()), *comparison.warnings]
-    lines = "".join(f"\n<li>{escape(trouble)}</li>" for trouble in troubles)
-    sections = [
-        f'<section aria-label="Take care">\n<ul class="troubles">{lines}\n</ul>\n</section>' if lines else "",
-        _listen(heard, sample_rate),
-        _table(comparison),
-        facts_html("The runs", settings),
-        facts_html("How it was made", facts),
+    """Writes the page: the audio samples side by side, the table, the settings of each run, and how it was made."""
+    columns = [
+        {"name": name, "class": "" if name in comparison.runs else "baseline", "failed": name in comparison.failures}
+        for name in [*comparison.runs, *comparison.baselines]
     ]
-    write_document(path, "Side by side", "\n".join(filter(None, sections)), STYLE)
+    page = render(
+        "ablation.html.j2",
+        title="Side by side",
+        warnings=[*(f"{name}: {reason}" for name, reason in comparison.failures.items()), *comparison.warnings],
+        listening=card_groups(listening, sample_rate),
+        columns=columns,
+        groups=[
+            {"title": group, "rows": [_row(comparison, measure) for measure in measures]}
+            for group, measures in groupby(comparison.measures, lambda measure: measure.group)
+        ],
+        settings=settings,
+        metadata=metadata,
+        number=shown,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _row(comparison: Comparison, measure: Measure) -> dict[str, Any]:
+    """A metric's row of the page's table, with a cell for every run and baseline."""
+    best = comparison.best(measure)
+    return {
+        "name": measure.name,
+        "note": measure.note,
+        "goal": GOALS.get(measure.goal or "", ""),
+        "cells": [
+            Cell(figures.get(measure.name), name in best)
+            for name, figures in {**comparison.runs, **comparison.baselines}.items()
+        ],
+    }
 
 
 def _estimates(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
@@ -172,78 +186,3 @@ def _blocks(widths: Mapping[str, int], room: int) -> list[list[str]]:
         blocks[-1].append(name)
         left -= width + GAP
     return blocks
-
-
-def _listen(heard: Sequence[Heard], sample_rate: int) -> str:
-    parts = []
-    for item in heard:
-        parts.append(side_by_side_html(item.title, item.exhibits, sample_rate))
-    if not parts:
-        return ""
-    legend = '<p class="legend">Colours: level in dB, 0 being the loudest point of the truth.</p>'
-    return "\n".join(['<section aria-labelledby="listen">\n<h2 id="listen">Listen</h2>', *parts, legend, "</section>"])
-
-
-def _table(comparison: Comparison) -> str:
-    columns = {**comparison.runs, **comparison.baselines}
-    head = "".join(
-        f'<th scope="col"{"" if name in comparison.runs else " class=baseline"}>{escape(name)}'
-        f"{'<small>failed</small>' if name in comparison.failures else ''}</th>"
-        for name in columns
-    )
-    bodies = []
-    for group, measures in groupby(comparison.measures, lambda measure: measure.group):
-        rows = []
-        for measure in measures:
-            best = comparison.best(measure)
-            row = "".join(
-                _cell(figures.get(measure.name), name in best, name in comparison.runs)
-                for name, figures in columns.items()
-            )
-            goal = GOALS.get(measure.goal or "", "")
-            title = f'<th scope="row" title="{escape(measure.note)}">{escape(measure.name)}<small>{goal}</small></th>'
-            rows.append(f"\n<tr>{title}{row}</tr>")
-        rest = f'<td colspan="{len(columns)}"></td>'
-        title = f'\n<tr><th scope="rowgroup" class="group">{escape(group)}</th>{rest}</tr>'
-        bodies.append(f"\n<tbody>{title}{''.join(rows)}\n</tbody>")
-    if not bodies:
-        return ""
-    return f"""<section aria-labelledby="figures">
-<h2 id="figures">Figures</h2>
-<div class="scroll" role="region" aria-labelledby="figures" tabindex="0">
-<table>
-<thead><tr><th scope="col">Measure</th>{head}</tr></thead>{"".join(bodies)}
-</table>
-</div>
-<p class="legend">★ is the best of the runs. Small: 95% intervals. Grey: baselines, the same for all runs.</p>
-</section>"""
-
-
-def _cell(estimate: Interval | None, best: bool, run: bool) -> str:
-    kind = "" if run else ' class="baseline"'
-    if estimate is None:
-        return f"<td{kind}>–</td>"
-    value = f"<strong>★ {shown(estimate.value)}</strong>" if best else shown(estimate.value)
-    if estimate.low is None or estimate.high is None:
-        return f"<td{kind}>{value}</td>"
-    return f"<td{kind}>{value}<small>{shown(estimate.low)} … {shown(estimate.high)}</small></td>"
-
-
-STYLE = """
-.item { margin: 1.4rem 0 0.7rem; }
-.scroll { max-height: 90vh; overflow-y: auto; }
-thead th { position: sticky; top: 0; background: var(--card); z-index: 1; vertical-align: bottom; }
-th:first-child { position: sticky; left: 0; background: var(--card); }
-thead th:first-child { z-index: 2; }
-th:first-child, td { white-space: nowrap; }
-td small { display: block; }
-td strong { color: var(--accent); }
-.baseline { color: var(--soft); }
-.group { color: var(--accent); font-size: 0.85rem; }
-tbody:not(:first-of-type) .group { padding-top: 1.4rem; }
-.troubles { margin: 1.5rem 0 0; padding: 0.8rem 1rem 0.8rem 2.2rem; background: var(--card);
-  border: 1px solid var(--accent); border-radius: 0.75rem; }
-@media (max-width: 40rem) {
-  th:first-child { min-width: 9rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere; font-size: 0.8rem; }
-}
-"""

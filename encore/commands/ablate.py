@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 import losses
-from encore.ablation.comparison import Comparison, Heard, compare, print_comparison, write_comparison
+from encore.ablation.comparison import Comparison, compare, print_comparison, write_comparison
 from encore.ablation.grid import Grid, common_configuration, configurations, read_grid
 from encore.ablation.runner import Ablation, Run, duration, open_runs
 from encore.audio import read_audio
@@ -27,7 +27,7 @@ from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import BASELINES
 from encore.inference.continuation import continue_song
 from encore.models.loading import choose_device, load_generator, loss_options
-from encore.reporting.html import Exhibit
+from encore.reporting.html import AudioSample, SampleGroup
 from encore.tracking import NestedRuns
 
 FAILED = 1  # exit status if a run failed
@@ -205,12 +205,12 @@ def keep(comparison: Comparison, runs: Sequence[Run], run_id: str, path: Path) -
 
 
 @torch.no_grad()
-def listen(runs: Sequence[Run]) -> tuple[list[Heard], int]:
+def listen(runs: Sequence[Run]) -> tuple[list[SampleGroup], int]:
     """The same validation pairs, continued by every run; and their rate in Hz."""
     if not runs:
         return [], 1
     device = choose_device(None)
-    exhibits: dict[Path, list[Exhibit]] = {}
+    samples: dict[Path, list[AudioSample]] = {}
     rate = 0
     for run in runs:
         generator = load_generator(run.checkpoint, device)
@@ -222,15 +222,15 @@ def listen(runs: Sequence[Run]) -> tuple[list[Heard], int]:
         for number in range(count):
             pair = pairs[number * len(pairs) // count]
             song, truth = (read_audio(path, rate, codec.channels) for path in (pair.input, pair.output))
-            if pair.input not in exhibits:
+            if pair.input not in samples:
                 note = f"What all runs were given, then how it really goes on, from {song.shape[-1] / rate:.2f} s."
-                exhibits[pair.input] = [Exhibit("Input and truth", note, torch.cat([song, truth], -1))]
+                samples[pair.input] = [AudioSample("Input and truth", note, torch.cat([song, truth], -1))]
             made = continue_song(generator, song, truth.shape[-1] / rate)
             begin = max(0, made.context.shape[-1] - lead)
             seam = (made.context.shape[-1] - begin) / rate
             note = f"The continuation begins at {seam:.2f} s."
-            exhibits[pair.input].append(Exhibit(run.name, note, made.full[0, :, begin:]))
-    return [Heard(path.name.removesuffix("_input.wav"), shown) for path, shown in exhibits.items()], rate
+            samples[pair.input].append(AudioSample(run.name, note, made.full[0, :, begin:]))
+    return [SampleGroup(path.name.removesuffix("_input.wav"), shown) for path, shown in samples.items()], rate
 
 
 def described(flags: Mapping[str, Any], run: Run) -> str:

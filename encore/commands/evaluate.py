@@ -37,10 +37,10 @@ from encore.evaluation.evaluator import (
 from encore.evaluation.metrics.embeddings import WEIGHTS, latent_deviation, load_embedding
 from encore.evaluation.metrics.memorization import memorisation as memorised
 from encore.evaluation.per_item import LATENTS, Judges, Tally
-from encore.evaluation.report import Listening, write_report
+from encore.evaluation.report import write_report
 from encore.evaluation.results import Results, print_tables, write_json
 from encore.models.loading import Generator, choose_device, load_generator, loss_options, read
-from encore.reporting.html import Exhibit
+from encore.reporting.html import AudioSample, SampleGroup
 from encore.tracking import log_evaluation, open_run
 
 MODEL = "model"
@@ -182,7 +182,9 @@ def evaluate(
         notes={system.name: system.note for system in systems},
     )
     listening = [
-        Listening(f"{results.pairs[n]} ({data.recordings[n]}), continued from {results.seconds:.1f} s on", exhibits(s))
+        SampleGroup(
+            f"{results.pairs[n]} ({data.recordings[n]}), continued from {results.seconds:.1f} s on", samples_of(s)
+        )
         for n, s in sounds.items()
     ]
     if long_items:
@@ -195,7 +197,7 @@ def evaluate(
                 figures[system.name] |= drift
                 for title, curve in courses.items():
                     results.courses.setdefault(title, {})[system.name] = curve
-        listening.append(Listening(f"{long_seconds:g} s on from {results.pairs[chosen_pairs[0]]}", exhibits(long)))
+        listening.append(SampleGroup(f"{long_seconds:g} s on from {results.pairs[chosen_pairs[0]]}", samples_of(long)))
     write_json(results, output / "evaluation.json")
     write_report(results, listening, codec.sample_rate, output / "index.html")
     print_tables(results, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH))
@@ -213,10 +215,10 @@ def timed(log: Console, what: str) -> Iterator[None]:
     log.print(f"{time.monotonic() - start:7.1f} s  {what}", markup=False)
 
 
-def exhibits(sounds: Mapping[str, Tensor]) -> list[Exhibit]:
+def samples_of(sounds: Mapping[str, Tensor]) -> list[AudioSample]:
     """Those to listen to, the truth first."""
     order = sorted(sounds, key=lambda name: name != TRUTH)
-    return [Exhibit(name, "", sounds[name]) for name in order if name not in UNHEARD]
+    return [AudioSample(name, "", sounds[name]) for name in order if name not in UNHEARD]
 
 
 def named_checkpoints(against: list[str]) -> dict[str, Path]:
