@@ -270,7 +270,7 @@ def test_the_page_has_the_sounds_of_each_pair_and_one_table(comparison: Any, tmp
     assert len(page.audio) == len(page.images) == 6 and not page.elsewhere
     rows = {row[0]: row[1:] for row in page.rows}
     assert list(rows) == [
-        *("Measure", "First", "score", "gain", "Second", "tempo", "level_db", "Training", "training_seconds")
+        *("Metric", "First", "score", "gain", "Second", "tempo", "level_db", "Training", "training_seconds")
     ]
     assert rows["score"] == ["★ 2.00", "–", "3.00", "4.00", "0.500"] and "★ 2.001.00 … 3.00" in page.text
     assert f"broken: training ended: [b]{NASTY}[/b]" in page.text
