@@ -24,7 +24,7 @@ import losses
 from encore.codecs.encodec import FrozenCodec, load_codec
 from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch
-from encore.models.loading import build_model, recipe_of
+from encore.models.loading import build_model, generation_config
 from encore.training.objective import Component, Objective
 from encore.training.synthesis import Hearing
 
@@ -44,10 +44,10 @@ def case(
 ) -> Callable[[], None]:
     """One training step without the optimiser's part; one sample is a regression."""
     objective = "energy" if samples > 1 else "regression"
-    config = TrainConfig(
+    config = TrainConfig.from_flags(
         codec="starter", objective=objective, generation="blocks", block_seconds=0.4, d_model=128, dropout=0.0
     )
-    recipe = recipe_of(config, codec, FRAMES)
+    recipe = generation_config(config, codec, FRAMES)
     model: nn.Module = build_model(config, codec, FRAMES).to(device)
     hearing = Hearing(codec, recipe, samples, 8, blocks * recipe.block_frames, contextlib.nullcontext)
     components = [

@@ -23,25 +23,25 @@ import losses
 from encore.codecs.encodec import load_codec
 from encore.evaluation.dataset import Clips, load_clips, open_held_out
 from encore.evaluation.metrics.energy_score import energy_score, skill
-from encore.models.priors import RHYTHMIC, Rhythm, draw_lags, lag_odds, replay, take
+from encore.models.priors import RHYTHM_SHARE, FrameOrder, draw_lags, lag_probs, replay, take
 from encore.statistics import bootstrap
 
 DISTANCES = ("spectral_energy", "mel")
-Prior = Callable[[Tensor, Tensor], Tensor]  # contexts and their lags' odds to latents
+Prior = Callable[[Tensor, Tensor], Tensor]  # contexts and their lags' probs to latents
 
 
-def replayed(context: Tensor, odds: Tensor) -> Tensor:
+def replayed(context: Tensor, probs: Tensor) -> Tensor:
     """The context at uniform lags."""
     return replay(context, draw_lags(len(context), context.shape[-1]), 0, context.shape[-1])
 
 
-def rhythmic(context: Tensor, odds: Tensor, share: float = RHYTHMIC) -> Tensor:
+def rhythmic(context: Tensor, probs: Tensor, share: float = RHYTHM_SHARE) -> Tensor:
     """The prior "rhythm", with another share of continuations that follow the rhythm."""
-    order = [Rhythm(row, rhythmic=share).indices(0, context.shape[-1]) for row in odds]
+    order = [FrameOrder(row, rhythmic=share).indices(0, context.shape[-1]) for row in probs]
     return take(context, torch.stack(order))
 
 
-def copied(context: Tensor, odds: Tensor) -> Tensor:
+def copied(context: Tensor, probs: Tensor) -> Tensor:
     """The context at the lag of its own length: always the same."""
     return context
 
@@ -80,8 +80,8 @@ def main() -> None:
         prior, nepers = PRIORS[name]
         torch.manual_seed(clips.numbers[0])
         context = clips.context.repeat_interleave(options.samples, 0)
-        odds = lag_odds(clips.input, codec.hop_length, codec.frame_rate).repeat_interleave(options.samples, 0)
-        audio = louder_or_softer(codec.decode_continuation(context, prior(context, odds), margin), nepers)
+        probs = lag_probs(clips.input, codec.hop_length, codec.frame_rate).repeat_interleave(options.samples, 0)
+        audio = louder_or_softer(codec.decode_continuation(context, prior(context, probs), margin), nepers)
         candidates = audio.unflatten(0, (len(clips), options.samples))
         for key, distance in distances.items():
             scores[name][key].append(energy_score(distance, candidates, clips.truth).score)

@@ -1,4 +1,7 @@
-"""Named building blocks that a module outside the package can add to: codecs, priors, datasets, metrics, trackers."""
+"""Named building blocks that a module outside the package can add to.
+
+The tables are here, below everything that fills or reads them: a wing registers its own entries when it is imported.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from encore.errors import EncoreError
 
@@ -52,8 +55,8 @@ class Registry(Mapping[str, T]):
             close = difflib.get_close_matches(name, self._entries, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise EncoreError(
-                f"{self.flag} {name}: no such {self.kind}{hint} There are {', '.join(self)}; a module of your own that "
-                "registers one is named with --plugins"
+                f"{self.flag} {name}: no such {self.kind}{hint}; there are {', '.join(self)}, and "
+                "those that a module of your own registers (--plugins)"
             )
         return self._entries[name]
 
@@ -65,6 +68,13 @@ class Registry(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+CODECS: Registry[Any] = Registry("codec", "--codec")
+PRIORS: Registry[Any] = Registry("prior", "--prior")
+DATASETS: Registry[Any] = Registry("dataset format", "--dataset_format")
+METRICS: Registry[Any] = Registry("metric", "--metrics")
+TRACKERS: Registry[Any] = Registry("tracker", "--tracker")
 
 
 def load_plugins(names: Iterable[str]) -> None:

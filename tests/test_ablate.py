@@ -182,12 +182,12 @@ def test_each_loss_is_a_run_of_that_loss_alone(tiny_pairs: Path) -> None:
         "decode_seconds": 0.25,
     }
     said: list[str] = []
-    here = ablate.losses_here(TrainConfig(**common), losses.REGISTRY, said.append)
+    here = ablate.losses_here(TrainConfig.from_flags(**common), losses.REGISTRY, said.append)
     left_out = {line.split()[1].rstrip(":") for line in said}
     assert left_out == {"sum_and_difference_stft", "pesq"}  # which need two channels, and a longer crop
     assert {*here, *left_out} == losses.REGISTRY.keys()
     for name, flags in ablate.runs_of_each_loss(here).items():
-        config = TrainConfig(**{**common, **flags})
-        on = {loss: weight for loss, weight in config.loss_weights.items() if weight}
+        config = TrainConfig.from_flags(**{**common, **flags})
+        on = {loss: weight for loss, weight in config.objective.weights.items() if weight}
         assert on == {"rms_target" if name == "rms" else name: 1.0}
         assert set(flags) == {flag for flag in vars(config) if flag.startswith(WEIGHT)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import losses
 from encore.codecs.encodec import load_codec
 from encore.data.dataset import Batch
-from encore.models.generation import Recipe
+from encore.models.generation import GenerationConfig
 from encore.models.transformer import ContinuationTransformer
 from encore.training.objective import ATTRACTION, REPULSION, Combiner, Component, Objective
 from encore.training.optim import adamw
@@ -248,7 +248,7 @@ def test_the_first_step_moves(prior: str) -> None:
     model = ContinuationTransformer(128, 16, 2, 2, 0.0, window=75, start_at_prior=prior != "none")
     latents = batch.context.transpose(0, 1).flatten(1)
     model.set_statistics(latents.mean(1), latents.std(1))
-    hearing = Hearing(codec, Recipe(30, True, prior), 2, 8, 30, autocast=contextlib.nullcontext)
+    hearing = Hearing(codec, GenerationConfig(30, True, prior), 2, 8, 30, autocast=contextlib.nullcontext)
     terms = objective(hearing, Component("e", "e", 1.0, False, losses.create("spectral_energy", 24000), distance=True))
     optimizer, before = adamw(model, 1e-3, 0.01), hearing.sample(model, batch)
     for step in range(2):
@@ -256,7 +256,7 @@ def test_the_first_step_moves(prior: str) -> None:
         terms.backward(outcome, 1.0, measure=False)
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         # A last layer of zeros gives nothing back to the layers before it, until it has moved.
-        expected = {"leave.weight", "leave.bias"} if prior == "replay" and step == 0 else gradients.keys()
+        expected = {"out_proj.weight", "out_proj.bias"} if prior == "replay" and step == 0 else gradients.keys()
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
         moving = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
         assert moving >= expected

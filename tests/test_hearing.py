@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from encore.codecs.encodec import Architecture, FrozenCodec, load_codec
 from encore.data.dataset import Batch
-from encore.models.generation import Recipe
+from encore.models.generation import GenerationConfig
 from encore.models.priors import draw_lags
 from encore.models.transformer import ContinuationTransformer
 from encore.training.synthesis import MOST_SAMPLES, Hearing, Plan
@@ -66,11 +66,11 @@ class Truth(nn.Module):
         truth = torch.cat([self.latents[..., start : start + steps] for start in starts], -1)
         return truth.repeat_interleave(rows // len(truth), 0)
 
-    def remember(self, latents: Tensor, memory: Any = None) -> Any:
+    def prefill(self, latents: Tensor, memory: Any = None) -> Any:
         self.given.append(latents)
         return SimpleNamespace(rows=len(latents), end=latents.shape[-1] + (memory.end if memory else 0))
 
-    def answer(self, memory: Any, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+    def decode_block(self, memory: Any, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
         padded = nn.functional.pad(self.latents, (0, steps))
         return padded[..., memory.end : memory.end + steps].repeat_interleave(memory.rows // ITEMS, 0)
 
@@ -79,7 +79,7 @@ def new_hearing(
     codec: FrozenCodec, size: int = 20, samples: int = 2, heard: int = 45, prior: str = "replay", **settings: Any
 ) -> Hearing:
     margin = 0 if codec.segment_frames is not None else 32
-    recipe = Recipe(size, samples > 1, prior)
+    recipe = GenerationConfig(size, samples > 1, prior)
     return Hearing(codec, recipe, samples, margin, heard, autocast=contextlib.nullcontext, **settings)
 
 

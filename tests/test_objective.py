@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import losses
 from encore.codecs.encodec import FrozenCodec, load_codec
 from encore.commands.train_worker import adversary_of, components_of
-from encore.config.schema import TrainConfig, knobs
+from encore.config.schema import TrainConfig, loss_knobs
 from encore.data.dataset import Batch
 from encore.errors import EncoreError
-from encore.models.generation import Recipe
+from encore.models.generation import GenerationConfig
 from encore.training.objective import Component, Objective
 from encore.training.synthesis import Hearing, Plan
 from losses import pesq
@@ -81,13 +81,13 @@ def objective(
 ) -> Objective:
     """For whole continuations that start from their context, or where there are several samples from replays of it."""
     weights = {component.name: component.weight for component in components}
-    recipe = Recipe(150, generative=samples > 1, prior="replay")
+    recipe = GenerationConfig(150, generative=samples > 1, prior="replay")
     hearing = Hearing(codec, recipe, samples, 64, 150, autocast=contextlib.nullcontext)
     return Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner(weights), adversary)
 
 
 def components_for(codec: FrozenCodec, **settings: Any) -> list[Component]:
-    return components_of(TrainConfig(**settings).resolved(), codec, torch.zeros(1, 1, 9600))
+    return components_of(TrainConfig.from_flags(**settings).resolved(), codec, torch.zeros(1, 1, 9600))
 
 
 def test_components_are_compared_with_their_references_and_weighted(codec: FrozenCodec, batch: Batch) -> None:
@@ -158,21 +158,21 @@ def test_losses_that_cannot_be_computed_here_are_named_with_their_flags(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_pesq", None)  # as if it were not installed
     pesq._measure.cache_clear()
-    config = TrainConfig(loss_weight_sum_and_difference_stft=0.5, metrics="pesq,mel,multi_mel").resolved()
+    config = TrainConfig.from_flags(loss_weight_sum_and_difference_stft=0.5, metrics="pesq,mel,multi_mel").resolved()
     with pytest.raises(EncoreError) as caught:
         components_of(config, codec, torch.zeros(1, 1, 6000))
     stereo, package = str(caught.value).splitlines()
     assert stereo.startswith("--loss_weight_sum_and_difference_stft 0.5: ") and "stereo" in stereo
     assert package.startswith("--metrics pesq: ") and "pip install" in package
     with pytest.raises(EncoreError, match="^--metrics mel: .*at least 513 samples"):
-        components_of(TrainConfig(metrics="mel", loss_weight_target=1), codec, torch.zeros(1, 1, 512))
+        components_of(TrainConfig.from_flags(metrics="mel", loss_weight_target=1), codec, torch.zeros(1, 1, 512))
     with pytest.raises(EncoreError, match="^--discriminator msstft: .*samples"):
-        adversary_of(TrainConfig(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
+        adversary_of(TrainConfig.from_flags(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
 
 
 def test_every_loss_is_known_to_configuration_and_door(codec: FrozenCodec) -> None:
     """By flag and by --metrics; the codec's embedding gets the codec that is trained with."""
-    weights = {name: 1.0 for name, _, _ in knobs() if name.startswith("loss_weight_") and "pesq" not in name}
+    weights = {one.name: 1.0 for one in loss_knobs() if "pesq" not in one.name}
     weights["loss_weight_sum_and_difference_stft"] = 0.0
     components = components_for(codec, **weights, metrics="")
     names = ["rms_input", "rms_target", *losses.REGISTRY, "gan", "feature_matching"]

@@ -28,7 +28,7 @@ from tests.conftest import SAMPLE_RATE, melody
 HOP = 320
 SEGMENT = 100  # frames
 FADE = 2 * HOP
-TINY = TrainConfig(d_model=16, nhead=2, num_layers=2, dropout=0.0)
+TINY = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=2, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def starter() -> FrozenCodec:
 
 def repeating(codec: FrozenCodec, segment_frames: int = SEGMENT) -> Generator:
     """A model that continues a context by itself: a regression whose answer is its prior, unchanged."""
-    config = replace(TINY, objective="regression", prior="replay").resolved()
+    config = TINY.with_flags(objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, segment_frames).eval(), codec, config, segment_frames)
-    nn.init.zeros_(generator.model.leave.weight)
+    nn.init.zeros_(generator.model.out_proj.weight)
     return generator
 
 
@@ -63,12 +63,12 @@ def drawing(
     codec: FrozenCodec, prior: str = "replay", block_seconds: float = 0.4, context_seconds: float | None = None
 ) -> Generator:
     """An untrained model of the objective energy; its samples differ, whatever its prior."""
-    config = replace(
-        TINY, objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
+    config = TINY.with_flags(
+        objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
     ).resolved()
     torch.manual_seed(1)
     generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT)
-    nn.init.normal_(generator.model.leave.weight, std=0.3)
+    nn.init.normal_(generator.model.out_proj.weight, std=0.3)
     return generator
 
 
@@ -79,11 +79,11 @@ class Oracle(nn.Module):
         super().__init__()
         self.latents = latents
 
-    def remember(self, latents: Tensor, memory: int = 0) -> int:
-        return memory + latents.shape[-1]
+    def prefill(self, latents: Tensor, cache: int = 0) -> int:
+        return cache + latents.shape[-1]
 
-    def answer(self, memory: int, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
-        return self.latents[..., memory : memory + steps]
+    def decode_block(self, cache: int, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+        return self.latents[..., cache : cache + steps]
 
 
 def song(samples: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import losses
 from encore.codecs.encodec import FrozenCodec
 from encore.data.dataset import Batch
-from encore.models.generation import Recipe
+from encore.models.generation import GenerationConfig
 from encore.models.transformer import ContinuationTransformer
 from encore.training.objective import Component, Objective
 from encore.training.optim import Schedule, adamw
@@ -47,7 +47,7 @@ def trained_on_two_futures(samples: int) -> tuple[Tensor, Tensor]:
     time = torch.arange(FRAMES * HOP) / RATE
     tones = [0.4 * torch.sin(2 * math.pi * pitch * time) for pitch in (5, 10, 25)]
     source, futures = tones[0], torch.stack(tones[1:])[:, None]
-    recipe = Recipe(FRAMES, generative=samples > 1, prior="none")
+    recipe = GenerationConfig(FRAMES, generative=samples > 1, prior="none")
     hearing = Hearing(codec, recipe, samples, margin=0, heard_frames=FRAMES, autocast=contextlib.nullcontext)
     rms = losses.create("rms", RATE)
     component = Component("rms_target", "rms", 1.0, False, rms, distance=losses.REGISTRY["rms"].distance)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from encore.config.schema import TrainConfig
+from encore.config.schema import TrackingConfig
 from encore.registry import load_plugins
 from encore.tracking import TRACKERS, MlflowTracker
 from tests.conftest import ENVIRONMENT, ROOT, Door
@@ -23,8 +23,8 @@ from tests.conftest import ENVIRONMENT, ROOT, Door
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on this port
 
 
-def settings(uri: str, experiment: str, run_name: str | None = None) -> TrainConfig:
-    return TrainConfig(mlflow_uri=uri, experiment=experiment, run_name=run_name)
+def settings(uri: str, experiment: str, run_name: str | None = None) -> TrackingConfig:
+    return TrackingConfig(mlflow_uri=uri, experiment=experiment, run_name=run_name)
 
 
 def test_a_run_whose_server_is_down_finishes_and_is_logged_later(

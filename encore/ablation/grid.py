@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from encore.config.checks import validate
-from encore.config.schema import TrainConfig, knobs
+from encore.config.files import read_yaml, typed_flags
+from encore.config.knobs import to_flags
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 
 OWN = ("checkpoint_dir", "resume", "run_name", "experiment", "mlflow_uri")  # flags that the ablation sets for each run
 # What all runs are compared on is one.
 SHARED = ("dataset_folder", "codec", "codec_repository", "encodec_bandwidth", "unity_test", "shuffle_targets")
 NAMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a run's name is a folder's
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         EncoreError: no such file, no YAML, or all that is wrong with its keys and values, a line each.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except OSError as error:
-        raise EncoreError(f"--grid {path}: can't be read ({error.strerror}); ablation.yaml is an example") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EncoreError(f"--grid {path}: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, "--grid", "; ablation.yaml is an example")
     if not isinstance(content, dict) or not content or content.keys() - {"common", "runs"}:
         raise EncoreError(f"--grid {path}: must have common: and runs: with flags in them, and nothing else")
     common, runs = content.get("common") or {}, content.get("runs") or {}
@@ -77,7 +70,7 @@ def configurations(grid: Grid, output: Path, given: Mapping[str, Any]) -> dict[s
     configs, problems = {}, {}
     for name, flags in grid.runs.items():
         own = {"checkpoint_dir": output / name / "checkpoints", "resume": "auto", "run_name": name}
-        configs[name] = TrainConfig(**{**grid.common, **flags, **given, **own}).resolved()
+        configs[name] = TrainConfig.from_flags({**grid.common, **flags, **given, **own}).resolved()
         try:
             validate(configs[name])
         except EncoreError as error:
@@ -99,7 +92,7 @@ def common_configuration(grid: Grid, output: Path, given: Mapping[str, Any]) -> 
     Raises:
         EncoreError: all that is wrong with it, a line each, with the file.
     """
-    config = TrainConfig(**{**grid.common, **given, "checkpoint_dir": output}).resolved()
+    config = TrainConfig.from_flags({**grid.common, **given, "checkpoint_dir": output}).resolved()
     try:
         validate(config)
     except EncoreError as error:
@@ -110,27 +103,10 @@ def common_configuration(grid: Grid, output: Path, given: Mapping[str, Any]) -> 
 def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
     """What two configurations differ in, apart from what the ablation sets: `--lr 0.0001 is now 0.001`."""
     return [
-        f"--{name} {_shown(getattr(before, name))} is now {_shown(getattr(after, name))}"
-        for name, kind, _ in knobs()
-        if name not in OWN and _comparable(getattr(before, name)) != _comparable(getattr(after, name))
+        f"--{name} {_shown(value)} is now {_shown(to_flags(after)[name])}"
+        for name, value in to_flags(before).items()
+        if name not in OWN and _comparable(value) != _comparable(to_flags(after)[name])
     ]
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings name every key once; PyYAML would take the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        known: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float):  # also keeps lists and mappings out, which can't be in a set
-                raise yaml.constructor.ConstructorError(None, None, "a key that is no name", key_node.start_mark)
-            if key in known:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", key_node.start_mark)
-            known.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _run(name: str, flags: Any, path: Path, problems: list[str]) -> dict[str, Any]:
@@ -147,40 +123,13 @@ def _run(name: str, flags: Any, path: Path, problems: list[str]) -> dict[str, An
 
 def _flags(flags: Mapping[Any, Any], where: str, shared: tuple[str, ...], problems: list[str]) -> dict[str, Any]:
     """The values in the types that the configuration has for them."""
-    known = {name: (kind, entry.default) for name, kind, entry in knobs()}
-    typed = {}
-    for flag, value in flags.items():
-        name = str(flag)
+
+    def refuse(name: str) -> str | None:
         if name in OWN:
-            problems.append(f"{where}: {name}: is set for every run by ablate.py; leave it out")
-        elif name in shared:
-            problems.append(f"{where}: {name}: must be the same for all runs; put it under common:")
-        elif name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            problems.append(f"{where}: {name}: train_ddp.py has no such flag{hint}")
-        else:
-            kind, default = known[name]
-            try:
-                typed[name] = None if value is None and default is None else _typed(value, kind)
-            except (TypeError, ValueError):
-                problems.append(f"{where}: {name}: {value!r} is not {KINDS[kind]}")
-    return typed
+            return "is set for every run by ablate.py; leave it out"
+        return "must be the same for all runs; put it under common:" if name in shared else None
 
-
-def _typed(value: Any, kind: type) -> Any:
-    """`value` as `kind`; raises TypeError or ValueError."""
-    if isinstance(value, bool) != (kind is bool) or value is None:
-        raise TypeError
-    if kind is float and isinstance(value, str | int | float):
-        return float(value)  # YAML takes 1e-3, without a point, for text
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is str and isinstance(value, int | float):
-        return str(value)
-    if not isinstance(value, kind):
-        raise TypeError
-    return value
+    return typed_flags(flags, TrainConfig, where, problems, refuse)
 
 
 def _comparable(value: Any) -> Any:

@@ -56,7 +56,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.config.checkpoint_dir / "best_model.pt"
+        return self.config.run.checkpoint_dir / "best_model.pt"
 
     @property
     def evaluation_file(self) -> Path:
@@ -81,9 +81,9 @@ def open_runs(configs: Mapping[str, TrainConfig]) -> list[Run]:
     """
     runs, problems = [], []
     for name, config in configs.items():
-        folder = config.checkpoint_dir.parent
+        folder = config.run.checkpoint_dir.parent
         make_folder(folder, "--output")
-        before, kept = config.checkpoint_dir / "config.json", folder / "run.json"
+        before, kept = config.run.checkpoint_dir / "config.json", folder / "run.json"
         try:
             state = State(**json.loads(kept.read_text())) if kept.is_file() else State()
             begun = TrainConfig.from_dict(json.loads(before.read_text())).resolved() if before.is_file() else config
@@ -96,7 +96,7 @@ def open_runs(configs: Mapping[str, TrainConfig]) -> list[Run]:
                 f"{name}: was begun with other settings: {', '.join(changed)}; give the run another name, or move "
                 f"{folder} away"
             )
-        state.trained = state.trained and (config.checkpoint_dir / "best_model.pt").is_file()
+        state.trained = state.trained and (config.run.checkpoint_dir / "best_model.pt").is_file()
         runs.append(Run(name, folder, config, state))
     if problems:
         raise EncoreError("\n".join(problems))
@@ -200,11 +200,11 @@ class Ablation:
         """The flags of a run's evaluation."""
         own = {
             "--checkpoint": run.checkpoint,
-            "--dataset_folder": run.config.dataset_folder,
-            "--cache_dir": run.config.latent_folder,
-            "--codec_repository": run.config.codec_repository,
+            "--dataset_folder": run.config.data.dataset_folder,
+            "--cache_dir": run.config.data.latent_folder,
+            "--codec_repository": run.config.codec.repository,
             "--output": run.evaluation_file.parent,
-            "--mlflow_uri": run.config.mlflow_uri,
+            "--mlflow_uri": run.config.tracking.mlflow_uri,
             "--run_id": run.state.run_id,
         }
         flags = [str(part) for flag, value in own.items() if value is not None for part in (flag, value)]
@@ -229,7 +229,7 @@ class Ablation:
     def _environment(self, run: Run) -> dict[str, str]:
         env = cli.importable() if run.state.run_id is None else {**cli.importable(), "MLFLOW_RUN_ID": run.state.run_id}
         if self.parallel > 1 and "OMP_NUM_THREADS" not in os.environ:
-            ranks = self.parallel * (run.config.world_size or 1)
+            ranks = self.parallel * (run.config.run.world_size or 1)
             env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
         return env
 

@@ -20,13 +20,14 @@ from encore.ablation.grid import Grid, common_configuration, configurations, rea
 from encore.ablation.runner import Ablation, Run, duration, open_runs
 from encore.audio import read_audio
 from encore.codecs.encodec import load_codec
+from encore.codecs.losses import loss_options
 from encore.config import cli
-from encore.config.schema import WEIGHT, TrainConfig, knobs
+from encore.config.schema import WEIGHT, TrainConfig, loss_knobs
 from encore.data.dataset import find_pairs, segment_frames
 from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import BASELINES
 from encore.inference.continuation import continue_song
-from encore.models.loading import choose_device, load_generator, loss_options
+from encore.models.loading import choose_device, load_generator
 from encore.reporting.html import AudioSample, SampleGroup
 from encore.tracking import NestedRuns
 
@@ -125,13 +126,13 @@ def planned(path: Path | None, each_loss: bool) -> Grid:
 
 def runs_of_each_loss(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """A run for each registered loss of these names, with weight 1 and all other weights 0."""
-    off = {name: 0.0 for name, _, _ in knobs() if name.startswith(WEIGHT)}
+    off = {one.name: 0.0 for one in loss_knobs()}
     return {name: {**off, WEIGHT + ("target" if name == "rms" else name): 1.0} for name in names}
 
 
 def losses_of(configs: Iterable[TrainConfig]) -> set[str]:
     """Registered names of the losses that any run is trained on or measured by: all are evaluated on all of them."""
-    return {name for config in configs for name in config.loss_names}
+    return {name for config in configs for name in config.objective.loss_names}
 
 
 @torch.no_grad()
@@ -143,15 +144,17 @@ def losses_here(config: TrainConfig, wanted: Iterable[str], say: Callable[[str],
     Raises:
         EncoreError: the codec can't be had, or the pairs can't be used.
     """
-    codec = load_codec(config.codec, config.codec_repository, config.encodec_bandwidth)
-    assert config.dataset_folder is not None
-    segment = segment_frames(find_pairs(config.dataset_folder, codec.sample_rate), codec.hop_length) * codec.hop_length
-    step = round((config.decode_seconds or TRIED_SECONDS) * codec.sample_rate)
+    codec = load_codec(config.codec.name, config.codec.repository, config.codec.bandwidth)
+    assert config.data.dataset_folder is not None
+    segment = (
+        segment_frames(find_pairs(config.data.dataset_folder, codec.sample_rate), codec.hop_length) * codec.hop_length
+    )
+    step = round((config.objective.decode_seconds or TRIED_SECONDS) * codec.sample_rate)
     silence, here = torch.zeros(1, codec.channels, min(segment, step)), []
     for name in losses.REGISTRY:
         if name in set(wanted):
             try:
-                losses.create(name, codec.sample_rate, **loss_options(config, codec, name))(silence, silence)
+                losses.create(name, codec.sample_rate, **loss_options(config.objective, codec, name))(silence, silence)
                 here.append(name)
             except (ImportError, OSError, ValueError) as error:
                 say(f"without {name}: {error}")
@@ -216,8 +219,8 @@ def listen(runs: Sequence[Run]) -> tuple[list[SampleGroup], int]:
         generator = load_generator(run.checkpoint, device)
         codec = generator.codec
         rate, lead = codec.sample_rate, round(LEAD_SECONDS * codec.sample_rate)
-        assert run.config.dataset_folder is not None
-        pairs = find_pairs(run.config.dataset_folder, rate)["val"]
+        assert run.config.data.dataset_folder is not None
+        pairs = find_pairs(run.config.data.dataset_folder, rate)["val"]
         count = min(len(pairs), MOST_PAIRS, max(1, MOST_PLAYERS // len(runs)))
         for number in range(count):
             pair = pairs[number * len(pairs) // count]
@@ -242,7 +245,11 @@ def described(flags: Mapping[str, Any], run: Run) -> str:
 def facts(plan: Grid, config: TrainConfig, good: Sequence[Run]) -> dict[str, str]:
     """How the comparison was made."""
     common = ", ".join(f"{name} {shown(value)}" for name, value in plan.common.items() if name != "dataset_folder")
-    found = {"Data": str(config.dataset_folder), "Codec": config.codec, "Common settings": common or "the defaults"}
+    found = {
+        "Data": str(config.data.dataset_folder),
+        "Codec": config.codec.name,
+        "Common settings": common or "the defaults",
+    }
     if good:
         evaluation = good[0].evaluation()
         found["Evaluated on"] = f"{evaluation['items']} validation pairs of {evaluation['seconds']:.2f} s"

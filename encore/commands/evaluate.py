@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import losses
+from encore.codecs.losses import loss_options
 from encore.config import cli
 from encore.config.schema import listed
 from encore.errors import EncoreError, make_folder
@@ -39,7 +40,7 @@ from encore.evaluation.metrics.memorization import memorisation as memorised
 from encore.evaluation.per_item import LATENTS, Judges, Tally
 from encore.evaluation.report import write_report
 from encore.evaluation.results import Results, print_tables, write_json
-from encore.models.loading import Generator, choose_device, load_generator, loss_options, read
+from encore.models.loading import Generator, choose_device, load_generator, read
 from encore.reporting.html import AudioSample, SampleGroup
 from encore.tracking import log_evaluation, open_run
 
@@ -158,7 +159,7 @@ def evaluate(
             "Data": f"{dataset_folder}: {len(data.val)} of {data.everything} validation pairs, "
             f"{len(set(data.recordings))} recordings",
             "Candidates": f"{candidates}, seed {seed}, temperature {temperature:g}",
-            "Codec": f"{generator.config.codec}, {codec.sample_rate} Hz",
+            "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
             "Intervals": "95%, bootstrap over recordings; of distributions over pairs",
         },
         items=len(data.val),
@@ -280,14 +281,16 @@ def choose_losses(generator: Generator, metrics: str | None, truth: Tensor) -> d
         EncoreError: losses of --metrics that can't be computed here, a line each.
     """
     config, codec = generator.config, generator.codec
-    wanted = config.loss_names if metrics is None else {*listed(metrics)}
+    wanted = config.objective.loss_names if metrics is None else {*listed(metrics)}
     chosen: dict[str, nn.Module] = {}
     problems = []
     for name in losses.REGISTRY:
         if name not in wanted:
             continue
         try:
-            loss = losses.create(name, codec.sample_rate, **loss_options(config, codec, name)).to(truth.device)
+            loss = losses.create(name, codec.sample_rate, **loss_options(config.objective, codec, name)).to(
+                truth.device
+            )
             loss(truth, truth)
             chosen[name] = loss
         except (ImportError, OSError, ValueError) as error:

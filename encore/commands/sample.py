@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 import losses
 from encore.audio import read_audio
+from encore.codecs.losses import build_losses
 from encore.config import cli
 from encore.config.schema import listed
 from encore.errors import EncoreError, make_folder
 from encore.inference.continuation import reconstruct, stream_song
 from encore.inference.presentation import CODEC, describe, describe_candidates, print_table, titles
 from encore.inference.streaming import record
-from encore.models.loading import Generator, choose_device, load_generator, loss_options
+from encore.models.loading import Generator, choose_device, load_generator
 from encore.reporting.html import Table, write_page
 from encore.reporting.spectrograms import spectrograms
 from encore.tracking import download_artifact
@@ -93,7 +94,7 @@ def sample(
     codec = generator.codec
     shown = min(seconds, SHOWN_SECONDS)
     song, truth = read_song(input, start, target, shown, codec.sample_rate, codec.channels)
-    measures = {} if truth is None else measures_of(generator, metrics, truth.to(place))
+    measures = {} if truth is None else table_losses(generator, metrics, truth.to(place))
     seeds = range(seed, seed + candidates)
     context, pieces = stream_song(generator, song, seconds, seeds, temperature)
     console = Console(highlight=False)
@@ -122,9 +123,9 @@ def sample(
         "Made": f"{made.samples / codec.sample_rate:.2f} s",
         "Model": f"run {run_id}" if checkpoint is None else str(checkpoint),
         "Window": f"{generator.segment_frames / codec.frame_rate:.2f} s",
-        "Codec": f"{generator.config.codec}, {codec.sample_rate} Hz",
+        "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
     }
-    if generator.recipe.generative:
+    if generator.generation.generative:
         facts |= {"Seeds": ", ".join(map(str, seeds)), "Temperature": f"{temperature:g}"}
     samples = describe(made, signals, codec.sample_rate)
     heard = [] if candidates == 1 else describe_candidates(made, seeds, codec.sample_rate)
@@ -174,7 +175,7 @@ def check_options(
 
 def check_generative(generator: Generator, candidates: int, temperature: float) -> None:
     """Raises EncoreError if a model that draws nothing is asked for several candidates, or for more or less noise."""
-    if generator.recipe.generative:
+    if generator.generation.generative:
         return
     given = {"--candidates": (candidates, 1), "--temperature": (temperature, 1)}
     problems = [
@@ -213,34 +214,22 @@ def read_song(
     return song[:, :end], None
 
 
-def measures_of(generator: Generator, metrics: str | None, truth: Tensor) -> dict[str, nn.Module]:
-    """The losses of the table, by name, each tried on the truth `[C, N]` before there is anything to lose.
+def table_losses(generator: Generator, metrics: str | None, truth: Tensor) -> dict[str, nn.Module]:
+    """The losses of the table, by name, each tried on the truth `[C, N]` before anything is generated.
 
-    One of the run's that can't be computed here is left out, and said.
+    One of the training run's that cannot be computed here is left out, with a message.
 
     Raises:
-        EncoreError: losses of --metrics that can't be computed here, a line each: another package, more samples or
+        EncoreError: losses of --metrics that cannot be computed here, a line each: another package, more samples or
             channels needed.
     """
-    config, codec = generator.config, generator.codec
-    wanted = ALWAYS | config.loss_names if metrics is None else set(listed(metrics))
-    measures: dict[str, nn.Module] = {}
-    problems = []
-    for name in losses.REGISTRY:
-        if name not in wanted:
-            continue
-        try:
-            loss = losses.create(name, codec.sample_rate, **loss_options(config, codec, name)).to(truth.device)
-            loss(truth[None], truth[None])
-            measures[name] = loss
-        except (ImportError, OSError, ValueError) as error:
-            if metrics is None:  # nobody asked for it by name
-                print(f"the table is without {name}: {error}", file=sys.stderr)
-            else:
-                problems.append(f"--metrics {name}: {error}")
-    if problems:
-        raise EncoreError("\n".join(problems))
-    return measures
+    wanted = ALWAYS | generator.config.objective.loss_names if metrics is None else set(listed(metrics))
+    built, problems = build_losses(wanted, generator.config.objective, generator.codec, truth[None])
+    if metrics is not None and problems:
+        raise EncoreError("\n".join(f"--metrics {name}: {problem}" for name, problem in problems.items()))
+    for name, problem in problems.items():  # of losses that nobody asked for by name
+        print(f"the table is without {name}: {problem}", file=sys.stderr)
+    return built
 
 
 @torch.no_grad()

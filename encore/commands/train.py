@@ -21,7 +21,7 @@ def train(config: TrainConfig) -> None:
     sys.exit(launch(config))
 
 
-cli.config_command(app, train)
+cli.add_command(app, TrainConfig, train)
 
 if __name__ == "__main__":
     cli.run(app)

@@ -1,99 +1,100 @@
-"""What is checked of a configuration before anything begins."""
+"""What is checked of a training configuration before anything begins."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from encore.config.schema import ADVERSARIAL, TrainConfig, knobs
+from encore.config.knobs import problems_of
+from encore.config.schema import ADVERSARIAL, TrainConfig
 from encore.errors import EncoreError, make_folder
 
 
 def validate(config: TrainConfig) -> None:
-    """Checks a resolved configuration as far as it can be without reading data.
+    """Checks a resolved configuration as far as that is possible without reading data.
 
     Raises:
         EncoreError: all problems together, a line each, with flag, value and remedy.
     """
-    problems = []
-    for name, _, entry in knobs():
-        value, minimum, choices = getattr(config, name), entry.metadata["minimum"], entry.metadata["choices"]
-        # Written so that NaN, which is neither above nor below, is refused too.
-        if minimum is not None and value is not None and not minimum <= value < float("inf"):
-            problems.append(f"--{name} {value}: must be a finite number of at least {minimum:g}")
-        if choices and value not in choices:
-            problems.append(f"--{name} {value}: must be one of {', '.join(choices)}")
-    problems += _losses(config) + _generation(config) + _relations(config) + _folders(config)
+    problems = problems_of(config) + _losses(config) + _generation(config) + _optimisation(config) + _paths(config)
     if problems:
         raise EncoreError("\n".join(problems))
 
 
 def _losses(config: TrainConfig) -> list[str]:
     problems = []
-    weights = config.loss_weights
-    measurable = {name: value for name, value in weights.items() if name not in ADVERSARIAL}
+    objective = config.objective
+    measurable = {name: value for name, value in objective.weights.items() if name not in ADVERSARIAL}
     if not any(measurable.values()):
-        flag = next(config.flag_of(name) for name in ADVERSARIAL if weights[name])
-        problems.append(f"{flag}: needs another loss beside it, by which the best epoch is known; give one a weight")
-    if config.balancer_shrink and not config.loss_balancer:
-        problems.append("--balancer_shrink true: is a setting of the balancer's; add --loss_balancer true")
-    unknown = [name for name in config.metric_names if name not in measurable]
+        flag = next(objective.flag_of(name) for name in ADVERSARIAL if objective.weights[name])
+        problems.append(f"{flag}: needs another loss beside it, by which the best epoch is chosen; give one a weight")
+    if objective.balancer_shrink and not objective.loss_balancer:
+        problems.append("--balancer_shrink true: is a setting of the balancer; add --loss_balancer true")
+    unknown = [name for name in objective.metric_names if name not in measurable]
     if unknown:
         problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(measurable)}")
-    if config.embedding_weights is not None and not config.embedding_weights.is_file():
-        problems.append(f"--embedding_weights {config.embedding_weights}: no such file")
+    weights = objective.embedding_weights
+    if weights is not None and not weights.is_file():
+        problems.append(f"--embedding_weights {weights}: no such file")
+    if objective.disc_lr == 0:
+        problems.append("--disc_lr 0: must be above 0")
     return problems
 
 
 def _generation(config: TrainConfig) -> list[str]:
     problems = []
-    for name in ("block_seconds", "context_seconds"):
-        if getattr(config, name) == 0:
+    model, objective = config.model, config.objective
+    if model.nhead > 0 and (model.d_model % model.nhead or model.d_model // model.nhead % 2):
+        problems.append(
+            f"--d_model {model.d_model} --nhead {model.nhead}: every head needs the same even number of channels; "
+            f"d_model must be a multiple of {2 * model.nhead}"
+        )
+    for name, value in (("block_seconds", model.block_seconds), ("context_seconds", model.context_seconds)):
+        if value == 0:
             problems.append(f"--{name} 0: must be above 0")
-    if config.unity_test and config.objective == "energy":
+    if config.data.unity_test and objective.kind == "energy":
         problems.append(
             "--unity_test true --objective energy: there is one right answer, so use --objective regression"
         )
-    if config.rollout_blocks and config.generation == "whole":
-        problems.append(f"--rollout_blocks {config.rollout_blocks} --generation whole: has no blocks; leave one out")
+    if objective.rollout_blocks and model.generation == "whole":
+        problems.append(f"--rollout_blocks {objective.rollout_blocks} --generation whole: has no blocks; leave one out")
     return problems
 
 
-def _relations(config: TrainConfig) -> list[str]:
+def _optimisation(config: TrainConfig) -> list[str]:
     problems = []
-    if config.nhead > 0 and (config.d_model % config.nhead or config.d_model // config.nhead % 2):
-        problems.append(
-            f"--d_model {config.d_model} --nhead {config.nhead}: every head needs the same even number of channels; "
-            f"d_model must be a multiple of {2 * config.nhead}"
-        )
-    for name in ("dropout", "ema_decay"):
-        if getattr(config, name) >= 1:
-            problems.append(f"--{name} {getattr(config, name)}: must be below 1")
-    for name in ("lr", "disc_lr", "clip_norm", "encodec_bandwidth"):
-        if getattr(config, name) == 0:
+    for name, value in (("dropout", config.model.dropout), ("ema_decay", config.optim.ema_decay)):
+        if value >= 1:
+            problems.append(f"--{name} {value}: must be below 1")
+    for name, number in (
+        ("lr", config.optim.lr),
+        ("clip_norm", config.optim.clip_norm),
+        ("encodec_bandwidth", config.codec.bandwidth),
+    ):
+        if number == 0:
             problems.append(f"--{name} 0: must be above 0")
-    if config.unity_test and config.shuffle_targets:
+    if config.data.unity_test and config.data.shuffle_targets:
         problems.append("--unity_test true --shuffle_targets true: contradict each other; choose one")
-    counts = config.nnodes.split(":")
+    counts = config.run.nnodes.split(":")
     if not (len(counts) <= 2 and all(count.isdigit() and int(count) > 0 for count in counts)):
-        problems.append(f"--nnodes {config.nnodes}: must be a number of machines N or a range MIN:MAX")
-    elif int(counts[-1]) > 1 and not config.rdzv_endpoint:
-        problems.append(f"--nnodes {config.nnodes}: several machines need --rdzv_endpoint HOST:PORT")
+        problems.append(f"--nnodes {config.run.nnodes}: must be a number of machines N or a range MIN:MAX")
+    elif int(counts[-1]) > 1 and not config.run.rdzv_endpoint:
+        problems.append(f"--nnodes {config.run.nnodes}: several machines need --rdzv_endpoint HOST:PORT")
     return problems
 
 
-def _folders(config: TrainConfig) -> list[str]:
+def _paths(config: TrainConfig) -> list[str]:
     problems = []
-    folder = config.dataset_folder
+    folder, repository, resume = config.data.dataset_folder, config.codec.repository, config.run.resume
     if folder is None:
         problems.append("--dataset_folder: missing; name a folder that prepare_data.py made")
     elif not folder.is_dir():
         problems.append(f"--dataset_folder {folder}: no such folder; python prepare_data.py MUSIC --output {folder}")
-    if config.codec_repository is not None and not config.codec_repository.is_dir():
-        problems.append(f"--codec_repository {config.codec_repository}: no such folder")
-    if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
-        problems.append(f"--resume {config.resume}: no such file; give a checkpoint or auto")
-    try:  # here, before hours of training find out that it can't be
-        make_folder(config.checkpoint_dir, "--checkpoint_dir")
+    if repository is not None and not repository.is_dir():
+        problems.append(f"--codec_repository {repository}: no such folder")
+    if resume not in (None, "auto") and not Path(str(resume)).is_file():
+        problems.append(f"--resume {resume}: no such file; give a checkpoint or auto")
+    try:  # now, rather than after hours of training
+        make_folder(config.run.checkpoint_dir, "--checkpoint_dir")
     except EncoreError as error:
         problems.append(str(error))
     return problems

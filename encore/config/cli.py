@@ -1,21 +1,85 @@
-"""The command line: Typer options made from the configuration's fields, and errors in one clear line."""
+"""Command lines made from configurations: a flag per setting, `--config` files, plugins, and errors in one line."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from encore.config.schema import WEIGHT, TrainConfig, knobs
+from encore.config.files import read_flags
+from encore.config.knobs import Knob, from_flags, knobs_of
+from encore.config.schema import WEIGHT, listed
 from encore.errors import EncoreError
+from encore.registry import load_plugins
 
 USER_ERROR = 2
+C = TypeVar("C")
+
+
+class App(typer.Typer):
+    """A Typer app with Encore's conventions: underscores in flags, dashes accepted too, `-h` for help."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            add_completion=False,
+            pretty_exceptions_enable=False,
+            context_settings={
+                "token_normalize_func": lambda name: name.replace("-", "_") if len(name) > 1 else name,
+                "help_option_names": ["--help", "-h"],
+            },
+        )
+        self.build: Callable[[], None] = lambda: None
+
+
+def new_app() -> App:
+    return App()
+
+
+def add_command(app: App, config_class: type[C], main: Callable[[C], None]) -> None:
+    """Makes `main(config)` the app's command, with a flag for every setting of the configuration.
+
+    Its docstring is the help text. `run` builds the flags anew after loading plugins, which may add some.
+    """
+
+    def build() -> None:
+        app.registered_commands.clear()
+        app.command(epilog=_epilog(config_class))(_command(config_class, main))
+
+    app.build = build
+    build()
+
+
+def run(app: App, argv: Sequence[str] | None = None) -> None:
+    """Runs a command; errors that the user can put right are printed without a traceback, with exit status 2."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if plugins := _plugins_of(argv):
+            load_plugins(plugins)
+            app.build()
+        app(argv)
+    except EncoreError as error:
+        print_error(error)
+        sys.exit(USER_ERROR)
+
+
+def print_error(error: EncoreError) -> None:
+    """Prints an error's lines to standard error, each marked as one."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for line in str(error).splitlines():
+        console.print(f"[bold red]error:[/] {escape(line)}")
+
+
+def importable() -> dict[str, str]:
+    """Environment in which `python -m encore…` finds this copy of Encore, installed or not, from any folder."""
+    root = str(Path(__file__).resolve().parents[2])
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def parse_bool(value: str | bool) -> bool:
@@ -26,69 +90,87 @@ def parse_bool(value: str | bool) -> bool:
     return text == "true"
 
 
-def new_app() -> typer.Typer:
-    """A Typer app with Encore's conventions: underscores in flags, dashes accepted too."""
-    return typer.Typer(
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
-    )
+def _plugins_of(argv: Sequence[str]) -> list[str]:
+    """The value of --plugins, which is needed before there are flags to parse."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, own = flag.partition("=")
+        if name == "--plugins":
+            return listed(own if equals else value)
+    return []
 
 
-def config_command(app: typer.Typer, main: Callable[[TrainConfig], None]) -> None:
-    """Registers `main(config)` as the app's command, with an option for every field of the configuration."""
-
+def _command(config_class: type[C], main: Callable[[C], None]) -> Callable[..., None]:
     def command(**values: Any) -> None:
-        main(TrainConfig(**values))
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        del values["config"], values["help_all"]
+        main(from_flags(config_class, values))
 
+    settings = knobs_of(config_class)
+    annotations = {"config": _config_option(config_class)} | {one.name: _option(one) for one in settings}
+    defaults = {"config": None, "help_all": False} | {one.name: _default(one) for one in settings}
+    annotations["help_all"] = Annotated[
+        bool, typer.Option("--help_all", help="Show all flags and exit.", is_eager=True, callback=_help_all)
+    ]
     command.__doc__ = main.__doc__
-    parameters = []
-    for name, kind, entry in knobs():
-        settings: dict[str, Any] = {"help": entry.metadata["help"], "rich_help_panel": entry.metadata["group"]}
-        annotation: Any = kind
-        default = entry.default
-        if kind is bool:
-            # A parser, because Typer would make a pair of flags of a bool.
-            annotation, default = str, str(default).lower()
-            settings |= {"parser": parse_bool, "metavar": "true|false"}
-        elif entry.metadata["choices"]:
-            settings["metavar"] = "|".join(entry.metadata["choices"])
-        elif default is None:
-            annotation = kind | None
-        elif name.startswith(WEIGHT) and not default:
-            settings["show_default"] = False  # of dozens of losses, that one is off needn't be said
-        option = typer.Option(f"--{name}", **settings)
-        parameters.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
-            )
-        )
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command()(command)
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
+            for name, annotation in annotations.items()
+        ]
+    )
+    command.__annotations__ = annotations
+    return command
 
 
-def importable() -> dict[str, str]:
-    """Environment in which `python -m encore…` finds this copy of Encore, installed or not, from any folder."""
-    root = str(Path(__file__).resolve().parents[2])
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+def _option(one: Knob) -> Any:
+    kind: Any = one.kind
+    settings: dict[str, Any] = {"help": one.help, "rich_help_panel": one.panel, "hidden": not one.common}
+    if one.kind is bool:
+        # A parser, because Typer would make a pair of flags of a bool.
+        kind = str
+        settings |= {"parser": parse_bool, "metavar": "true|false"}
+    elif one.kind is tuple:
+        kind = list[str]
+    elif one.choices:
+        settings["metavar"] = "|".join(one.choices)
+    if one.default is None:
+        kind = kind | None
+    elif one.name.startswith(WEIGHT) and not one.default:
+        settings["show_default"] = False  # dozens of losses that are off by default
+    return Annotated[kind, typer.Option(f"--{one.name}", **settings)]
 
 
-def run(app: typer.Typer) -> None:
-    """Runs a door: what the user can put right is printed without a traceback, with exit status 2."""
-    try:
-        app()
-    except EncoreError as error:
-        print_error(error)
-        sys.exit(USER_ERROR)
+def _default(one: Knob) -> Any:
+    if one.kind is bool:
+        return str(one.default).lower()
+    return list(one.default) if one.kind is tuple else one.default
 
 
-def print_error(error: EncoreError) -> None:
-    """Prints an error's lines to standard error, each marked as one."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for line in str(error).splitlines():
-        console.print(f"[bold red]error:[/] {_escape(line)}")
+def _config_option(config_class: type) -> Any:
+    def read(context: typer.Context, path: Path | None) -> Path | None:
+        if path is not None:
+            # Click's own place for values that flags on the command line override.
+            context.default_map = {
+                name: str(value).lower() if isinstance(value, bool) else value
+                for name, value in read_flags(path, config_class).items()
+            }
+        return path
+
+    option = typer.Option(
+        "--config", help="YAML or JSON file of flags, e.g. a run's config.json; flags override it", is_eager=True,
+        callback=read,
+    )  # fmt: skip
+    return Annotated[Path | None, option]
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def _help_all(context: typer.Context, value: bool) -> None:
+    if value:
+        for parameter in context.command.params:
+            parameter.hidden = False  # type: ignore[attr-defined]
+        typer.echo(context.get_help())
+        raise typer.Exit()
+
+
+def _epilog(config_class: type) -> str | None:
+    hidden = sum(not one.common for one in knobs_of(config_class))
+    return f"{hidden} more flags: --help_all" if hidden else None

@@ -70,7 +70,7 @@ def model_system(name: str, generator: Generator, temperature: float, own_latent
         )
         return audio.unflatten(0, (len(clips), candidates))
 
-    generative = generator.recipe.generative
+    generative = generator.generation.generative
     note = "A model that draws continuations." if generative else "A model that was trained by regression."
     return System(name, note, make, deterministic=not generative, endless=True)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from encore.codecs.encodec import FrozenCodec
 from encore.errors import EncoreError
-from encore.models.generation import Draw, blocks, continuation, generators_of, odds_for
+from encore.models.generation import Sampler, generate, generate_blocks, make_generators
 from encore.models.loading import Generator
+from encore.models.priors import Context
 
 FADE_SECONDS = 0.03
 LEAST_SECONDS = 1.0
@@ -45,10 +46,10 @@ def continue_latents(
 
     The contexts' ends are decoded in front. Row b's randomness follows from `seeds[b]` alone.
     """
-    codec, recipe = generator.codec, generator.recipe
-    odds = odds_for(recipe, codec, lambda: codec.decode(latents))
-    draw = Draw(recipe, len(latents), latents.shape[-1], latents.device, odds, generators_of(seeds), temperature)
-    made = continuation(generator.model, recipe, latents, draw, frames)
+    codec = generator.codec
+    context = Context(latents, codec, lambda: codec.decode(latents))
+    sampler = Sampler(generator.generation, context, make_generators(seeds), temperature)
+    made = generate(generator.model, sampler, frames)
     return codec.decode_continuation(latents, made, codec.measure_margin(latents[:1]))
 
 
@@ -90,16 +91,15 @@ def stream_song(
 def _pieces(
     generator: Generator, context: Tensor, samples: int, seeds: Sequence[int], temperature: float
 ) -> Iterator[Tensor]:
-    codec, recipe, hop = generator.codec, generator.recipe, generator.codec.hop_length
+    codec, config, hop = generator.codec, generator.generation, generator.codec.hop_length
     device = next(codec.parameters()).device
     latents = codec.encode(context[None].to(device)).expand(len(seeds), -1, -1)
-    fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), recipe.block_frames)
+    fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), config.block_frames)
     lead = _lead_frames(codec, latents[:1], fade)
-    odds = odds_for(recipe, codec, lambda: context[None].to(device))
-    odds = None if odds is None else odds.expand(len(seeds), -1)
-    draw = Draw(recipe, len(seeds), latents.shape[-1], device, odds, generators_of(seeds), temperature)
+    contexts = Context(latents, codec, lambda: context[None].to(device))
+    sampler = Sampler(config, contexts, make_generators(seeds), temperature)
     past, held, left = latents[..., -lead:], context.expand(len(seeds), -1, -1), samples
-    for block in blocks(generator.model, recipe, latents, draw):
+    for block in generate_blocks(generator.model, sampler):
         audio = codec.decode(torch.cat([past, block], dim=-1)).cpu()
         before, audio = audio[..., (lead - fade) * hop : lead * hop], audio[..., lead * hop :]
         # What was made before is held back until it is known what its end fades into.

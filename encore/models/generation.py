@@ -1,29 +1,29 @@
-"""How continuations are drawn from a model: its noise, its prior's lag, and block after block of latents."""
+"""How continuations are sampled from a model: noise, a prior's guess, and block after block of latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import FrozenCodec
-from encore.models.priors import NONE, RHYTHM, Rhythm, draw_lags, lag_odds, replay, take
+from encore.models.priors import Context, Generators
 from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer
+from encore.registry import PRIORS
 
 PER_CONTINUATION, PER_BLOCK = NOISE_CHANNELS // 4, NOISE_CHANNELS // 4  # channels of noise; the others are per frame
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a model is used.
+class GenerationConfig:
+    """How continuations are generated.
 
     Attributes:
-        block_frames: latent frames that are made at once.
-        generative: whether samples are drawn. Otherwise there is no noise and the prior's lag is the whole context, so
-            that frame t of a continuation starts from frame t of its context.
-        prior: "replay", "rhythm" or "none"; see `encore.models.priors`.
+        block_frames: latent frames generated at once.
+        generative: whether continuations are sampled. A model trained by regression is deterministic: it gets no noise,
+            and its prior is fixed (see `Prior.fixed`).
+        prior: registered name; see `encore.models.priors`.
     """
 
     block_frames: int
@@ -31,61 +31,51 @@ class Recipe:
     prior: str
 
 
-class Draw:
-    """The randomness of R continuations: noise, and what their prior draws.
+class Sampler:
+    """The random part of R continuations: their noise and their priors.
 
-    Of the noise's channels a quarter holds one value for the whole continuation, a quarter one for each block, the
-    rest one for each frame; all are normal, of deviation `temperature`.
+    A quarter of the noise's channels holds one value per continuation, a quarter one per block, the rest one per frame,
+    all normal with standard deviation `temperature`.
 
     Args:
-        rows: R.
-        frames: latent frames of the contexts.
-        odds: of the lags, for each row, `[R, T + 1]`; for the prior "rhythm", see `lag_odds`.
-        device: where noise is wanted.
-        generators: one per row, so that a row is the same whatever is drawn beside it; None: PyTorch's own.
-        temperature: scale of the noise.
+        config: how continuations are generated.
+        context: the R contexts.
+        generators: one per row, so that a row depends on its own seed only; None: PyTorch's default one.
+        temperature: standard deviation of the noise.
+
+    Raises:
+        EncoreError: no prior of that name is registered.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        rows: int,
-        frames: int,
-        device: torch.device,
-        odds: Tensor | None = None,
+        config: GenerationConfig,
+        context: Context,
         generators: Sequence[torch.Generator] | None = None,
         temperature: float = 1.0,
     ):
-        self.recipe, self.rows, self.device, self.generators = recipe, rows, device, generators
-        self.temperature = temperature
-        if not recipe.generative:
-            self.lags = torch.full((rows,), frames, device=device)
+        self.config, self.context, self.generators, self.temperature = config, context, generators, temperature
+        self.rows, self.device = len(context.latents), context.latents.device
+        prior = PRIORS.find(config.prior)
+        if not config.generative:
+            self._prior = prior.fixed(context)
             return
-        each: Sequence[torch.Generator | None] = generators or [None] * rows
-        if recipe.prior == RHYTHM:
-            assert odds is not None
-            self.rhythms = [Rhythm(row, generator) for row, generator in zip(odds, each, strict=True)]
-        else:
-            self.lags = torch.cat([draw_lags(1, frames, generator) for generator in each]).to(device)
-        self.lasting = self._normal(PER_CONTINUATION, 1)
+        each: Generators = generators or [None] * self.rows
+        self._prior = prior.draw(context, each)
+        self._constant = self._normal(PER_CONTINUATION, 1)
 
     def noise(self, steps: int, blocks: int = 1) -> Tensor | None:
-        """Noise for blocks of `steps` frames, `[R, NOISE_CHANNELS, blocks · steps]`."""
-        if not self.recipe.generative:
+        """Noise for `blocks` blocks of `steps` frames, `[R, NOISE_CHANNELS, blocks · steps]`."""
+        if not self.config.generative:
             return None
-        parts = [self.lasting.expand(-1, -1, blocks * steps)]
+        parts = [self._constant.expand(-1, -1, blocks * steps)]
         parts.append(self._normal(PER_BLOCK, blocks).repeat_interleave(steps, -1))
         parts.append(self._normal(NOISE_CHANNELS - PER_BLOCK - PER_CONTINUATION, blocks * steps))
         return torch.cat(parts, 1)
 
-    def prior(self, context: Tensor, start: int, steps: int) -> Tensor | None:
-        """The guess at `steps` frames from the `start`-th after `context [R, D, T]` on, `[R, D, steps]`."""
-        if self.recipe.prior == NONE:
-            return None
-        if self.recipe.prior == RHYTHM and self.recipe.generative:
-            index = torch.stack([rhythm.indices(start, steps) for rhythm in self.rhythms])
-            return take(context, index.to(context.device))
-        return replay(context, self.lags, start, steps)
+    def prior(self, start: int, steps: int) -> Tensor | None:
+        """The prior's guess at frames `start … start + steps − 1` after the contexts, `[R, D, steps]`."""
+        return self._prior.frames(start, steps)
 
     def _normal(self, channels: int, length: int) -> Tensor:
         if self.generators is None:
@@ -96,39 +86,32 @@ class Draw:
         return self.temperature * values
 
 
-def odds_for(recipe: Recipe, codec: FrozenCodec, audio: Callable[[], Tensor]) -> Tensor | None:
-    """The odds of the lags of contexts whose audio `[R, C, N]` can be had; None where `Draw` doesn't need them."""
-    if not recipe.generative or recipe.prior != RHYTHM:
-        return None
-    return lag_odds(audio(), codec.hop_length, codec.frame_rate)
-
-
-def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
-    """A generator per seed."""
+def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator per seed."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @torch.no_grad()
-def blocks(model: ContinuationTransformer, recipe: Recipe, context: Tensor, draw: Draw) -> Iterator[Tensor]:
-    """Endless blocks of latents `[R, D, block_frames]` that follow `context [R, D, T]`; the model is in eval mode then.
+def generate_blocks(model: ContinuationTransformer, sampler: Sampler) -> Iterator[Tensor]:
+    """Blocks of latents `[R, D, block_frames]` that follow the sampler's contexts, without end.
 
-    Memory and cost of a block stay the same, however many came before: the model keeps what a block can see, and the
-    prior the context's own frames.
+    The model should be in evaluation mode. Memory and time per block are constant, as the cache holds only what a block
+    attends to and the prior only the context.
     """
-    memory = model.remember(context)
-    start, steps = 0, recipe.block_frames
+    cache = model.prefill(sampler.context.latents)
+    start, steps = 0, sampler.config.block_frames
     while True:
-        block = model.answer(memory, steps, draw.noise(steps), draw.prior(context, start, steps)).float()
+        block = model.decode_block(cache, steps, sampler.noise(steps), sampler.prior(start, steps)).float()
         yield block
-        memory = model.remember(block, memory)
+        cache = model.prefill(block, cache)
         start += steps
 
 
-def continuation(model: ContinuationTransformer, recipe: Recipe, context: Tensor, draw: Draw, frames: int) -> Tensor:
-    """The `frames` latents that follow, `[R, D, frames]`."""
-    made: list[Tensor] = []
-    for block in blocks(model, recipe, context, draw):
-        made.append(block)
-        if sum(part.shape[-1] for part in made) >= frames:
+def generate(model: ContinuationTransformer, sampler: Sampler, frames: int) -> Tensor:
+    """The `frames` latents that follow the sampler's contexts, `[R, D, frames]`; see `generate_blocks`."""
+    blocks: list[Tensor] = []
+    for block in generate_blocks(model, sampler):
+        blocks.append(block)
+        if sum(part.shape[-1] for part in blocks) >= frames:
             break
-    return torch.cat(made, -1)[..., :frames]
+    return torch.cat(blocks, -1)[..., :frames]

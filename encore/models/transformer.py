@@ -1,4 +1,4 @@
-"""The continuation model: a transformer that turns noise, and a guess, into the latents that follow a context."""
+"""The continuation model: a transformer that turns noise and a prior into the latents that follow a context."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NOISE_CHANNELS = 64  # of a frame's noise; see `encore.models.generation.Draw` for what they are
+NOISE_CHANNELS = 64  # per frame; `encore.models.generation.Sampler` says what each holds
 
 
 @dataclass
-class Memory:
-    """What the layers keep of the frames that came before: keys and values `[B, H, F, d]` of the last F ≤ window.
+class KVCache:
+    """Keys and values of the past frames, one tensor per layer.
 
-    `end` is the number of the frame that comes next, counted from the context's first.
+    Attributes:
+        keys: `[B, H, F, d]` of the last F frames.
+        values: likewise.
+        end: index of the next frame, counted from the first frame of the context.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     end: int = 0
 
-    def repeat(self, times: int) -> Memory:
-        """The same for `times` rows per item, each item's next to one another."""
+    def repeat(self, times: int) -> KVCache:
+        """Each row `times` times, its copies next to one another."""
         keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (self.keys, self.values))
-        return Memory(keys, values, self.end)
+        return KVCache(keys, values, self.end)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021): turns the channel pairs of `x [B, H, T, d]` by `angles [T, d / 2]` radians."""
+    """Rotary position embedding (Su et al. 2021): rotates channel pairs of `x [B, H, T, d]` by `angles [T, d / 2]`.
+
+    Angles are in radians; channel i is paired with channel i + d / 2.
+    """
     even, odd = x.chunk(2, dim=-1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
@@ -55,7 +61,7 @@ class Block(nn.Module):
         return rotate(q, angles), rotate(k, angles), v
 
     def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """The layer's output; query t may look at key j where `mask[t, j]`."""
+        """The layer's output `[B, T, d_model]`; query t attends to key j where `mask[t, j]` is true."""
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
@@ -64,26 +70,27 @@ class Block(nn.Module):
 
 
 class ContinuationTransformer(nn.Module):
-    """Maps a context of latents, noise and a prior's guess to the latents of the frames that follow.
+    """Maps a context of latents, noise and a prior to the latents of the frames that follow.
 
-    Two kinds of tokens, one per frame, go through the same layers. *Memory* tokens are the frames that are known; each
-    sees itself and the `window − 1` before it, so what the layers make of them never changes and is kept while a
-    continuation grows. *Answer* tokens are the frames of a block that is to be made; each sees the whole block and the
-    `window` frames before it. So any number of blocks at different places of one sequence can be made in one pass.
+    Two kinds of tokens, one per frame, go through the same layers. *Past* tokens are known frames; each attends to
+    itself and the `window − 1` frames before it, so its keys and values never change and are cached while a
+    continuation grows (`prefill`). *Block* tokens are the frames being generated; each attends to its whole block and
+    to the `window` frames before it (`decode_block`). So any number of blocks, at different places of one sequence, can
+    be generated in one pass (`forward`), as training does.
 
-    A block is `(1 + gate) · prior + residual` in normalised latents, gate and residual being the output layer's, one
-    of each per channel and frame. Latents are normalised per channel on the way in, and the opposite on the way out,
-    with `mean` and `std [D, 1]`, which are buffers and so part of every checkpoint.
+    A block is `(1 + gate) · prior + residual` in normalised latents, where the output projection gives one gate and one
+    residual per channel and frame. Latents are normalised per channel with `mean` and `std`, both `[D, 1]`, on the way
+    in and denormalised on the way out; these are buffers and therefore part of every checkpoint.
 
     Args:
         latent_dim: D, channels of the latents.
         d_model: width; a multiple of `2 * nhead`.
         nhead: attention heads.
-        num_layers: layers.
-        dropout: probability, on attention weights and both branches of a layer.
-        window: frames of the past that a frame sees.
-        start_at_prior: the output layer starts at zero, so that the first answer is the prior itself. Without a prior
-            that would be silence, whose magnitudes have no gradient.
+        num_layers: transformer layers.
+        dropout: probability, on attention weights and on both branches of a layer.
+        window: past frames that a frame attends to.
+        start_at_prior: initialise the output projection with zeros, so that the first prediction is the prior itself.
+            Not useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
     """
 
     mean: Tensor
@@ -106,15 +113,15 @@ class ContinuationTransformer(nn.Module):
         half = d_model // nhead // 2
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(half).double() / half), persistent=False)
         self.window = window
-        self.enter = nn.Linear(latent_dim + 1, d_model)  # the last input is the level of noise on the latents
-        self.enter_block = nn.Linear(latent_dim + NOISE_CHANNELS, d_model)
+        self.in_proj = nn.Linear(latent_dim + 1, d_model)  # the last input is the level of the noise on the latents
+        self.block_in_proj = nn.Linear(latent_dim + NOISE_CHANNELS, d_model)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
-        self.leave = nn.Linear(d_model, 2 * latent_dim)
+        self.out_proj = nn.Linear(d_model, 2 * latent_dim)
         self._initialise(start_at_prior)
 
     def _initialise(self, start_at_prior: bool) -> None:
-        """Normal weights of deviation 0.02, the branches' last layers scaled by 1 / sqrt(2 · layers), as in GPT-2."""
+        """GPT-2's initialisation: standard deviation 0.02, and 0.02 / sqrt(2 · layers) where a branch ends."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
@@ -122,13 +129,13 @@ class ContinuationTransformer(nn.Module):
         for name, weight in self.blocks.named_parameters():
             if name.endswith(("out.weight", "mlp.3.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
-        # Noise and guess weigh about the same in a token, as there are fewer channels of noise.
-        nn.init.normal_(self.enter_block.weight[:, -NOISE_CHANNELS:], std=0.03)
+        # There are fewer channels of noise than of the prior; this makes both contribute about equally to a token.
+        nn.init.normal_(self.block_in_proj.weight[:, -NOISE_CHANNELS:], std=0.03)
         if start_at_prior:
-            nn.init.zeros_(self.leave.weight)
+            nn.init.zeros_(self.out_proj.weight)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Sets the normalisation, `[D]` each; a channel that never changes keeps its scale."""
+        """Sets the normalisation, `[D]` each; a constant channel is not scaled."""
         self.mean.copy_(mean[:, None])
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std))[:, None])
 
@@ -141,85 +148,85 @@ class ContinuationTransformer(nn.Module):
         starts: Sequence[int] | None = None,
         level: Tensor | None = None,
     ) -> Tensor:
-        """The frames that follow `context [B, D, T]`, `[R, D, steps]`; or blocks within it, in one pass.
+        """Generates the frames that follow `context [B, D, T]`, or several blocks within it, in one pass.
 
         Args:
-            context: latents. What there are R > B rows of below, R / B for each item next to one another, is made as
-                often from it.
+            context: latents. R, the number of rows generated, is a multiple of B: each item has R / B consecutive rows.
             steps: frames of a block.
             noise: `[R, NOISE_CHANNELS, n · steps]`; None: zeros.
-            prior: the guess that the blocks start from, `[R, D, n · steps]`; None: nothing, and R = B.
-            starts: the n blocks' first frames, counted from the context's first; each sees what comes before its own.
-                Default: one block, after the context.
-            level: deviation of the noise that lies on the context, in units of each channel's, `[B]`; default: 0.
+            prior: what the n blocks start from, `[R, D, n · steps]`; None: zeros after normalisation.
+            starts: first frame of each of the n blocks, counted from the first frame of the context; each block attends
+                to what comes before it. Default: one block, after the context.
+            level: standard deviation of the noise that was added to the context, relative to each channel's, `[B]`;
+                default: 0.
 
         Returns:
-            The blocks in the order of `starts`, `[R, D, n · steps]`.
+            The blocks in the order of `starts`, `[R, D, n · steps]`; R = B where neither noise nor prior is given.
         """
         starts = [context.shape[-1]] if starts is None else starts
-        given = next((part for part in (prior, noise) if part is not None), context)
-        memory = self.remember(context[..., : max(starts)], level=level, trim=False)
-        return self.answer(memory.repeat(len(given) // len(context)), steps, noise, prior, starts)
+        rows = next((part for part in (prior, noise) if part is not None), context)
+        cache = self.prefill(context[..., : max(starts)], level=level, trim=False)
+        return self.decode_block(cache.repeat(len(rows) // len(context)), steps, noise, prior, starts)
 
-    def remember(
-        self, latents: Tensor, memory: Memory | None = None, level: Tensor | None = None, trim: bool = True
-    ) -> Memory:
-        """Adds frames `[B, D, F]` to a memory (by default a new one); `trim` keeps no more than the next can see."""
-        begin = 0 if memory is None else memory.end
-        frames = torch.arange(begin, begin + latents.shape[-1], device=latents.device)
-        old = 0 if memory is None else memory.keys[0].shape[2]
-        seen = torch.arange(begin - old, begin + latents.shape[-1], device=latents.device)
-        mask = (seen <= frames[:, None]) & (seen > frames[:, None] - self.window)
+    def prefill(
+        self, latents: Tensor, cache: KVCache | None = None, level: Tensor | None = None, trim: bool = True
+    ) -> KVCache:
+        """Appends frames `[B, D, F]` to a cache (default: an empty one).
+
+        `trim` keeps only the last `window` frames, all that later frames attend to. `level` is as in `forward`.
+        """
+        start = 0 if cache is None else cache.end
+        cached = 0 if cache is None else cache.keys[0].shape[2]
+        queries = torch.arange(start, start + latents.shape[-1], device=latents.device)
+        past = torch.arange(start - cached, start + latents.shape[-1], device=latents.device)
+        mask = (past <= queries[:, None]) & (past > queries[:, None] - self.window)
         normal = (latents - self.mean) / self.std
         noisy = torch.zeros_like(normal[:, :1]) if level is None else level[:, None, None].expand_as(normal[:, :1])
-        x, angles = self.enter(torch.cat([normal, noisy], 1).transpose(1, 2)), self._angles(frames)
+        x, angles = self.in_proj(torch.cat([normal, noisy], 1).transpose(1, 2)), self._angles(queries)
         keys, values = [], []
         for number, block in enumerate(self._layers()):
             q, k, v = block.project(x, angles)
-            if memory is not None:
-                k, v = torch.cat([memory.keys[number], k], 2), torch.cat([memory.values[number], v], 2)
+            if cache is not None:
+                k, v = torch.cat([cache.keys[number], k], 2), torch.cat([cache.values[number], v], 2)
             keys.append(k[:, :, -self.window :] if trim else k)
             values.append(v[:, :, -self.window :] if trim else v)
             if number < len(self.blocks) - 1:
                 x = block(x, q, k, v, mask)
-        return Memory(keys, values, begin + latents.shape[-1])
+        return KVCache(keys, values, start + latents.shape[-1])
 
-    def answer(
+    def decode_block(
         self,
-        memory: Memory,
+        cache: KVCache,
         steps: int,
         noise: Tensor | None = None,
         prior: Tensor | None = None,
         starts: Sequence[int] | None = None,
     ) -> Tensor:
-        """Blocks of `steps` frames at `starts` (default: one, at the memory's end); see `forward`."""
-        begins = torch.tensor([memory.end] if starts is None else list(starts), device=self.mean.device)
-        frames = (begins[:, None] + torch.arange(steps, device=begins.device)).flatten()
-        first, block_of = (
-            begins.repeat_interleave(steps)[:, None],
-            torch.arange(len(frames), device=begins.device) // steps,
-        )
-        old = memory.keys[0].shape[2]
-        seen = torch.arange(memory.end - old, memory.end, device=begins.device)
-        mask = torch.cat([(seen < first) & (seen >= first - self.window), block_of[:, None] == block_of], 1)
-        rows, dtype = len(memory.keys[0]), self.mean.dtype
+        """Generates blocks of `steps` frames at `starts` (default: one, at the cache's end); see `forward`."""
+        device, dtype = self.mean.device, self.mean.dtype
+        firsts = torch.tensor([cache.end] if starts is None else list(starts), device=device)
+        frames = (firsts[:, None] + torch.arange(steps, device=device)).flatten()
+        first, block_of = firsts.repeat_interleave(steps)[:, None], torch.arange(len(frames), device=device) // steps
+        past = torch.arange(cache.end - cache.keys[0].shape[2], cache.end, device=device)
+        mask = torch.cat([(past < first) & (past >= first - self.window), block_of[:, None] == block_of], 1)
+        rows = len(cache.keys[0])
         if prior is None:
-            guess = torch.zeros(rows, len(self.mean), len(frames), device=begins.device, dtype=dtype)
+            normal = torch.zeros(rows, len(self.mean), len(frames), device=device, dtype=dtype)
         else:
-            guess = (prior - self.mean) / self.std
+            normal = (prior - self.mean) / self.std
         if noise is None:
-            noise = torch.zeros(rows, NOISE_CHANNELS, len(frames), device=begins.device, dtype=dtype)
-        x, angles = self.enter_block(torch.cat([guess, noise], 1).transpose(1, 2)), self._angles(frames)
+            noise = torch.zeros(rows, NOISE_CHANNELS, len(frames), device=device, dtype=dtype)
+        x, angles = self.block_in_proj(torch.cat([normal, noise], 1).transpose(1, 2)), self._angles(frames)
         for number, block in enumerate(self._layers()):
             q, k, v = block.project(x, angles)
-            k, v = torch.cat([memory.keys[number], k], 2), torch.cat([memory.values[number], v], 2)
+            k, v = torch.cat([cache.keys[number], k], 2), torch.cat([cache.values[number], v], 2)
             x = block(x, q, k, v, mask)
-        gate, residual = self.leave(self.norm(x)).transpose(1, 2).chunk(2, 1)
-        return ((1 + gate) * guess + residual) * self.std + self.mean
+        gate, residual = self.out_proj(self.norm(x)).transpose(1, 2).chunk(2, 1)
+        return ((1 + gate) * normal + residual) * self.std + self.mean
 
     def _layers(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def _angles(self, frames: Tensor) -> Tensor:
-        """Radians, in double precision until they are within a turn: a continuation can be hours long."""
+        """Rotary angles in radians; double precision until reduced to one turn, as a continuation can be hours long."""
         return (frames.double()[:, None] * self.frequencies.double()).remainder(2 * torch.pi).float()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from encore.registry import TRACKERS
 from encore.tracking.mlflow import MlflowTracker
 from encore.tracking.runs import EvaluationRun, NestedRuns, download_artifact, log_evaluation, open_run
-from encore.tracking.tracker import TRACKERS, Tracker, TrackingSettings, build_tracker, register_tracker
+from encore.tracking.tracker import Tracker, build_tracker, register_tracker
 
 __all__ = [
     "TRACKERS",
@@ -12,7 +13,6 @@ __all__ = [
     "MlflowTracker",
     "NestedRuns",
     "Tracker",
-    "TrackingSettings",
     "build_tracker",
     "download_artifact",
     "log_evaluation",

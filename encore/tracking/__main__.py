@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from encore.config import cli
-from encore.config.schema import TrainConfig
+from encore.config.schema import TrackingConfig
 from encore.errors import EncoreError
 from encore.tracking.mlflow import JOURNAL, MlflowTracker
 
@@ -27,7 +27,7 @@ def send(
             f"{journal}: no such file; a run writes it to its checkpoint folder if MLflow cannot be reached"
         )
     header = json.loads(journal.read_text().partition("\n")[0])
-    settings = TrainConfig(mlflow_uri=mlflow_uri, experiment=header["experiment"], run_name=header["run_name"])
+    settings = TrackingConfig(mlflow_uri=mlflow_uri, experiment=header["experiment"], run_name=header["run_name"])
     tracker = MlflowTracker(settings, header["run_id"], journal.parent, print, journal.name)
     tracker.flush()
     if tracker.lost:

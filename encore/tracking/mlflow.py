@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from encore.tracking.tracker import Tracker, TrackingSettings, register_tracker
+from encore.config.schema import TrackingConfig
+from encore.tracking.tracker import Tracker, register_tracker
 
 JOURNAL = "missed_mlflow.jsonl"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its page then opens on runs and charts, not on chats
@@ -75,7 +76,7 @@ class MlflowTracker(Tracker):
 
     def __init__(
         self,
-        settings: TrackingSettings,
+        settings: TrackingConfig,
         run_id: str | None,
         folder: Path,
         log: Callable[[str], None],

@@ -6,18 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from encore.registry import Registry
-
-
-class TrackingSettings(Protocol):
-    """The tracking flags of a run, as far as a tracker reads them."""
-
-    @property
-    def mlflow_uri(self) -> str: ...
-    @property
-    def experiment(self) -> str: ...
-    @property
-    def run_name(self) -> str | None: ...
+from encore.config.schema import TrackingConfig
+from encore.registry import TRACKERS
 
 
 class Tracker(Protocol):
@@ -49,10 +39,8 @@ class Tracker(Protocol):
         """Sends the rest and ends the run as `FINISHED`, `FAILED` or `KILLED` (stopped by a signal)."""
 
 
-TrackerFactory = Callable[[TrackingSettings, str | None, Path, Callable[[str], None]], Tracker]
+TrackerFactory = Callable[[TrackingConfig, str | None, Path, Callable[[str], None]], Tracker]
 F = TypeVar("F", bound=Callable[..., Any])
-
-TRACKERS: Registry[TrackerFactory] = Registry("tracker", "--tracker")
 
 
 def register_tracker(name: str) -> Callable[[F], F]:
@@ -60,10 +48,10 @@ def register_tracker(name: str) -> Callable[[F], F]:
 
     It is called as `factory(settings, run_id, folder, log)`; see `build_tracker`.
     """
-    return TRACKERS.register(name)  # type: ignore[return-value]
+    return TRACKERS.register(name)
 
 
-def build_tracker(settings: TrackingSettings, run_id: str | None, folder: Path, log: Callable[[str], None]) -> Tracker:
+def build_tracker(settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]) -> Tracker:
     """The tracker of `--tracker`.
 
     Args:
@@ -75,4 +63,5 @@ def build_tracker(settings: TrackingSettings, run_id: str | None, folder: Path, 
     Raises:
         EncoreError: no such tracker.
     """
-    return TRACKERS.find(getattr(settings, "tracker", "mlflow"))(settings, run_id, folder, log)
+    tracker: Tracker = TRACKERS.find(settings.tracker)(settings, run_id, folder, log)
+    return tracker

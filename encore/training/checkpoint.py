@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from encore.codecs.encodec import FrozenCodec
+from encore.config.knobs import to_flags
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.loading import FORMAT, read
@@ -77,18 +78,25 @@ class TrainState:
         """
         content = read(path)
         saved = TrainConfig.from_dict(content["config"])
+        before, now = to_flags(saved), to_flags(config)
         problems = [
-            f"--resume {path}: was trained with --{name} {getattr(saved, name)}, not {getattr(config, name)}"
+            f"--resume {path}: was trained with --{name} {before[name]}, not {now[name]}"
             for name in SHAPE
-            if getattr(saved, name) != getattr(config, name)
+            if before[name] != now[name]
         ]
         if content["codec"]["identity"] != codec.identity:
-            problems.append(f"--resume {path}: was trained with another codec (--codec {saved.codec}); name that one")
+            problems.append(
+                f"--resume {path}: was trained with another codec (--codec {saved.codec.name}); name that one"
+            )
         if (content["ema"] is None) != (self.ema is None):
-            problems.append(f"--resume {path}: was trained with --ema_decay {saved.ema_decay:g}, keep it on or off")
+            problems.append(
+                f"--resume {path}: was trained with --ema_decay {saved.optim.ema_decay:g}, keep it on or off"
+            )
         judged = "adversary" in content["objective"] and self.objective.adversary is not None
-        if judged and saved.discriminator != config.discriminator:
-            problems.append(f"--resume {path}: was trained with --discriminator {saved.discriminator}; keep that one")
+        if judged and saved.objective.discriminator != config.objective.discriminator:
+            problems.append(
+                f"--resume {path}: was trained with --discriminator {saved.objective.discriminator}; keep that one"
+            )
         if problems:
             raise EncoreError("\n".join(problems))
         self.model.load_state_dict(content["model"])
@@ -104,10 +112,10 @@ class TrainState:
 
 def resume_source(config: TrainConfig) -> Path | None:
     """The checkpoint to go on from; workers that the elastic agent started again go on from the last one."""
-    last = config.checkpoint_dir / "last.pt"
-    if config.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+    last = config.run.checkpoint_dir / "last.pt"
+    if config.run.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         return last if last.is_file() else None
-    return Path(config.resume) if config.resume else None
+    return Path(config.run.resume) if config.run.resume else None
 
 
 def set_aside(folder: Path, source: Path | None) -> None:

@@ -26,12 +26,12 @@ def ranks_here(config: TrainConfig) -> int:
         EncoreError: more ranks were asked for than there are GPUs.
     """
     gpus = torch.cuda.device_count()
-    if config.world_size is not None and 0 < gpus < config.world_size:
+    if config.run.world_size is not None and 0 < gpus < config.run.world_size:
         raise EncoreError(
-            f"--world_size {config.world_size}: this machine has {gpus} GPU{'s' * (gpus > 1)}; ask for at most {gpus}, "
-            "or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on the CPU"
+            f"--world_size {config.run.world_size}: this machine has {gpus} GPU{'s' * (gpus > 1)}; ask for at most "
+            f"{gpus}, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on the CPU"
         )
-    return config.world_size or gpus or 1
+    return config.run.world_size or gpus or 1
 
 
 def launch(config: TrainConfig) -> int:
@@ -39,16 +39,16 @@ def launch(config: TrainConfig) -> int:
 
     A script and not a function, because a restarted group of functions cannot connect again (gloo, torch 2.14).
     """
-    least, _, most = config.nnodes.partition(":")
-    alone = config.nnodes == "1" and not config.rdzv_endpoint
+    least, _, most = config.run.nnodes.partition(":")
+    alone = config.run.nnodes == "1" and not config.run.rdzv_endpoint
     settings = LaunchConfig(
         min_nodes=int(least),
         max_nodes=int(most or least),
         nproc_per_node=ranks_here(config),
         run_id="encore",
         rdzv_backend="c10d",
-        rdzv_endpoint=config.rdzv_endpoint or "localhost:0",
-        max_restarts=config.max_restarts,
+        rdzv_endpoint=config.run.rdzv_endpoint or "localhost:0",
+        max_restarts=config.run.max_restarts,
         monitor_interval=0.5,
         local_addr="localhost" if alone else None,
         # A worker finishes its step and saves before it exits; a large model takes a while to write.

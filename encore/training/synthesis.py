@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from encore.codecs.encodec import FrozenCodec
 from encore.data.dataset import Batch
-from encore.models.generation import Draw, Recipe, continuation, generators_of, odds_for
-from encore.models.priors import REPLAY
+from encore.models.generation import GenerationConfig, Sampler, generate, make_generators
+from encore.models.priors import REPLAY, Context
 
 SEAM_SECONDS = 0.1  # of what came before is heard with every block: the join is part of it
 MOST_SAMPLES = 1000  # that an item's number is multiplied by for its samples' seeds
@@ -54,7 +54,7 @@ class Hearing:
     def __init__(
         self,
         codec: FrozenCodec,
-        recipe: Recipe,
+        recipe: GenerationConfig,
         samples: int,
         margin: int,
         heard_frames: int,
@@ -93,11 +93,11 @@ class Hearing:
         if plan.own and plan.starts[0]:
             bare = bare_of(model)
             was_training = bare.training
-            own = self._continue(bare.eval(), context, draw, plan.starts[0])  # as it will be used: without dropout
+            own = self._continue(bare.eval(), draw, plan.starts[0])  # as it will be used: without dropout
             bare.train(was_training)
             history = torch.cat([context, own], -1)
         noise = draw.noise(size, len(plan.starts))
-        guesses = [draw.prior(context, start, size) for start in plan.starts]
+        guesses = [draw.prior(start, size) for start in plan.starts]
         prior = None if guesses[0] is None else torch.cat([guess for guess in guesses if guess is not None], -1)
         starts = [frames + start for start in plan.starts]
         given, level = self._noisy(history[..., : max(starts)], bare_of(model))
@@ -128,32 +128,30 @@ class Hearing:
         What is drawn for an item follows from its number, so that every validation hears the same noise.
         """
         context = batch.context.repeat_interleave(self.samples, 0)
-        made = self._continue(model, context, self._draw(self.recipe, batch, seeded=True), context.shape[-1])
+        made = self._continue(model, self._draw(self.recipe, batch, seeded=True), context.shape[-1])
         return self.codec.decode_continuation(context, made, self.margin)
 
     @torch.no_grad()
     def replay(self, batch: Batch) -> Tensor:
         """The context repeated at random lags, in the place of the model's samples."""
         context = batch.context.repeat_interleave(self.samples, 0)
-        draw = self._draw(Recipe(self.recipe.block_frames, generative=True, prior=REPLAY), batch, seeded=True)
-        made = draw.prior(context, 0, context.shape[-1])
+        config = GenerationConfig(self.recipe.block_frames, generative=True, prior=REPLAY)
+        made = self._draw(config, batch, seeded=True).prior(0, context.shape[-1])
         assert made is not None
         return self.codec.decode_continuation(context, made, self.margin)
 
-    def _draw(self, recipe: Recipe, batch: Batch, seeded: bool = False) -> Draw:
+    def _draw(self, recipe: GenerationConfig, batch: Batch, seeded: bool = False) -> Sampler:
         """The randomness of all samples; `seeded` by their items' numbers."""
-        odds = odds_for(recipe, self.codec, lambda: batch.input_audio)
-        odds = None if odds is None else odds.repeat_interleave(self.samples, 0)
+        context = Context(batch.context.repeat_interleave(self.samples, 0), self.codec, lambda: batch.input_audio)
         generators = None
         if seeded:
             numbers = batch.number.repeat_interleave(self.samples) * MOST_SAMPLES
-            generators = generators_of((numbers + torch.arange(len(numbers)).to(numbers) % self.samples).tolist())
-        rows, frames = len(batch) * self.samples, batch.context.shape[-1]
-        return Draw(recipe, rows, frames, batch.context.device, odds, generators)
+            generators = make_generators((numbers + torch.arange(len(numbers)).to(numbers) % self.samples).tolist())
+        return Sampler(recipe, context, generators)
 
-    def _continue(self, model: nn.Module, context: Tensor, draw: Draw, frames: int) -> Tensor:
+    def _continue(self, model: nn.Module, draw: Sampler, frames: int) -> Tensor:
         with self.autocast():
-            return continuation(model, self.recipe, context, draw, frames)  # type: ignore[arg-type]
+            return generate(model, draw, frames)  # type: ignore[arg-type]
 
     def _noisy(self, history: Tensor, model: nn.Module) -> tuple[Tensor, Tensor | None]:
         """The history with noise on it, and how much, `[B]`."""
@@ -175,6 +173,6 @@ def bare_of(model: nn.Module) -> nn.Module:
     return getattr(model, "module", model)
 
 
-def heard_samples(codec: FrozenCodec, recipe: Recipe, heard_frames: int) -> int:
+def heard_samples(codec: FrozenCodec, recipe: GenerationConfig, heard_frames: int) -> int:
     """Samples of what a training step hears at once: a block or a crop of one, without the seam before it."""
     return min(heard_frames, recipe.block_frames) * codec.hop_length
