@@ -27,8 +27,8 @@ from rich.table import Table
 from torch import Tensor
 
 import losses
-from losses.doctor import peak_memory
-from losses.scales import a_weighting
+from losses.doctor.checks import peak_memory
+from losses.dsp.scales import a_weighting
 
 RATE = 24000
 SHAPES = ((8, 1, 48000), (16, 1, 24000))

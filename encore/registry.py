@@ -6,13 +6,12 @@ The tables are here, below everything that fills or reads them: a wing registers
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import losses
 from encore.errors import EncoreError
 
 T = TypeVar("T")
@@ -78,27 +77,18 @@ TRACKERS: Registry[Any] = Registry("tracker", "--tracker")
 
 
 def load_plugins(names: Iterable[str]) -> None:
-    """Imports modules that register entries of their own, once each.
+    """Imports modules that register entries of their own, or losses, once each.
 
     Args:
-        names: importable modules (`my_package.my_loss`), looked up in the current folder too, or files (`my_loss.py`).
+        names: importable modules (`my_package.my_loss`), looked for in the current folder too, or files (`my_loss.py`).
 
     Raises:
         EncoreError: a module cannot be found or imported; names it, with the error.
     """
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))
     for name in names:
-        path = Path(name)
         try:
-            if path.suffix != ".py":
-                if "" not in sys.path and str(Path.cwd()) not in sys.path:
-                    sys.path.append(str(Path.cwd()))
-                importlib.import_module(name)
-            elif path.stem not in sys.modules:
-                spec = importlib.util.spec_from_file_location(path.stem, path)
-                assert spec is not None and spec.loader is not None
-                module = importlib.util.module_from_spec(spec)
-                sys.modules[path.stem] = module
-                spec.loader.exec_module(module)
-        except Exception as error:  # whatever a user's module raises
-            sys.modules.pop(path.stem, None)
-            raise EncoreError(f"--plugins {name}: cannot be imported ({type(error).__name__}: {error})") from error
+            losses.load_plugins(name)
+        except ValueError as error:
+            raise EncoreError(f"--plugins {name}: {error}") from error

@@ -1,14 +1,24 @@
 """Differentiable audio losses, usable on their own: `from losses import SpectralLoss`.
 
-Every loss is called `loss(prediction, target)` with float tensors `[B, C, N]` and falls when things get better. It
-returns the mean over the items of the batch, or one value per item with `reduction="none"`.
+Every loss is called `loss(prediction, target)` with float tensors `[B, C, N]`; lower is better. It returns the mean
+over the items of the batch, or one value per item with `reduction="none"`. The pure functions are in
+`losses.functional`.
 """
 
-from losses.adversarial import Adversary, DiscriminatorLoss, FeatureMatchingLoss, GeneratorLoss
-from losses.combining import LossBalancer, WeightedGradient, WeightedSum
-from losses.discriminators import discriminator
-from losses.embedding import EmbeddingLoss
-from losses.filters import FIRFilter, SumAndDifference
+# ruff: isort: skip_file
+# Each of the first imports registers its losses: their order is that of every table and help text.
+from losses.waveform import (
+    DCLoss,
+    ESRLoss,
+    LogCoshLoss,
+    RMSLoss,
+    SDSDRLoss,
+    SISDRLoss,
+    SNRLoss,
+    WaveformL1Loss,
+    WaveformMSELoss,
+)
+from losses.stft import ChromaSTFTLoss, MelSTFTLoss, STFTLoss
 from losses.multi_resolution import (
     MRSTFTLoss,
     MultiResolutionSTFTLoss,
@@ -17,9 +27,6 @@ from losses.multi_resolution import (
     SpectralLoss,
     SumAndDifferenceSTFTLoss,
 )
-from losses.pesq import PESQLoss
-from losses.registry import REGISTRY, create
-from losses.spectra import shared_rows, shared_spectra
 from losses.spectrograms import (
     ComplexSpecLoss,
     ComplexSTFTLoss,
@@ -32,24 +39,22 @@ from losses.spectrograms import (
     PhaseLoss,
     SpectralEnergyLoss,
 )
-from losses.stft import ChromaSTFTLoss, MelSTFTLoss, STFTLoss
-from losses.time_frequency import TimeFrequencyLoss
 from losses.transport import SpectralOptimalTransportLoss
-from losses.waveform import (
-    DCLoss,
-    ESRLoss,
-    LogCoshLoss,
-    RMSLoss,
-    SDSDRLoss,
-    SISDRLoss,
-    SNRLoss,
-    WaveformL1Loss,
-    WaveformMSELoss,
-)
+from losses.pesq import PESQLoss
+from losses.embedding import EmbeddingLoss
+
+from losses.adversarial import Adversary, DiscriminatorLoss, FeatureMatchingLoss, GeneratorLoss, discriminator
+from losses.balancer import BalancedGradient, LossBalancer, WeightedGradient, WeightedSum
+from losses.base import FunctionLoss, Loss
+from losses.dsp.filters import FIRFilter, SumAndDifference
+from losses.dsp.stft import shared_rows, shared_spectra
+from losses.registry import REGISTRY, Entry, create, load_plugins, register
+from losses.time_frequency import TimeFrequencyLoss
 
 __all__ = [
     "REGISTRY",
     "Adversary",
+    "BalancedGradient",
     "ChromaSTFTLoss",
     "ComplexSTFTLoss",
     "ComplexSpecLoss",
@@ -57,11 +62,14 @@ __all__ = [
     "DiscriminatorLoss",
     "ESRLoss",
     "EmbeddingLoss",
+    "Entry",
     "FIRFilter",
     "FeatureMatchingLoss",
+    "FunctionLoss",
     "GeneratorLoss",
     "LogCoshLoss",
     "LogSpectrogramLoss",
+    "Loss",
     "LossBalancer",
     "LoudnessLoss",
     "MRSTFTLoss",
@@ -92,6 +100,8 @@ __all__ = [
     "WeightedSum",
     "create",
     "discriminator",
+    "load_plugins",
+    "register",
     "shared_rows",
     "shared_spectra",
 ]

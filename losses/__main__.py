@@ -17,9 +17,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from losses import doctor, patients
-from losses.doctor import Report
-from losses.patients import Material
+from losses.doctor import cases, checks
+from losses.doctor.cases import Material
+from losses.doctor.checks import Report
+from losses.registry import load_plugins
 
 USER_ERROR = 2
 WIDTH = 120  # of what is not a terminal
@@ -46,9 +47,16 @@ def main(
         float | None, typer.Option("--seconds", help="length of the signals; default: 1, or all of the files")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    plugins: Annotated[
+        str, typer.Option("--plugins", help="modules with losses of your own: my_module,path/to/my_loss.py")
+    ] = "",
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    entries = patients.patients()
+    try:
+        load_plugins(plugins)
+    except ValueError as error:
+        refuse(f"--plugins {plugins}: {error}")
+    entries = cases.all_entries()
     names = list(entries) if only is None else [name.strip() for name in only.split(",") if name.strip()]
     if unknown := [name for name in names if name not in entries]:
         refuse(f"--only {','.join(unknown)}: no such loss; there are {', '.join(entries)}")
@@ -69,14 +77,14 @@ def main(
 
     progress = Console(stderr=True)
     watched = track(names, "Examining", console=progress, transient=True, disable=not progress.is_terminal)
-    reports = [doctor.examine(name, entries[name], material, place) for name in watched]
+    reports = [checks.examine(name, entries[name], material, place) for name in watched]
     check_length(reports, material)
     for report in reports:  # last, because it changes how memory is given out, which costs time
         if report.step is not None:
-            report.megabytes = doctor.peak_memory(report.step, place) / 1e6
+            report.megabytes = checks.peak_memory(report.step, place) / 1e6
     print_table(console, reports, material, place)
     failed = print_notes(console, reports)
-    for text, wrong in doctor.guide(material.sample_rate, place).items():
+    for text, wrong in checks.guide(material.sample_rate, place).items():
         line(console, wrong is None, text if wrong is None else f"{text.split(':')[0]}: {wrong}")
         failed |= wrong is not None
     raise typer.Exit(int(failed))
@@ -92,7 +100,7 @@ def signals(
             refuse(f"--seconds {seconds:g}: more than {MOST_SAMPLES // sample_rate} s at {sample_rate} Hz is too much")
         if round(seconds * sample_rate) < 1:
             refuse(f"--seconds {seconds:g}: less than a sample at {sample_rate} Hz")
-        return patients.synthesised(sample_rate, seconds)
+        return cases.synthesised(sample_rate, seconds)
     if prediction is None or target is None:
         refuse("--input and --target go together")
     (ours, rate), (theirs, other) = read("--input", prediction), read("--target", target)
@@ -165,7 +173,7 @@ def print_table(console: Console, reports: list[Report], material: Material, dev
     console.print(
         f"{', '.join(material.pairs)}: value, prediction against target. itself: value of the target against itself, "
         "✓ if that is its minimum.\n"
-        f"safe: ✓ for each of {', '.join(doctor.SAFETY)} with a finite value and gradient.\n"
+        f"safe: ✓ for each of {', '.join(checks.SAFETY)} with a finite value and gradient.\n"
         "least: samples needed. ch.: channels taken. ms, MB: forward and backward, memory at its peak. gradient: norm "
         "of an item's.\n",
         style="dim",

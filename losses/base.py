@@ -1,9 +1,10 @@
-"""What every loss is: a module over a pure function, with an entry in the registry."""
+"""What every loss is: a module over a pure function of `(prediction, target)`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ Function = Callable[[Tensor, Tensor], Any]
 
 
 def check_same_shape(prediction: Tensor, target: Tensor) -> None:
-    """Raises ValueError, with both shapes, unless both are `[B, C, N]`, equal in shape and not empty."""
+    """Raises ValueError, naming both shapes, unless both are `[B, C, N]`, equal in shape and not empty."""
     if prediction.shape != target.shape or prediction.dim() != 3:
         raise ValueError(
             "prediction and target must both be [B, C, N] and equal in shape, got "
@@ -24,13 +25,13 @@ def check_same_shape(prediction: Tensor, target: Tensor) -> None:
 
 
 class Loss(nn.Module):
-    """A loss of `(prediction, target)`, both `[B, C, N]`; it falls when things get better.
+    """A loss of `(prediction, target)`, both `[B, C, N]`; lower is better.
 
-    Computed in float32 at least, autocast or not: a sum over an audio file does not fit into half precision.
+    Computed in float32 or float64 even under autocast: a sum over an audio file needs more than half precision.
 
     Args:
-        function: gives one value per item, `[B]`.
-        reduction: "mean" over the items, or "none" for all of them.
+        function: `function(prediction, target)` gives one value per item, `[B]`.
+        reduction: "mean" over the items, or "none" for one value per item.
 
     Raises:
         ValueError: an unknown reduction; at the call, shapes that differ or are not `[B, C, N]`.
@@ -50,43 +51,32 @@ class Loss(nn.Module):
             return self.reduced(self.function(prediction, target.to(prediction.dtype)))
 
     def reduced(self, values: Any) -> Any:
-        """What is returned for the function's values."""
+        """Applies the reduction to the function's values."""
         return values.mean() if self.reduction == "mean" else values
 
     def extra_repr(self) -> str:
         return f"{self.function}, reduction={self.reduction!r}"
 
 
-def entry(summary: str, loss: Callable[..., Loss], takes_rate: bool = False, **attributes: Any) -> Entry:
-    """An entry for a loss class, whose first argument is the sample rate if `takes_rate`."""
+class FunctionLoss(Loss):
+    """Base of the losses that are a pure function and its settings; a subclass names the function::
 
-    def build(sample_rate: int, **options: Any) -> Loss:
-        rate = {"sample_rate": sample_rate} if takes_rate else {}
-        return loss(**rate, **{"reduction": "none", **options})
+        class MelLoss(FunctionLoss):
+            compare = staticmethod(mel)     # MelLoss(24000, n_mels=40)(prediction, target)
 
-    return Entry(summary, build, **attributes)
+    Args:
+        *positional: settings of the function, in the order of its parameters after prediction and target.
+        reduction: "mean" over the items, or "none".
+        **settings: settings of the function by name.
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One registered loss.
-
-    Attributes:
-        summary: what it is, in a line.
-        build: `build(sample_rate, **options)` gives the loss for audio at `sample_rate` Hz, one value per item.
-        minimum: its value at identity; None where it falls without end, as minus a ratio in dB does.
-        metric: name of the measure that is minus this loss, e.g. "snr_db", reported beside it.
-        channels: 2 for a loss of stereo audio only.
-        package: the optional package that it needs, as pip names it.
-        distance: whether it may be the distance within an energy distance: symmetric, of each item by itself, and of
-            negative type, as norms of differences are that are not squared (Székely & Rizzo 2013). Such a loss makes
-            a proper scoring rule of samples; one that is normalised by its target, or squared, does not.
+    Raises:
+        TypeError: settings that the function does not take, or that it lacks.
     """
 
-    summary: str
-    build: Callable[..., Loss]
-    minimum: float | None = 0.0
-    metric: str | None = None
-    channels: int | None = None
-    package: str | None = None
-    distance: bool = False
+    compare: Callable[..., Tensor]
+
+    def __init__(self, *positional: Any, reduction: str = "mean", **settings: Any):
+        accepted = signature(self.compare)
+        accepted.bind(None, None, *positional, **settings)
+        named = dict(zip(list(accepted.parameters)[2:], positional, strict=False))
+        super().__init__(partial(self.compare, **named, **settings), reduction)

@@ -1,6 +1,6 @@
 """The losses as pure functions of `(prediction, target)`, both `[B, C, N]`; each returns one value per item, `[B]`."""
 
-from losses.embedding import embedding
+from losses.embedding.loss import embedding
 from losses.multi_resolution import mrstft, multi_resolution_stft, smooth_mrstft, spectral, sum_and_difference_stft
 from losses.pesq import pesq
 from losses.spectrograms import (

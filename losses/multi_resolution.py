@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from losses.base import Loss, check_same_shape, entry
-from losses.compilation import eager
-from losses.filters import a_weighted, sum_and_difference
-from losses.spectra import check_long_enough
+from losses.base import FunctionLoss, Loss, check_same_shape
+from losses.dsp.compilation import eager
+from losses.dsp.filters import a_weighted, sum_and_difference
+from losses.dsp.stft import check_long_enough
+from losses.registry import register
 from losses.stft import STFTLoss, STFTTerms, stft_terms
 
 SPECTRAL: dict[str, Any] = {
@@ -106,70 +106,27 @@ def smooth_mrstft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor
     return multi_resolution_stft(prediction, target, **SMOOTH_MRSTFT | settings)
 
 
+@register("multi_resolution_stft", group="spectral")
 class MultiResolutionSTFTLoss(STFTLoss):
-    """STFT loss, the mean over resolutions; see `multi_resolution_stft` for the settings."""
+    """STFT loss at auraloss's three resolutions: spectral convergence + L1 of log magnitudes.
+
+    Formula: mean of `stft` over FFT 1024, 2048, 512, hop 120, 240, 50, window 600, 1200, 240.
+    Use: to compare with published values.
+
+    See `multi_resolution_stft` for the settings.
+    """
 
     terms: Callable[..., STFTTerms] = staticmethod(multi_resolution_stft_terms)
 
 
-class SpectralLoss(MultiResolutionSTFTLoss):
-    """Spectral convergence + L1 of log magnitudes, FFT 512/1024/2048, hop 128/256/512, Hann windows.
-
-    `mean_r( ‖|T_r| − |P_r|‖_F / ‖|T_r|‖_F + mean(| ln|P_r| − ln|T_r| |) )`; see `stft` for the floors.
-    """
-
-    def __init__(self, **settings: Any):
-        super().__init__(**SPECTRAL | settings)
-
-
-class MRSTFTLoss(MultiResolutionSTFTLoss):
-    """Six resolutions from 64 to 2048, hop half a window, Hann: L1 of magnitudes + L1 of ln(magnitude + 1e-7).
-
-    Defaults of korvax 0.3's `mrstft_loss` (multi-scale spectral loss, Engel et al. 2020); zeros beyond the ends.
-    """
-
-    def __init__(self, **settings: Any):
-        super().__init__(**MRSTFT | settings)
-
-
-class SmoothMRSTFTLoss(MultiResolutionSTFTLoss):
-    """Six flat-top windows of prime-like lengths from 67 to 2053: mean square difference of ln(1 + magnitude).
-
-    The smooth configuration of Schwär & Müller 2023, "Multi-Scale Spectral Loss Revisited", as korvax 0.3 has it.
-    """
-
-    def __init__(self, **settings: Any):
-        super().__init__(**SMOOTH_MRSTFT | settings)
-
-
-def sum_and_difference_stft(
-    prediction: Tensor, target: Tensor, w_sum: float = 1.0, w_diff: float = 1.0, **settings: Any
-) -> Tensor:
-    """`(w_sum·L(sum) + w_diff·L(difference)) / 2` of stereo signals, L the `multi_resolution_stft`, `[B]`.
-
-    Steinmetz et al. 2020, auraloss 0.4; with `batch=True` (see `stft`) of its value for several items.
-
-    Raises:
-        ValueError: not stereo, or as `multi_resolution_stft`.
-    """
-    check_same_shape(prediction, target)
-    both = [
-        multi_resolution_stft(predicted, wanted, **settings)
-        for predicted, wanted in zip(sum_and_difference(prediction), sum_and_difference(target), strict=True)
-    ]
-    return (w_sum * both[0] + w_diff * both[1]) / 2
-
-
-class SumAndDifferenceSTFTLoss(Loss):
-    """Multi-resolution STFT loss of sum and difference of stereo channels; see `sum_and_difference_stft`."""
-
-    def __init__(self, *, reduction: str = "mean", **settings: Any):
-        super().__init__(partial(sum_and_difference_stft, **settings), reduction)
-
-
+@register("random_resolution_stft", group="spectral")
 class RandomResolutionSTFTLoss(Loss):
-    """`multi_resolution_stft` at sizes drawn anew for every training step. Steinmetz & Reiss 2020, auraloss 0.4.
+    """STFT loss at resolutions drawn anew for every training step.
 
+    Formula: mean of `stft` over 3 resolutions drawn for each step, FFT 16 to 16384.
+    Use: without a fixed grid that a generator could learn to please.
+
+    Steinmetz & Reiss 2020, auraloss 0.4.
     An FFT is a power of two from `min_fft_size` to below `max_fft_size` (and short enough for the signal), its hop
     between `min_hop_size` and `max_hop_size` of it, its window the whole, half or a quarter of it.
 
@@ -248,31 +205,71 @@ class RandomResolutionSTFTLoss(Loss):
         return torch.stack([stft_terms(prediction, target, **size, **self.settings).loss for size in sizes]).mean(0)
 
 
-ENTRIES = {
-    "multi_resolution_stft": entry(
-        "auraloss's multi-resolution STFT: spectral convergence + L1 of log magnitudes, FFT 512 to 2048",
-        MultiResolutionSTFTLoss,
-    ),
-    "random_resolution_stft": entry(
-        "the STFT loss at resolutions drawn for every step",
-        RandomResolutionSTFTLoss,
-    ),
-    "sum_and_difference_stft": entry(
-        "multi-resolution STFT loss of the sum and difference of stereo channels",
-        SumAndDifferenceSTFTLoss,
-        channels=2,
-    ),
-    "spectral": entry(
-        "multi-resolution STFT: spectral convergence + L1 of log magnitudes",
-        SpectralLoss,
-    ),
-    "mrstft": entry(
-        "multi-scale spectral loss: L1 of magnitudes and of log magnitudes, FFT 64 to 2048",
-        MRSTFTLoss,
-        distance=True,
-    ),
-    "smooth_mrstft": entry(
-        "smooth multi-scale spectral loss: L2 of ln(1 + magnitude), flat-top windows",
-        SmoothMRSTFTLoss,
-    ),
-}
+@register("sum_and_difference_stft", group="spectral", channels=2)
+def sum_and_difference_stft(
+    prediction: Tensor, target: Tensor, w_sum: float = 1.0, w_diff: float = 1.0, **settings: Any
+) -> Tensor:
+    """Multi-resolution STFT loss of the sum and difference of stereo channels.
+
+    Formula: `(w_sum L(l + r) + w_diff L(l − r)) / 2`, L the `multi_resolution_stft`, weights 1.
+    Use: stereo only: balance and width.
+
+    Steinmetz et al. 2020, auraloss 0.4, whose value for several items needs `batch=True` (see `stft`).
+
+    Raises:
+        ValueError: not stereo, or as `multi_resolution_stft`.
+    """
+    check_same_shape(prediction, target)
+    both = [
+        multi_resolution_stft(predicted, wanted, **settings)
+        for predicted, wanted in zip(sum_and_difference(prediction), sum_and_difference(target), strict=True)
+    ]
+    return (w_sum * both[0] + w_diff * both[1]) / 2
+
+
+class SumAndDifferenceSTFTLoss(FunctionLoss):
+    """Multi-resolution STFT loss of sum and difference of stereo channels; see `sum_and_difference_stft`."""
+
+    compare = staticmethod(sum_and_difference_stft)
+
+
+@register("spectral", group="spectral")
+class SpectralLoss(MultiResolutionSTFTLoss):
+    """Multi-resolution STFT loss: spectral convergence + L1 of log magnitudes.
+
+    Formula: mean over FFT 512, 1024, 2048, hop a quarter, of `‖T − P‖_F / ‖T‖_F + mean(|ln P − ln T|)`.
+    Use: the first choice for texture.
+
+    Hann windows; see `stft` for the floors.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**SPECTRAL | settings)
+
+
+@register("mrstft", group="spectral", distance=True)
+class MRSTFTLoss(MultiResolutionSTFTLoss):
+    """Multi-scale spectral loss: L1 of magnitudes and of log magnitudes, FFT 64 to 2048.
+
+    Formula: mean over FFT 64, 128, … 2048, hop a half, of `mean(|P − T|) + mean(|ln(P + 1e-7) − ln(T + 1e-7)|)`.
+    Use: the multi-scale spectral loss of DDSP.
+
+    Engel et al. 2020, with the defaults of korvax 0.3's `mrstft_loss`: Hann windows, zeros beyond the ends.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**MRSTFT | settings)
+
+
+@register("smooth_mrstft", group="spectral")
+class SmoothMRSTFTLoss(MultiResolutionSTFTLoss):
+    """Smooth multi-scale spectral loss: mean square of log magnitudes, flat-top windows.
+
+    Formula: mean over flat-top windows of 67, 127, 257, 509, 1021, 2053 of `mean((ln(1 + P) − ln(1 + T))²)`.
+    Use: pitch that is to be found by gradient descent: few local minima.
+
+    The smooth configuration of Schwär & Müller 2023, "Multi-Scale Spectral Loss Revisited", as korvax 0.3 has it.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**SMOOTH_MRSTFT | settings)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torchaudio.functional import lfilter, resample
 
-from losses.base import Loss, check_same_shape, entry
-from losses.compilation import eager
+from losses.base import Loss, check_same_shape
+from losses.dsp.compilation import eager
+from losses.registry import register
 
 RATE = 16000  # Hz, that of wide-band PESQ
 SHORTEST = 5248  # samples at 16 kHz: the first length that the package pads to its 20 frames of 512 samples, hop 256
@@ -84,8 +85,12 @@ def _measure(device: torch.device) -> Any:
     return Measure(factor=1.0, sample_rate=RATE).to(device, torch.float64)
 
 
+@register("pesq", group="perceptual", package="torch-pesq")
 class PESQLoss(Loss):
-    """Differentiable PESQ, a measure of speech; see `pesq`.
+    """Perceptual evaluation of speech quality (PESQ) at 16 kHz, a measure of speech.
+
+    Formula: `0.1 d_symmetric + 0.0309 d_asymmetric` at 16 kHz, 0 to 5.9.
+    Use: speech only: levels and treble do not count.
 
     Raises:
         ImportError: torch-pesq is not installed.
@@ -94,13 +99,3 @@ class PESQLoss(Loss):
     def __init__(self, sample_rate: int, reduction: str = "mean"):
         _measure(torch.device("cpu"))  # a missing package is named now, not at the first step
         super().__init__(partial(pesq, sample_rate=sample_rate), reduction)
-
-
-ENTRIES = {
-    "pesq": entry(
-        "perceptual evaluation of speech quality, at 16 kHz: a speech measure",
-        PESQLoss,
-        True,
-        package="torch-pesq",
-    )
-}

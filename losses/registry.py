@@ -1,30 +1,188 @@
-"""The losses by name. A name gives the flag `--loss_weight_<name>`, the metrics and the row in every table."""
+"""The losses by name. `@register` beside a loss's definition is all that makes it known.
+
+A name gives the flag `--loss_weight_<name>`, the metrics `train_<name>` and `val_<name>`, and a row in every table.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from inspect import getdoc, signature
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
 
-from losses import embedding, multi_resolution, pesq, spectrograms, stft, transport, waveform
-from losses.base import Entry, Loss
+from losses.base import Loss
 
-# Every room of losses lists its own.
-REGISTRY: dict[str, Entry] = {
-    **waveform.ENTRIES,
-    **stft.ENTRIES,
-    **multi_resolution.ENTRIES,
-    **spectrograms.ENTRIES,
-    **transport.ENTRIES,
-    **pesq.ENTRIES,
-    **embedding.ENTRIES,
-}
+GROUPS = ("waveform", "spectral", "perceptual")
+AnyLoss = TypeVar("AnyLoss", bound=Callable[..., Any])
+
+
+class Texts(TypedDict):
+    """What a loss's docstring says of it, one line each; see `Entry`."""
+
+    summary: str
+    formula: str
+    use: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered loss.
+
+    Attributes:
+        summary: what it is, in one line of plain text.
+        build: `build(sample_rate, **options)` gives the loss for audio at `sample_rate` Hz, one value per item.
+        minimum: its value at identity; None where it has no lower bound, as minus a ratio in dB.
+        metric: name of the metric that is minus this loss, e.g. "snr_db", and is reported beside it.
+        channels: 2 for a loss of stereo audio only.
+        package: the optional package that it needs, as pip names it.
+        distance: whether it may serve as the distance of an energy distance: symmetric, computed for each item by
+            itself, and of negative type, as norms of differences are that are not squared (Székely & Rizzo 2013).
+            Such a loss makes a proper scoring rule; one that is squared or normalised by its target does not.
+        group: "waveform", "spectral" or "perceptual", under which help texts and tables list it.
+        formula: its formula in Markdown, for the tables of the documentation.
+        use: when to use it, likewise.
+        origin: where it is defined, `module.name`.
+    """
+
+    summary: str
+    build: Callable[..., Loss]
+    minimum: float | None = 0.0
+    metric: str | None = None
+    channels: int | None = None
+    package: str | None = None
+    distance: bool = False
+    group: str = "waveform"
+    formula: str = ""
+    use: str = ""
+    origin: str = ""
+
+
+REGISTRY: dict[str, Entry] = {}
+
+
+def register(
+    name: str,
+    *,
+    group: str = "waveform",
+    summary: str | None = None,
+    minimum: float | None = 0.0,
+    metric: str | None = None,
+    channels: int | None = None,
+    package: str | None = None,
+    distance: bool = False,
+) -> Callable[[AnyLoss], AnyLoss]:
+    """A decorator that registers a loss as `name` and returns it unchanged.
+
+    It goes on a function of `(prediction, target, …settings)` that gives one value per item, `[B]`, or on a subclass of
+    `Loss`. Either may take a `sample_rate` (Hz), which it is then given. The docstring's first line is the summary,
+    unless `summary` is given; its paragraphs `Formula: …` and `Use: …` appear in the tables of the documentation. The
+    other arguments are explained in `Entry`.
+
+    Raises:
+        ValueError: a name that is taken or cannot be part of a flag, an unknown group, or no docstring to summarise.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise ValueError(f"a loss cannot be named {name!r}: use lower-case letters, digits and underscores")
+    if group not in GROUPS:
+        raise ValueError(f"the group of the loss {name!r} must be one of {', '.join(GROUPS)}, got {group!r}")
+
+    def decorate(loss: AnyLoss) -> AnyLoss:
+        origin = f"{loss.__module__}.{loss.__qualname__}"
+        if name in REGISTRY:
+            raise ValueError(f"two losses are named {name!r}: {REGISTRY[name].origin} and {origin}; rename one of them")
+        texts = described(loss)
+        texts["summary"] = summary or texts["summary"]
+        if not texts["summary"]:
+            raise ValueError(f"the loss {name!r} ({origin}) needs a docstring, whose first line is its summary")
+        REGISTRY[name] = Entry(
+            build=partial(_build, loss),
+            minimum=minimum,
+            metric=metric,
+            channels=channels,
+            package=package,
+            distance=distance,
+            group=group,
+            origin=origin,
+            **texts,
+        )
+        return loss
+
+    return decorate
 
 
 def create(name: str, sample_rate: int, **options: Any) -> Loss:
     """The registered loss `name` for audio at `sample_rate` Hz, one value per item.
 
     Raises:
-        ValueError: no loss of that name.
+        ValueError: no loss has that name.
     """
     if name not in REGISTRY:
         raise ValueError(f"no loss named {name!r}; there are {', '.join(REGISTRY)}")
     return REGISTRY[name].build(sample_rate, **options)
+
+
+def load_plugins(plugins: str) -> None:
+    """Imports modules outside this package, so that the losses in them are registered; each module once.
+
+    Args:
+        plugins: a comma list of module names, or of paths that end in `.py`.
+
+    Raises:
+        ValueError: a module that does not exist or fails, with what it says.
+    """
+    for plugin in filter(None, map(str.strip, plugins.split(","))):
+        try:
+            if plugin.endswith(".py"):
+                _load_file(Path(plugin).resolve())
+            else:
+                importlib.import_module(plugin)
+        except Exception as error:  # whatever the module raises, its author is told
+            raise ValueError(f"the plugin {plugin} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _load_file(path: Path) -> None:
+    name = f"losses_plugin_{path.stem}"
+    if name in sys.modules:
+        if sys.modules[name].__file__ != str(path):
+            raise ValueError(f"{sys.modules[name].__file__} has the same name")
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _build(loss: Callable[..., Any], sample_rate: int, *, reduction: str = "none", **options: Any) -> Loss:
+    if "sample_rate" in signature(getattr(loss, "compare", loss)).parameters:
+        options["sample_rate"] = sample_rate
+    if isinstance(loss, type):
+        module: Loss = loss(reduction=reduction, **options)
+        return module
+    return Loss(partial(loss, **options), reduction)
+
+
+def described(loss: object) -> Texts:
+    """The `summary`, `formula` and `use` that a docstring holds; see `register`.
+
+    The summary is without full stop and, unless it begins with an abbreviation, without capital.
+    """
+    doc = getdoc(loss) or ""
+    line = doc.split("\n", 1)[0].removesuffix(".")
+    summary = line[:1].lower() + line[1:] if line[1:2].islower() else line
+    return {"summary": summary, "formula": _paragraph(doc, "Formula"), "use": _paragraph(doc, "Use")}
+
+
+def _paragraph(doc: str, label: str) -> str:
+    """The paragraph of a docstring that begins with `label: `, on one line; it ends at a blank line or a label."""
+    found = re.search(rf"^{label}: (.*?)(?=^\s*$|^\w+: |\Z)", doc, re.MULTILINE | re.DOTALL)
+    return " ".join(found[1].split()).removesuffix(".") if found else ""

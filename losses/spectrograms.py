@@ -1,20 +1,21 @@
-"""Losses on spectrograms: mel, plain and weighted magnitudes, complex values, phase."""
+"""Losses on spectrograms: mel, plain and weighted magnitudes, complex values, phase.
+
+In the formulas P and T are the magnitudes of the short-time Fourier transforms of prediction and target, at least 1e-4.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from losses.autograd import AntiWrapped, mean_abs
-from losses.base import Loss, check_same_shape, entry
-from losses.compilation import constant
-from losses.filterbanks import mel_spectrogram
-from losses.scales import a_weighting, fft_frequencies
-from losses.spectra import (
+from losses.base import FunctionLoss, check_same_shape
+from losses.dsp.autograd import AntiWrapped, mean_abs
+from losses.dsp.compilation import constant
+from losses.dsp.filterbanks import mel_spectrogram
+from losses.dsp.scales import a_weighting, fft_frequencies
+from losses.dsp.stft import (
     POWER_FLOOR,
     absolute,
     check_long_enough,
@@ -24,11 +25,13 @@ from losses.spectra import (
     shared_spectra,
     spectrum,
 )
+from losses.registry import register
 from losses.stft import SILENCE, distance
 
 RESOLUTIONS = (512, 1024, 2048)  # FFT sizes of the losses that Encore defines itself, a quarter of them the hop
 
 
+@register("mel", group="spectral", distance=True)
 def mel(
     prediction: Tensor,
     target: Tensor,
@@ -39,10 +42,22 @@ def mel(
     f_min: float = 0.0,
     f_max: float | None = 8000.0,
 ) -> Tensor:
-    """L1 of log-mel spectrograms, `mean(| ln max(M|P|, 1e-5) − ln max(M|T|, 1e-5) |)`, M the Slaney mel filters, `[B]`.
+    """L1 of log-mel spectrograms.
 
-    Frequencies in Hz, `f_max` half the sample rate if that is less or if it is None; sizes in samples. Parameters of
-    Kong et al. 2020 (HiFi-GAN) at 24 kHz.
+    Formula: `mean(|ln max(MP, 1e-5) − ln max(MT, 1e-5)|)`, M 80 Slaney mel bands up to 8 kHz, FFT 1024, hop 256.
+    Use: timbre; robust in small details.
+
+    Kong et al. 2020 (HiFi-GAN), with their parameters at 24 kHz.
+
+    Args:
+        prediction: `[B, C, N]`.
+        target: as the prediction.
+        sample_rate: Hz.
+        n_fft: transform size, samples.
+        hop_length: samples from frame to frame.
+        n_mels: mel bands.
+        f_min: lower end of the lowest band, Hz.
+        f_max: upper end of the highest band, Hz; at most half the sample rate, which None stands for.
 
     Raises:
         ValueError: shapes differ, or fewer than `n_fft // 2 + 1` samples.
@@ -58,6 +73,7 @@ def mel(
     return mean_abs(predicted - wanted)
 
 
+@register("multi_mel", group="spectral", distance=True)
 def multi_mel(
     prediction: Tensor,
     target: Tensor,
@@ -68,49 +84,76 @@ def multi_mel(
     f_min: float = 0.0,
     f_max: float | None = None,
 ) -> Tensor:
-    """The mean of `mel` over resolutions, up to half the sample rate, `[B]`."""
+    """L1 of log-mel spectrograms of three resolutions.
+
+    Formula: mean of `mel` over FFT 1024, 2048, 4096 with 80, 160, 320 bands up to half the sample rate.
+    Use: as `mel`, with more of pitch and treble.
+    """
     check_long_enough(prediction, max(n_ffts))
     sizes = zip(n_ffts, hop_lengths, n_mels, strict=True)
     values = [mel(prediction, target, sample_rate, *size, f_min, f_max) for size in sizes]
     return torch.stack(values).mean(0)
 
 
+@register("complex_spec", group="spectral")
 def complex_spec(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_length: int | None = None) -> Tensor:
-    """L1 of magnitudes relative to the target's mean, `mean(| |P| − |T| |) / mean(|T|)`, `[B]`.
+    """L1 of magnitudes relative to the target's mean.
 
-    The mean magnitude counts as at least that of white noise at −60 dBFS. Hop half the FFT.
+    Formula: `mean(|P − T|) / mean(T)`, FFT 1024, hop half the FFT.
+    Use: linear: loud partials count most.
+
+    mean(T) counts as at least the mean magnitude of white noise at −60 dBFS.
     """
     check_same_shape(prediction, target)
     predicted, wanted = (magnitude(signal, n_fft, hop_length or n_fft // 2) for signal in (prediction, target))
     return mean_abs(predicted - wanted) / mean_abs(wanted).clamp_min(_silence(n_fft))
 
 
+@register("multi_complex_spec", group="spectral")
 def multi_complex_spec(
     prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048)
 ) -> Tensor:
-    """The mean of `complex_spec` over resolutions, `[B]`."""
+    """Relative L1 of magnitudes at seven resolutions, FFT 32 to 2048.
+
+    Formula: mean of `complex_spec` over FFT 32, 64, … 2048.
+    Use: as `complex_spec`, for attacks as well as for partials.
+    """
     check_long_enough(prediction, max(n_ffts))
     return torch.stack([complex_spec(prediction, target, n_fft) for n_fft in n_ffts]).mean(0)
 
 
+@register("mse_spectrogram", group="spectral")
 def mse_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_length: int = 256) -> Tensor:
-    """Mean square difference of magnitudes, `mean((|P| − |T|)²)`, `[B]`."""
+    """Mean square difference of magnitudes.
+
+    Formula: `mean((P − T)²)`, FFT 1024, hop 256.
+    Use: loud bins above all; grows with the square of the level.
+    """
     check_same_shape(prediction, target)
     return distance("L2")(magnitude(prediction, n_fft, hop_length) - magnitude(target, n_fft, hop_length))
 
 
+@register("log_spectrogram", group="spectral", distance=True)
 def log_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_length: int = 256) -> Tensor:
-    """L1 of log magnitudes, `mean(| ln|P| − ln|T| |)`, magnitudes at least 1e-4, `[B]`."""
+    """L1 of log magnitudes.
+
+    Formula: `mean(|ln P − ln T|)`, FFT 1024, hop 256.
+    Use: quiet bins count as much as loud ones.
+    """
     check_same_shape(prediction, target)
     return mean_abs(log_ratio(prediction, target, n_fft, hop_length))
 
 
+@register("complex_stft", group="spectral")
 @shared_spectra()
 def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
-    """Distance of complex values, magnitude and phase together: `mean_r( mean(|P_r − T_r|) / mean(|T_r|) )`, `[B]`.
+    """Distance of complex spectra: magnitude and phase together.
 
-    1 for silence, about √2 for an unrelated signal of the target's spectrum. The mean magnitude counts as at least
-    that of white noise at −60 dBFS. Hop a quarter of the FFT.
+    Formula: mean over FFT 512, 1024, 2048, hop a quarter, of `mean(|X_p − X_t|) / mean(T)`, X the complex values.
+    Use: magnitude and phase in one; 1 for silence.
+
+    About √2 for an unrelated signal of the target's spectrum. mean(T) counts as at least the mean magnitude of white
+    noise at −60 dBFS.
     """
     check_same_shape(prediction, target)
     check_long_enough(prediction, max(n_ffts))
@@ -122,15 +165,18 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
     return torch.stack(values).mean(0)
 
 
+@register("phase", group="spectral")
 @shared_spectra()
 def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
-    """Anti-wrapped distance of instantaneous phase, group delay and instantaneous frequency, `[B]`, radians.
+    """Anti-wrapped distance of phase, group delay and instantaneous frequency.
 
-    `mean_r( mean f(Δ) + mean f(∂_k Δ) + mean f(∂_t Δ) )`, Δ the difference of the angles, ∂_k and ∂_t its differences
-    along bins and frames, `f(x) = |x − 2π round(x / 2π)|`. Ai & Ling 2023. About 3.9 for unrelated noise: π/2
-    for the angles, but 1.2 for either difference, as neighbouring bins and frames have much in common. Levels play no
-    part, but a bin below 1e-4 in both signals counts as equal, and one below in the prediction has no gradient. Hop a
-    quarter of the FFT.
+    Formula: mean over FFT 512, 1024, 2048, hop a quarter, of `mean f(Δ) + mean f(∂_k Δ) + mean f(∂_t Δ)`, Δ the
+    difference of the angles, ∂ its differences along bins and frames, `f(x) = |x − 2π round(x / 2π)|`.
+    Use: beside a loss of magnitudes; radians.
+
+    Ai & Ling 2023. About 3.9 for unrelated noise: π/2 for the angles, but only 1.2 for either difference, since
+    neighbouring bins and frames overlap. Levels do not matter, except that a bin below 1e-4 in both signals counts as
+    equal, and that a bin below 1e-4 in the prediction has no gradient.
     """
     check_same_shape(prediction, target)
     check_long_enough(prediction, max(n_ffts))
@@ -146,12 +192,15 @@ def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = R
     return torch.stack(values).mean(0)
 
 
+@register("loudness", group="spectral")
 @shared_spectra()
 def loudness(prediction: Tensor, target: Tensor, sample_rate: int, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
-    """Log-spectral error where the target is loud to the ear, `mean_r( Σ w | ln|P_r| − ln|T_r| | / Σ w )`, `[B]`.
+    """Log-spectral error, weighted by how loud the target is to the ear.
 
-    In nepers, with `w = A(f) max(|T_r|, noise of −60 dBFS)`, A the A-weighting of IEC 61672 as a factor of the
-    amplitude; one neper is 8.7 dB. Hop a quarter of the FFT.
+    Formula: mean over FFT 512, 1024, 2048, hop a quarter, of `Σ w |ln P − ln T| / Σ w`, w A-weighting times T.
+    Use: errors where they are audible; in nepers of 8.7 dB.
+
+    `w = A(f) max(T, white noise of −60 dBFS)`, A the A-weighting of IEC 61672 as a factor of the amplitude.
     """
     check_same_shape(prediction, target)
     check_long_enough(prediction, max(n_ffts))
@@ -166,16 +215,19 @@ def loudness(prediction: Tensor, target: Tensor, sample_rate: int, n_ffts: Seque
     return torch.stack(values).mean(0)
 
 
+@register("spectral_energy", group="spectral", distance=True)
 @shared_spectra()
 def spectral_energy(
     prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = (64, 128, 256, 512, 1024, 2048)
 ) -> Tensor:
-    """Linear L1 and log L2 per frame, `mean_r mean_t( mean_k | |P| − |T| | + rms_k( ln|P| − ln|T| ) )`, `[B]`.
+    """Linear L1 and log L2 of magnitudes, FFT 64 to 2048.
 
-    The distance inside the spectral energy distance of Gritsenko et al. 2020, per frame
-    `‖|P| − |T|‖₁ + √(n_fft/2) ‖ln|P| − ln|T|‖₂`, divided by the number of bins, so that all resolutions
-    count alike. Frames overlap by three quarters. Both terms are norms, which makes an energy distance built on them a
-    proper scoring rule.
+    Formula: mean over FFT 64, 128, … 2048, hop a quarter, and frames of `mean_k |P − T| + rms_k(ln P − ln T)`, k bins.
+    Use: the distance of an energy distance.
+
+    Gritsenko et al. 2020: the distance of their spectral energy distance, per frame
+    `‖P − T‖₁ + √(n_fft/2) ‖ln P − ln T‖₂`, divided by the number of bins, so that all resolutions count alike. Both
+    terms are norms, which makes an energy distance built on them a proper scoring rule.
     """
     check_same_shape(prediction, target)
     check_long_enough(prediction, max(n_ffts))
@@ -199,96 +251,61 @@ def _a_weights(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.
     return (10 ** (a_weighting(frequencies) / 20)).to(device=device, dtype=dtype)
 
 
-class SpectrogramLoss(Loss):
-    """A loss of this room as a module.
-
-    Args:
-        reduction: "mean" over items, or "none".
-        **settings: the function's, see there.
-    """
-
-    compare: Callable[..., Tensor]
-
-    def __init__(self, *, reduction: str = "mean", **settings: Any):
-        super().__init__(partial(self.compare, **settings), reduction)
-
-
-class RatedSpectrogramLoss(SpectrogramLoss):
-    """One whose function takes the sample rate, in Hz."""
-
-    def __init__(self, sample_rate: int, **settings: Any):
-        super().__init__(sample_rate=sample_rate, **settings)
-
-
-class MelLoss(RatedSpectrogramLoss):
+class MelLoss(FunctionLoss):
     """L1 of log-mel spectrograms; see `mel` for the settings."""
 
     compare = staticmethod(mel)
 
 
-class MultiMelLoss(RatedSpectrogramLoss):
+class MultiMelLoss(FunctionLoss):
     """L1 of log-mel spectrograms of several resolutions; see `multi_mel` for the settings."""
 
     compare = staticmethod(multi_mel)
 
 
-class LoudnessLoss(RatedSpectrogramLoss):
+class LoudnessLoss(FunctionLoss):
     """Log-spectral error weighted by loudness; see `loudness` for the settings."""
 
     compare = staticmethod(loudness)
 
 
-class ComplexSpecLoss(SpectrogramLoss):
+class ComplexSpecLoss(FunctionLoss):
     """Relative L1 of magnitudes; see `complex_spec` for the settings."""
 
     compare = staticmethod(complex_spec)
 
 
-class MultiComplexSpecLoss(SpectrogramLoss):
+class MultiComplexSpecLoss(FunctionLoss):
     """Relative L1 of magnitudes of seven resolutions; see `multi_complex_spec` for the settings."""
 
     compare = staticmethod(multi_complex_spec)
 
 
-class MSESpectrogramLoss(SpectrogramLoss):
+class MSESpectrogramLoss(FunctionLoss):
     """Mean square difference of magnitudes; see `mse_spectrogram` for the settings."""
 
     compare = staticmethod(mse_spectrogram)
 
 
-class LogSpectrogramLoss(SpectrogramLoss):
+class LogSpectrogramLoss(FunctionLoss):
     """L1 of log magnitudes; see `log_spectrogram` for the settings."""
 
     compare = staticmethod(log_spectrogram)
 
 
-class ComplexSTFTLoss(SpectrogramLoss):
+class ComplexSTFTLoss(FunctionLoss):
     """Relative distance of complex spectra; see `complex_stft` for the settings."""
 
     compare = staticmethod(complex_stft)
 
 
-class PhaseLoss(SpectrogramLoss):
+class PhaseLoss(FunctionLoss):
     """Anti-wrapped phase distance; see `phase_distance` for the settings."""
 
     compare = staticmethod(phase_distance)
 
 
-class SpectralEnergyLoss(SpectrogramLoss):
+class SpectralEnergyLoss(FunctionLoss):
     """Linear L1 and log L2 of magnitudes; see `spectral_energy` for the settings."""
 
     compare = staticmethod(spectral_energy)
-
-
-ENTRIES = {
-    "mel": entry("L1 of log-mel spectrograms", MelLoss, True, distance=True),
-    "multi_mel": entry("L1 of log-mel spectrograms of three resolutions", MultiMelLoss, True, distance=True),
-    "complex_spec": entry("L1 of magnitudes relative to the target's mean", ComplexSpecLoss),
-    "multi_complex_spec": entry("relative L1 of magnitudes, FFT 32 to 2048", MultiComplexSpecLoss),
-    "mse_spectrogram": entry("mean square difference of magnitudes", MSESpectrogramLoss),
-    "log_spectrogram": entry("L1 of log magnitudes", LogSpectrogramLoss, distance=True),
-    "complex_stft": entry("distance of complex spectra: magnitude and phase", ComplexSTFTLoss),
-    "phase": entry("anti-wrapped phase, group delay and instantaneous frequency", PhaseLoss),
-    "loudness": entry("log-spectral error where the target is loud to the ear", LoudnessLoss, True),
-    "spectral_energy": entry("linear L1 + log L2 of magnitudes, FFT 64 to 2048", SpectralEnergyLoss, distance=True),
-}

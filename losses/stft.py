@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from losses.autograd import mean_abs
-from losses.base import Loss, check_same_shape, entry
-from losses.filterbanks import mel_spectrogram
-from losses.filters import a_weighted
-from losses.spectra import POWER_FLOOR, Window, log_ratio, magnitude, phase, shared_spectra, window_values
-from losses.transforms import chroma_filters
+from losses.base import Loss, check_same_shape
+from losses.dsp.autograd import mean_abs
+from losses.dsp.filterbanks import mel_spectrogram
+from losses.dsp.filters import a_weighted
+from losses.dsp.stft import POWER_FLOOR, Window, log_ratio, magnitude, phase, shared_spectra, window_values
+from losses.dsp.transforms import chroma_filters
+from losses.registry import register
 
 SILENCE = 1e-3  # −60 dBFS: convergence is relative to at least this level, or silent targets would outweigh all others
 LEAST = 1e-12
@@ -161,8 +162,12 @@ def stft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
     return stft_terms(prediction, target, **settings).loss
 
 
+@register("stft", group="spectral")
 class STFTLoss(Loss):
-    """STFT loss of one resolution; see `stft` for the settings.
+    """STFT loss of one resolution: spectral convergence + L1 of log magnitudes.
+
+    Formula: `w_sc SC + w_log_mag LOG + w_lin_mag LIN + w_phs PHS`, weights 1, 1, 0, 0, FFT 1024, hop 256.
+    Use: when you want all the options.
 
     Args:
         output: "loss", or "full" for `STFTTerms`, the loss and its terms.
@@ -186,15 +191,25 @@ class STFTLoss(Loss):
         return STFTTerms(*(super(STFTLoss, self).reduced(term) for term in values))
 
 
+@register("mel_stft", group="spectral")
 class MelSTFTLoss(STFTLoss):
-    """STFT loss on a mel scale of `n_mels` bands; see `stft` for the other settings."""
+    """STFT loss on 128 mel bands.
+
+    Formula: `stft` on mel bands, `n_mels` = 128.
+    Use: as `stft`, but coarser with rising frequency, as hearing is.
+    """
 
     def __init__(self, sample_rate: int, n_mels: int = 128, **settings: Any):
         super().__init__(sample_rate=sample_rate, scale="mel", n_bins=n_mels, **settings)
 
 
+@register("chroma_stft", group="spectral")
 class ChromaSTFTLoss(STFTLoss):
-    """STFT loss on `n_chroma` pitch classes; see `stft` for the other settings."""
+    """STFT loss on 12 pitch classes.
+
+    Formula: `stft` on pitch classes, `n_chroma` = 12.
+    Use: harmony, whatever the octave and timbre.
+    """
 
     def __init__(self, sample_rate: int, n_chroma: int = 12, **settings: Any):
         super().__init__(sample_rate=sample_rate, scale="chroma", n_bins=n_chroma, **settings)
@@ -210,21 +225,3 @@ def _bands(values: Tensor, scale: str, sample_rate: int, n_fft: int, n_bins: int
     if scale == "mel":
         return mel_spectrogram(values, sample_rate, n_fft, n_bins or 128)
     return values @ chroma_filters(sample_rate, n_fft, n_bins or 12, values.device, values.dtype).T
-
-
-ENTRIES = {
-    "stft": entry(
-        "STFT of one resolution (1024): spectral convergence + L1 of log magnitudes",
-        STFTLoss,
-    ),
-    "mel_stft": entry(
-        "the STFT loss on 128 mel bands",
-        MelSTFTLoss,
-        True,
-    ),
-    "chroma_stft": entry(
-        "the STFT loss on 12 pitch classes",
-        ChromaSTFTLoss,
-        True,
-    ),
-}

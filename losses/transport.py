@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Loss, check_same_shape, entry
-from losses.spectra import Window, check_long_enough, magnitude
+from losses.base import FunctionLoss, check_same_shape
+from losses.dsp.stft import Window, check_long_enough, magnitude
+from losses.registry import register
 
 FFT_SIZES = (512, 1024, 2048)
 HOP_LENGTHS = (128, 256, 512)
@@ -98,6 +98,7 @@ def _cost(own: Tensor, other: Tensor, positions: Tensor, p: float, lowpass: bool
     return (width.masked_fill(ends_none, 0) * (distance if p == 1 else distance.pow(p))).sum(-1)
 
 
+@register("spectral_optimal_transport", group="spectral")
 def multi_resolution_transport(
     prediction: Tensor,
     target: Tensor,
@@ -109,19 +110,22 @@ def multi_resolution_transport(
     balanced: bool = True,
     quantile_lowpass: bool = False,
 ) -> Tensor:
-    """`spectral_optimal_transport` of STFT magnitudes, summed over resolutions, `[B]`.
+    """How far energy must be moved along the frequencies.
 
-    Positions are frequencies from 0 to 1, half the sample rate: the value is in squares of that (of p = 2) and at most
-    the number of resolutions. The level of a frame does not matter, only how its energy is spread, so this loss needs
-    another one beside it. Sizes, window and the sum are the defaults of `sot-loss`'s `MultiResolutionSOTLoss`; only
-    magnitudes are at least 1e-4 here, so that a silent frame has a flat spectrum and no gradient.
+    Formula: per frame `∫ (F_P⁻¹(q) − F_T⁻¹(q))² dq`, flat-top windows of 512, 1024, 2048, hop a quarter, summed.
+    Use: pitch that is far off: its gradient reaches far. Indifferent to levels, so beside another loss.
+
+    F⁻¹(q) is the frequency (0 to 1, half the sample rate) below which a share q of the frame's sum lies: the value is
+    in squares of that (for p = 2) and at most the number of resolutions. Torres et al. 2024; sizes, window and the sum
+    are the defaults of `sot-loss`'s `MultiResolutionSOTLoss`, except that magnitudes are at least 1e-4 here, so that a
+    silent frame has a flat spectrum and no gradient.
 
     Args:
         prediction: `[B, C, N]`.
         target: as the prediction.
         fft_sizes: transform and window sizes, samples.
         hop_lengths: as many, samples.
-        window: as in `losses.spectra.spectrum`.
+        window: as in `losses.dsp.stft.spectrum`.
         p, normalize, balanced, quantile_lowpass: as in `spectral_optimal_transport`.
 
     Raises:
@@ -143,36 +147,7 @@ def multi_resolution_transport(
     return total
 
 
-class SpectralOptimalTransportLoss(Loss):
+class SpectralOptimalTransportLoss(FunctionLoss):
     """Spectral optimal transport at several resolutions; see `multi_resolution_transport`."""
 
-    def __init__(
-        self,
-        fft_sizes: Sequence[int] = FFT_SIZES,
-        hop_lengths: Sequence[int] = HOP_LENGTHS,
-        window: Window = "flattop",
-        p: float = 2,
-        normalize: bool = True,
-        balanced: bool = True,
-        quantile_lowpass: bool = False,
-        reduction: str = "mean",
-    ):
-        function = partial(
-            multi_resolution_transport,
-            fft_sizes=fft_sizes,
-            hop_lengths=hop_lengths,
-            window=window,
-            p=p,
-            normalize=normalize,
-            balanced=balanced,
-            quantile_lowpass=quantile_lowpass,
-        )
-        super().__init__(function, reduction)
-
-
-ENTRIES = {
-    "spectral_optimal_transport": entry(
-        "how far energy must be moved along the frequencies",
-        SpectralOptimalTransportLoss,
-    )
-}
+    compare = staticmethod(multi_resolution_transport)

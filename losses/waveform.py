@@ -1,46 +1,63 @@
 """Losses on the samples themselves.
 
 Means, energies and ratios are those of auraloss 0.4: along the samples of each channel, then averaged over channels.
-Sums of energy are in squared units of the waveform, where full scale is 1.
+Amplitudes are in units of the waveform, where full scale is 1; energies in squares of that.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from losses.base import Loss, check_same_shape, entry
+from losses.base import FunctionLoss, check_same_shape
+from losses.registry import register
 
 SILENCE_POWER = 1e-6  # −60 dBFS: errors are relative to at least this mean square
 KNEE = 10.0  # an error 10 dB above the target: from here on a ratio of energies counts by its logarithm
 
 
+@register("rms", distance=True)
 def rms(prediction: Tensor, target: Tensor) -> Tensor:
-    """Root mean square error, `sqrt(mean((prediction − target)²))` over channels and samples.
+    """Root mean square error of the waveform.
 
-    In units of the waveform; 0 at identity, where its gradient is taken as 0.
+    Formula: `sqrt(mean((p − t)²))` over channels and samples.
+    Use: reconstruction; the codec's own error is its lower limit.
+
+    In units of the waveform. At identity it is 0, and so is its gradient.
     """
     check_same_shape(prediction, target)
     error = (prediction - target).flatten(1)
     return torch.linalg.vector_norm(error, dim=1) / error.shape[1] ** 0.5
 
 
+@register("waveform_l1", distance=True)
 def waveform_l1(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error, `mean(|prediction − target|)` over channels and samples, in units of the waveform."""
+    """Mean absolute error of the waveform.
+
+    Formula: `mean(|p − t|)` over channels and samples.
+    Use: as `rms`, but outliers count less.
+    """
     check_same_shape(prediction, target)
     return (prediction - target).abs().mean((1, 2))
 
 
+@register("waveform_mse")
 def waveform_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean square error, `mean((prediction − target)²)` over channels and samples, in squared units of the waveform."""
+    """Mean square error of the waveform.
+
+    Formula: `mean((p − t)²)` over channels and samples.
+    Use: as `rms`, but loud passages count most.
+    """
     check_same_shape(prediction, target)
     return (prediction - target).square().mean((1, 2))
 
 
+@register("esr")
 def esr(prediction: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
-    """Error-to-signal ratio, `Σ(target − prediction)² / (Σ target² + eps)` of a channel, mean over channels.
+    """Error-to-signal ratio: the error's energy relative to the target's.
+
+    Formula: `Σ(t − p)² / (Σ t² + eps)` of a channel, mean over channels.
+    Use: models of amplifiers and effects, with the same importance for quiet items as for loud ones.
 
     A ratio of energies: 0 at identity, 1 for a silent prediction. Wright & Välimäki 2019; equal to auraloss but for two
     things, or one silent target would outweigh all others: Σ target² counts as at least that of −60 dBFS, and a
@@ -52,31 +69,39 @@ def esr(prediction: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
     return _compressed((target - prediction).square().sum(-1) / (signal + eps)).mean(1)
 
 
+@register("dc")
 def dc(prediction: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
-    """Difference of the means, `mean(target − prediction)² / (mean(target²) + eps)` of a channel, mean over channels.
+    """Difference of the means (DC offset), relative to the target's power.
 
-    A ratio of energies that sees the offset alone: 0 wherever the means are equal. Wright & Välimäki 2019; equal to
-    auraloss but for silent targets, which `esr` treats in the same way: mean(target²) counts as at least −60 dBFS, and
-    a ratio r above 10 counts as `10 (1 + ln(r / 10))`.
+    Formula: `mean(t − p)² / (mean(t²) + eps)` of a channel, mean over channels.
+    Use: beside `esr`, against an offset, which is all that it measures.
+
+    A ratio of energies: 0 wherever the means are equal. Wright & Välimäki 2019; equal to auraloss except for silent
+    targets, which are treated as in `esr`: mean(t²) counts as at least −60 dBFS, and a ratio r above 10 counts as
+    `10 (1 + ln(r / 10))`.
     """
     check_same_shape(prediction, target)
     power = target.square().mean(-1).clamp_min(SILENCE_POWER)
     return _compressed((target - prediction).mean(-1).square() / (power + eps)).mean(1)
 
 
+@register("log_cosh")
 def log_cosh(prediction: Tensor, target: Tensor, a: float = 1.0) -> Tensor:
-    """Log-cosh of the error, `mean(ln cosh(a (prediction − target))) / a` over channels and samples.
+    """Log-cosh of the error: square where it is small, absolute where it is large.
 
-    `a e² / 2` for small errors e, `|e| − ln 2 / a` for large ones; the larger `a`, the earlier. Chen et al. 2019.
-    Auraloss adds 1e-8 within the logarithm (nothing in float32), loses the digits of small errors and overflows where
-    `a e` is above 88; here none of it happens.
+    Formula: `mean(ln cosh(a (p − t))) / a` over channels and samples, a = 1.
+    Use: a compromise of `waveform_mse` and `waveform_l1`.
+
+    `a e² / 2` for small errors e, `|e| − ln 2 / a` for large ones; the larger `a`, the smaller the error at which the
+    one becomes the other. Chen et al. 2019. Auraloss adds 1e-8 within the logarithm (which changes nothing in float32),
+    loses the digits of small errors and overflows where `a e` is above 88; this function does not.
 
     Raises:
         ValueError: `a` is not above 0.
     """
     check_same_shape(prediction, target)
     if not a > 0:
-        raise ValueError(f"log-cosh needs a above 0, got {a}")
+        raise ValueError(f"log-cosh needs a factor a above 0, got {a}")
     error = a * (prediction - target)
     # cosh x = 1 + 2 sinh²(x/2) keeps the digits of small errors; above 20, ln cosh grows as x does.
     near = error.clamp(-20, 20)
@@ -84,39 +109,48 @@ def log_cosh(prediction: Tensor, target: Tensor, a: float = 1.0) -> Tensor:
     return values.mean((1, 2)) / a
 
 
+@register("snr", minimum=None, metric="snr_db")
 def snr(prediction: Tensor, target: Tensor, zero_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """Minus the signal-to-noise ratio in dB, `−10 log10(Σ target² / Σ(prediction − target)²)`, mean over channels.
+    """Minus the signal-to-noise ratio in dB.
 
-    The lower the better; the metric is minus this loss. `zero_mean` takes the mean off both signals first, as auraloss
-    does (torchmetrics doesn't unless told). `eps` keeps both energies off zero and the loss below `−10 log10(eps)`,
-    80 dB. Equal to auraloss but on a silent target: there it is 80 dB whatever the prediction, here the loss falls
-    with the prediction's energy, to 0 dB for silence.
+    Formula: `−10 log10(Σ t² / Σ(p − t)²)`, mean over channels.
+    Use: reconstruction in dB.
+
+    Lower is better; the metric is minus this loss. `zero_mean` subtracts the mean of each signal first, as auraloss
+    does (torchmetrics does so only when told). `eps` keeps both energies above zero and the loss below
+    `−10 log10(eps)`, 80 dB. Equal to auraloss except on a silent target: auraloss gives 80 dB whatever the prediction,
+    this loss falls with the prediction's energy, to 0 dB for silence.
     """
     prediction, target = _signals(prediction, target, zero_mean)
     return _minus_db(_energy(target), prediction - target, target, eps)
 
 
+@register("si_sdr", minimum=None, metric="si_sdr_db")
 def si_sdr(prediction: Tensor, target: Tensor, zero_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """Minus the scale-invariant signal-to-distortion ratio in dB, mean over channels.
+    """Minus the scale-invariant signal-to-distortion ratio in dB.
 
-    `−10 log10(Σ(α target)² / Σ(prediction − α target)²)` with `α = Σ prediction·target / Σ target²`: blind to the
-    prediction's level and sign. The lower the better; the metric is minus this loss. `zero_mean` takes the mean off
-    both signals first, as auraloss does (torchmetrics doesn't unless told). `eps` keeps the loss below
-    `−10 log10(eps)`, 80 dB. Le Roux et al. 2019; equal to auraloss but on a silent target: there it is 80 dB whatever
-    the prediction, here the loss falls with the prediction's energy, to 0 dB for silence.
+    Formula: `−10 log10(Σ(αt)² / Σ(p − αt)²)`, `α = Σ pt / Σ t²`, mean over channels.
+    Use: separation of sources; indifferent to level and sign.
+
+    Lower is better; the metric is minus this loss. `zero_mean` subtracts the mean of each signal first, as auraloss
+    does (torchmetrics does so only when told). `eps` keeps the loss below `−10 log10(eps)`, 80 dB. Le Roux et al. 2019;
+    equal to auraloss except on a silent target, as `snr`.
     """
     prediction, target = _signals(prediction, target, zero_mean)
     scaled = _projected(prediction, target, eps)
     return _minus_db(_energy(scaled), prediction - scaled, target, eps)
 
 
+@register("sd_sdr", minimum=None, metric="sd_sdr_db")
 def sd_sdr(prediction: Tensor, target: Tensor, zero_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """Minus the scale-dependent signal-to-distortion ratio in dB, mean over channels.
+    """Minus the scale-dependent signal-to-distortion ratio in dB.
 
-    `−10 log10(Σ(α target)² / Σ(prediction − target)²)` with `si_sdr`'s α: a prediction that is too soft or too loud
-    pays for it. The lower the better; the metric is minus this loss. `zero_mean` takes the mean off both signals
-    first, as auraloss does. `eps` keeps the loss below `−10 log10(eps)`, 80 dB. Le Roux et al. 2019; equal to
-    auraloss but on a silent target, as `si_sdr`.
+    Formula: `−10 log10(Σ(αt)² / Σ(p − t)²)`, `α = Σ pt / Σ t²`, mean over channels.
+    Use: as `si_sdr`, but a wrong level costs.
+
+    Lower is better; the metric is minus this loss. `zero_mean` subtracts the mean of each signal first, as auraloss
+    does. `eps` keeps the loss below `−10 log10(eps)`, 80 dB. Le Roux et al. 2019; equal to auraloss except on a silent
+    target, as `snr`.
     """
     prediction, target = _signals(prediction, target, zero_mean)
     scaled = _projected(prediction, target, eps)
@@ -124,7 +158,7 @@ def sd_sdr(prediction: Tensor, target: Tensor, zero_mean: bool = True, eps: floa
 
 
 def _compressed(ratio: Tensor) -> Tensor:
-    """`ratio` up to KNEE, from there on its logarithm, with the same value and slope where they meet."""
+    """`ratio` up to KNEE and its logarithm above, with the same value and slope where they meet."""
     return ratio.clamp_max(KNEE) + KNEE * (ratio / KNEE).clamp_min(1).log()
 
 
@@ -146,87 +180,61 @@ def _projected(prediction: Tensor, target: Tensor, eps: float) -> Tensor:
 
 
 def _minus_db(signal_energy: Tensor, noise: Tensor, target: Tensor, eps: float) -> Tensor:
-    # What is added to the signal is eps where the target is silent, so that silence is best there, and next to nothing
-    # elsewhere, where a silent prediction must not be good.
+    # What is added to the signal's energy is eps where the target is silent, so that a silent prediction is best there,
+    # and next to nothing elsewhere, where a silent prediction must not be good.
     signal_energy = signal_energy + eps**2 / (_energy(target) + eps)
     return -10 * (signal_energy / (_energy(noise) + eps) + eps).log10().mean(1)
 
 
-class RMSLoss(Loss):
-    """Root mean square error of the waveforms; see `rms`."""
+class RMSLoss(FunctionLoss):
+    """Root mean square error of the waveform; see `rms`."""
 
-    def __init__(self, reduction: str = "mean"):
-        super().__init__(rms, reduction)
-
-
-class WaveformL1Loss(Loss):
-    """Mean absolute error of the waveforms; see `waveform_l1`."""
-
-    def __init__(self, reduction: str = "mean"):
-        super().__init__(waveform_l1, reduction)
+    compare = staticmethod(rms)
 
 
-class WaveformMSELoss(Loss):
-    """Mean square error of the waveforms; see `waveform_mse`."""
+class WaveformL1Loss(FunctionLoss):
+    """Mean absolute error of the waveform; see `waveform_l1`."""
 
-    def __init__(self, reduction: str = "mean"):
-        super().__init__(waveform_mse, reduction)
+    compare = staticmethod(waveform_l1)
 
 
-class ESRLoss(Loss):
+class WaveformMSELoss(FunctionLoss):
+    """Mean square error of the waveform; see `waveform_mse`."""
+
+    compare = staticmethod(waveform_mse)
+
+
+class ESRLoss(FunctionLoss):
     """Error-to-signal ratio; see `esr`."""
 
-    def __init__(self, eps: float = 1e-8, reduction: str = "mean"):
-        super().__init__(partial(esr, eps=eps), reduction)
+    compare = staticmethod(esr)
 
 
-class DCLoss(Loss):
+class DCLoss(FunctionLoss):
     """Difference of the means, relative to the target's power; see `dc`."""
 
-    def __init__(self, eps: float = 1e-8, reduction: str = "mean"):
-        super().__init__(partial(dc, eps=eps), reduction)
+    compare = staticmethod(dc)
 
 
-class LogCoshLoss(Loss):
+class LogCoshLoss(FunctionLoss):
     """Log-cosh of the error; see `log_cosh`."""
 
-    def __init__(self, a: float = 1.0, reduction: str = "mean"):
-        super().__init__(partial(log_cosh, a=a), reduction)
+    compare = staticmethod(log_cosh)
 
 
-class SNRLoss(Loss):
+class SNRLoss(FunctionLoss):
     """Minus the signal-to-noise ratio in dB; see `snr`."""
 
-    def __init__(self, zero_mean: bool = True, eps: float = 1e-8, reduction: str = "mean"):
-        super().__init__(partial(snr, zero_mean=zero_mean, eps=eps), reduction)
+    compare = staticmethod(snr)
 
 
-class SISDRLoss(Loss):
+class SISDRLoss(FunctionLoss):
     """Minus the scale-invariant signal-to-distortion ratio in dB; see `si_sdr`."""
 
-    def __init__(self, zero_mean: bool = True, eps: float = 1e-8, reduction: str = "mean"):
-        super().__init__(partial(si_sdr, zero_mean=zero_mean, eps=eps), reduction)
+    compare = staticmethod(si_sdr)
 
 
-class SDSDRLoss(Loss):
+class SDSDRLoss(FunctionLoss):
     """Minus the scale-dependent signal-to-distortion ratio in dB; see `sd_sdr`."""
 
-    def __init__(self, zero_mean: bool = True, eps: float = 1e-8, reduction: str = "mean"):
-        super().__init__(partial(sd_sdr, zero_mean=zero_mean, eps=eps), reduction)
-
-
-ENTRIES = {
-    "rms": entry("root mean square error of the waveform", RMSLoss, distance=True),
-    "waveform_l1": entry("mean absolute error of the waveform", WaveformL1Loss, distance=True),
-    "waveform_mse": entry("mean square error of the waveform", WaveformMSELoss),
-    "esr": entry("energy of the error relative to the target's", ESRLoss),
-    "dc": entry("difference of the means, relative to the target's power", DCLoss),
-    "log_cosh": entry("log-cosh of the error: square where small, absolute where large", LogCoshLoss),
-    "snr": entry("minus the signal-to-noise ratio in dB", SNRLoss, minimum=None, metric="snr_db"),
-    "si_sdr": entry(
-        "minus the scale-invariant signal-to-distortion ratio in dB", SISDRLoss, minimum=None, metric="si_sdr_db"
-    ),
-    "sd_sdr": entry(
-        "minus the scale-dependent signal-to-distortion ratio in dB", SDSDRLoss, minimum=None, metric="sd_sdr_db"
-    ),
-}
+    compare = staticmethod(sd_sdr)

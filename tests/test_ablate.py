@@ -168,7 +168,7 @@ def test_bad_flags_are_refused(
     assert within(monkeypatch) == 2
     assert "--grid: missing" in capsys.readouterr().err
     assert within(monkeypatch, "--grid", "nowhere.yaml") == 2
-    assert "--grid nowhere.yaml: can't be read" in capsys.readouterr().err
+    assert "--grid nowhere.yaml: cannot be read" in capsys.readouterr().err
     assert within(monkeypatch, "--grid", ROOT / "ablation.yaml") == 2
     error = capsys.readouterr().err
     assert error.count("--dataset_folder pairs: no such folder") == 1

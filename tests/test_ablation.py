@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from encore.ablation.report import write_page
 from encore.ablation.runner import duration, last_error, open_runs
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.evaluation.results import shown
+from encore.evaluation.metrics.registry import MetricSpec
+from encore.evaluation.results import Results, format_value
 from encore.reporting.html import AudioSample, SampleGroup
+from encore.statistics import Interval
 from encore.tracking import NestedRuns
 from tests.conftest import ENVIRONMENT, ROOT, SAMPLE_RATE
 from tests.test_page import NASTY, Page
@@ -205,22 +208,22 @@ def test_a_reason_is_the_last_error_or_the_last_line(tmp_path: Path) -> None:
     assert [duration(seconds) for seconds in (0.4, 61, 3600 + 125)] == ["0:00", "1:01", "1:02:05"]
 
 
-MEASURES = {
-    "score": {"group": "First", "note": "low", "goal": "low"},
-    "tempo": {"group": "Second", "note": NASTY, "goal": None},
-    "gain": {"group": "First", "note": "high", "goal": "high"},
-    "level_db": {"group": "Second", "note": "zero", "goal": "zero"},
-}
+SPECS = [
+    MetricSpec("score", "score", "First", "low", "low"),
+    MetricSpec("tempo", "tempo", "Second", NASTY, None),
+    MetricSpec("gain", "gain", "First", "high", "high"),
+    MetricSpec("level_db", "level_db", "Second", "zero", "zero"),
+]
 
 
-def evaluation(score: float, gain: float | None, level: float) -> dict[str, Any]:
-    def figure(value: float | None) -> dict[str, float | None]:
-        return {"value": value, "low": None, "high": None}
+def evaluation(score: float, gain: float | None, level: float) -> Results:
+    def value(number: float | None) -> Interval:
+        return Interval(math.nan if number is None else number, None, None)
 
-    model = {"score": {"value": score, "low": score - 1, "high": score + 1}, "gain": figure(gain)}
-    model |= {"level_db": figure(level), "tempo": figure(120.0)}
-    baseline = {"score": figure(0.5), "level_db": figure(0.0)}
-    return {"warnings": ["few pairs"], "measures": MEASURES, "systems": {"model": model, "replay": baseline}}
+    model = {"score": Interval(score, score - 1, score + 1), "gain": value(gain)}
+    model |= {"level_db": value(level), "tempo": value(120.0)}
+    baseline = {"score": value(0.5), "level_db": value(0.0)}
+    return Results({}, 1, 2, 3.0, SPECS, {"model": model, "replay": baseline}, warnings=["few pairs"])
 
 
 @pytest.fixture
@@ -258,7 +261,7 @@ def test_the_terminals_table_has_every_figure_at_any_width(comparison: Any, widt
     assert failure.strip() == f"training ended: [b]{NASTY}[/b]\nwarning: few pairs"
     rows = [line for line in table.splitlines() if line.strip().startswith("score ↓")]
     assert " ".join(" ".join(rows).replace("score ↓", "").split()) == "★ 2.00 – 3.00 4.00 0.500"
-    assert "★ " + shown(-1.0) in table and "✗ failed" in table
+    assert "★ " + format_value(-1.0) in table and "✗ failed" in table
     assert "…" not in table
 
 

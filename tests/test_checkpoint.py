@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from encore.codecs.encodec import STARTER_WEIGHTS, Architecture, FrozenCodec, load_codec_file, save_codec
-from encore.config.schema import TrainConfig
+from encore.codecs import Codec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import STARTER_WEIGHTS, Architecture, load_codec_file, save_codec
+from encore.config.schema import RunConfig, TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
 from encore.models.loading import FORMAT, build_model, generation_config, load_generator, read
-from encore.training.checkpoint import resume_source, set_aside
+from encore.training.checkpoint import move_aside, resume_source
 from tests.conftest import Door
 
 CPU = torch.device("cpu")
@@ -84,11 +86,11 @@ def test_a_checkpoint_of_another_shape_and_codec_is_refused(
 
 
 @pytest.fixture
-def codec() -> FrozenCodec:
-    return FrozenCodec(*Architecture(n_filters=2).build(), sample_rate=24000, channels=1)
+def codec() -> Codec:
+    return SEANetCodec(*Architecture(n_filters=2).build(), sample_rate=24000, channels=1)
 
 
-def test_block_size_and_window_follow_from_seconds(codec: FrozenCodec) -> None:
+def test_block_size_and_window_follow_from_seconds(codec: Codec) -> None:
     def built(**settings: object) -> tuple[GenerationConfig, int, bool]:
         settings = {"prior": "replay", "block_seconds": 0.4, **settings}
         config = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
@@ -106,11 +108,11 @@ def test_block_size_and_window_follow_from_seconds(codec: FrozenCodec) -> None:
     assert built(objective="regression", generation="blocks") == (GenerationConfig(30, False, "replay"), 75, False)
 
 
-def test_blocks_that_do_not_fit_are_refused(codec: FrozenCodec) -> None:
+def test_blocks_that_do_not_fit_are_refused(codec: Codec) -> None:
     with pytest.raises(EncoreError, match=r"^--block_seconds 1\.1: longer than the segments \(1 s\)"):
         generation_config(TrainConfig.from_flags(block_seconds=1.1).resolved(), codec, 75)
     torch.manual_seed(0)
-    segmented = FrozenCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
+    segmented = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
     assert generation_config(TrainConfig.from_flags(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
     for settings, frames in (({"block_seconds": 0.5}, 75), ({"generation": "whole"}, 70)):
         with pytest.raises(EncoreError, match=r"^--generation .* works on segments of 0\.2 s"):
@@ -120,25 +122,25 @@ def test_blocks_that_do_not_fit_are_refused(codec: FrozenCodec) -> None:
 def test_an_earlier_run_is_set_aside_and_not_overwritten(tmp_path: Path) -> None:
     for name in ("last.pt", "best_model.pt", "train.log", "notes.txt"):
         (tmp_path / name).write_text(name)
-    set_aside(tmp_path, tmp_path / "last.pt")
+    move_aside(tmp_path, tmp_path / "last.pt")
     assert (tmp_path / "last.pt").exists()
-    set_aside(tmp_path, None)
-    set_aside(tmp_path, None)
+    move_aside(tmp_path, None)
+    move_aside(tmp_path, None)
     moved = {path.name for path in (tmp_path / "earlier_1").iterdir()}
     assert moved == {"last.pt", "best_model.pt", "train.log"}
     assert {path.name for path in tmp_path.iterdir()} == {"earlier_1", "notes.txt"}
     (tmp_path / "last.pt").write_text("again")
-    set_aside(tmp_path, tmp_path / "earlier_1" / "last.pt")
+    move_aside(tmp_path, tmp_path / "earlier_1" / "last.pt")
     assert (tmp_path / "earlier_2" / "last.pt").read_text() == "again"
 
 
 def test_where_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = tmp_path / "last.pt"
-    auto = TrainConfig.from_flags(checkpoint_dir=tmp_path, resume="auto")
+    auto = RunConfig(checkpoint_dir=tmp_path, resume="auto")
     assert resume_source(auto) is None
     last.touch()
     assert resume_source(auto) == last
-    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path)) is None
-    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
+    assert resume_source(RunConfig(checkpoint_dir=tmp_path)) is None
+    assert resume_source(RunConfig(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert resume_source(TrainConfig.from_flags(checkpoint_dir=tmp_path)) == last
+    assert resume_source(RunConfig(checkpoint_dir=tmp_path)) == last

@@ -63,5 +63,5 @@ def test_as_a_command_where_the_folder_can_not_be_made(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "encore.data.demo", str(tmp_path / "file/music")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "can't be written to" in done.stderr
+    assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from encore.codecs.encodec import load_codec
+from encore.codecs import load_codec
 from encore.data.demo import compose
 from encore.errors import EncoreError
 from encore.evaluation.metrics.embeddings import (

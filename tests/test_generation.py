@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import Architecture, FrozenCodec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import Architecture
 from encore.errors import EncoreError
 from encore.models.generation import (
     PER_BLOCK,
@@ -23,7 +24,7 @@ from encore.models.priors import Context
 from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer
 
 D, FRAMES, SIZE = 6, 20, 4
-CODEC = FrozenCodec(*Architecture(n_filters=2).build(), 24000, 1)
+CODEC = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1)
 ENERGY, REGRESSION = GenerationConfig(SIZE, True, "replay"), GenerationConfig(SIZE, False, "replay")
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import Architecture
 from encore.codecs.starter.dct_init import coefficient_deviations, dct_basis, initialise_linear_path
 from encore.codecs.starter.texture_init import band_edges, initialise_texture
 from encore.codecs.starter.trainer import reconstruct, si_sdr
+from encore.codecs.starter.weights import Architecture
 from encore.errors import EncoreError
 
 BLOCK, RATE = 320, 24000

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import losses
-from losses import functional, spectra, waveform
+from losses import functional, waveform
+from losses.dsp import stft as spectra
 from tests.conftest import results_of_two_ranks
 from tests.signals import RATE, loss_named, noise, second_call, shape_for
 
@@ -28,10 +29,8 @@ def test_rms_of_known_signals() -> None:
     assert losses.RMSLoss()(torch.stack([ones[0], zeros[0]]), zeros).item() == pytest.approx(0.5)
 
 
-def test_there_are_all_the_losses_and_each_says_what_it_is() -> None:
-    assert len(NAMES) == 31
+def test_each_registered_loss_is_described() -> None:
     for name, entry in losses.REGISTRY.items():
-        assert name == name.lower() and name.replace("_", "").isalnum()
         assert 10 < len(entry.summary) < 110 and "\n" not in entry.summary, name
         assert entry.channels in (None, 2)
         assert (entry.metric is None) == (entry.minimum is not None)

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from encore.codecs.encodec import load_codec
+from encore.codecs import load_codec
 from encore.data.dataset import EpochSampler, PairDataset, collate, find_pairs, segment_frames
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError

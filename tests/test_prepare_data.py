@@ -242,7 +242,7 @@ def test_an_output_that_holds_something_is_left_alone(music: Path, tmp_path: Pat
         (("--val_fraction", "0"), "--val_fraction 0.0: must be between 0 and 1"),
         (("--output", "{music}/pairs"), "lies inside the music folder"),
         (("--output", "{music}/a.wav"), "is a file"),
-        (("--output", "/proc/pairs"), "--output /proc/pairs: can't be written"),
+        (("--output", "/proc/pairs"), "--output /proc/pairs: cannot be written"),
     ],
 )
 def test_bad_settings_are_named(music: Path, tmp_path: Path, flags: tuple[str, str], message: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from encore.audio import write_wav
-from encore.codecs.encodec import load_codec, load_codec_file
+from encore.codecs import load_codec
 from encore.codecs.starter.trainer import (
     CodecTrainer,
     CodecTraining,
@@ -18,6 +18,7 @@ from encore.codecs.starter.trainer import (
     split_files,
     validation_crops,
 )
+from encore.codecs.starter.weights import load_codec_file
 from encore.commands import train_codec
 from encore.errors import EncoreError
 from tests.conftest import Door

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from encore.evaluation.catalog import Measure
-from encore.evaluation.results import ARROWS, Results, shown
+from encore.evaluation.baselines import TRUTH
+from encore.evaluation.config import MODEL
+from encore.evaluation.metrics.registry import MetricSpec
+from encore.evaluation.results import ARROWS, Results, format_value
 from encore.statistics import Interval
 
-MODEL, TRUTH = "model", "truth"  # names in evaluation.json; all systems but the first are baselines
-TIME = Measure("training_seconds", "training_seconds", "Training", "wall-clock time of training in seconds", None)
+TIME = MetricSpec("training_seconds", "training_seconds", "Training", "wall-clock time of training in seconds", None)
 HEAD_WIDTH = 14  # characters of a line above a column
 GAP = 3  # characters between two columns
 
-Estimates = Mapping[str, Interval]  # by metric
+Values = Mapping[str, Interval]  # by metric
 
 
 @dataclass(frozen=True)
@@ -29,52 +30,51 @@ class Comparison:
 
     Attributes:
         metrics: what was measured, in the order of the table.
-        runs: estimates by run and metric; a run that failed has none.
+        runs: values by run and metric; a run that failed has none.
         baselines: the same for the baselines, which are common to all runs.
         failures: why a run failed, by its name.
-        warnings: why some estimates are unreliable.
+        warnings: why some values should not be trusted.
     """
 
-    metrics: Sequence[Measure]
-    runs: Mapping[str, Estimates]
-    baselines: Mapping[str, Estimates]
+    metrics: Sequence[MetricSpec]
+    runs: Mapping[str, Values]
+    baselines: Mapping[str, Values]
     failures: Mapping[str, str]
     warnings: Sequence[str]
 
-    def best(self, metric: Measure) -> set[str]:
+    def best(self, metric: MetricSpec) -> set[str]:
         """The runs with the best value; none if the metric has no goal, or fewer than 2 runs have a value."""
-        measured = {name: dict(estimates) for name, estimates in self.runs.items() if metric.name in estimates}
+        measured = {name: dict(values) for name, values in self.runs.items() if metric.name in values}
         if len(measured) < 2:
             return set()
         truth = {TRUTH: dict(self.baselines.get(TRUTH, {}))}
-        return Results({}, 0, 0, 0.0, systems={**measured, **truth}).best(metric)
+        return Results({}, 0, 0, 0.0, values={**measured, **truth}).best(metric)
 
 
 def compare(
-    evaluations: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float], failures: Mapping[str, str]
+    evaluations: Mapping[str, Results], seconds: Mapping[str, float], failures: Mapping[str, str]
 ) -> Comparison:
     """Compares runs by their evaluations.
 
     Args:
-        evaluations: content of evaluation.json, by the name of each run that did not fail.
+        evaluations: the results of each run that did not fail, by its name.
         seconds: training time by the name of each run, in the order of the table.
         failures: why the other runs failed.
     """
-    metrics: dict[str, Measure] = {}
-    baselines: Mapping[str, Estimates] = {}
+    specs: dict[str, MetricSpec] = {}
+    baselines: Mapping[str, Values] = {}
     runs: dict[str, dict[str, Interval]] = {name: {} for name in seconds}
-    for name, evaluation in evaluations.items():
-        for metric, entry in evaluation["measures"].items():
-            metrics.setdefault(metric, Measure(metric, metric, entry["group"], entry["note"], entry["goal"]))
-        systems = {system: _estimates(values) for system, values in evaluation["systems"].items()}
-        runs[name] = {**systems.pop(MODEL), TIME.name: Interval(seconds[name], None, None)}
+    for name, results in evaluations.items():
+        specs |= {spec.name: spec for spec in results.specs if spec.name not in specs}
+        values = {system: _finite(found) for system, found in results.values.items()}
+        runs[name] = {**values.pop(MODEL), TIME.name: Interval(seconds[name], None, None)}
         # All runs have the same items, seeds and codec, so the baselines of the first evaluation serve for all.
-        baselines = baselines or systems
+        baselines = baselines or values
     everyone = [*runs.values(), *baselines.values()]
-    rows = [m for m in [*metrics.values(), TIME] if any(m.name in estimates for estimates in everyone)]
-    groups = list(dict.fromkeys(metric.group for metric in rows))
-    rows.sort(key=lambda metric: groups.index(metric.group))  # stable: brings the metrics of a group together
-    warnings = dict.fromkeys(warning for evaluation in evaluations.values() for warning in evaluation["warnings"])
+    rows = [spec for spec in [*specs.values(), TIME] if any(spec.name in values for values in everyone)]
+    groups = list(dict.fromkeys(spec.group for spec in rows))
+    rows.sort(key=lambda spec: groups.index(spec.group))  # stable: brings the metrics of a group together
+    warnings = dict.fromkeys(warning for results in evaluations.values() for warning in results.warnings)
     return Comparison(rows, runs, baselines, failures, list(warnings))
 
 
@@ -83,8 +83,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     columns = {**comparison.runs, **comparison.baselines}
     best = {metric.name: comparison.best(metric) for metric in comparison.metrics}
     cells = {
-        name: [_text(estimates.get(m.name), name in best[m.name]) for m in comparison.metrics]
-        for name, estimates in columns.items()
+        name: [_text(values.get(m.name), name in best[m.name]) for m in comparison.metrics]
+        for name, values in columns.items()
     }
     heads = {name: _fold(name) + ["✗ failed"] * (name in comparison.failures) for name in columns}
     widths = {name: max(map(len, [*heads[name], *cells[name]])) for name in columns}
@@ -106,21 +106,16 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _estimates(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
-    """The estimates of a system in evaluation.json, without those that are null."""
-    return {
-        name: Interval(entry["value"], entry["low"], entry["high"])
-        for name, entry in values.items()
-        if entry["value"] is not None
-    }
+def _finite(values: Values) -> dict[str, Interval]:
+    return {name: interval for name, interval in values.items() if math.isfinite(interval.value)}
 
 
-def _label(metric: Measure) -> str:
+def _label(metric: MetricSpec) -> str:
     return metric.name + ARROWS.get(metric.goal or "", "")
 
 
-def _text(estimate: Interval | None, best: bool) -> str:
-    return "–" if estimate is None else ("★ " if best else "") + shown(estimate.value)
+def _text(interval: Interval | None, best: bool) -> str:
+    return "–" if interval is None else ("★ " if best else "") + format_value(interval.value)
 
 
 def _fold(name: str) -> list[str]:

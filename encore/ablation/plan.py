@@ -11,7 +11,7 @@ import torch
 
 import losses
 from encore.ablation.grid import Grid, common_configuration, configurations
-from encore.codecs.encodec import load_codec
+from encore.codecs import load_codec
 from encore.codecs.losses import build_losses
 from encore.config.schema import WEIGHT, TrainConfig, loss_knobs
 from encore.data.dataset import find_pairs, segment_frames
@@ -73,7 +73,7 @@ def computable_losses(config: TrainConfig, names: Iterable[str], log: Callable[[
     """
     codec = load_codec(config.codec.name, config.codec.repository, config.codec.bandwidth)
     assert config.data.dataset_folder is not None
-    pairs = find_pairs(config.data.dataset_folder, codec.sample_rate)
+    pairs = find_pairs(config.data.dataset_folder, codec.sample_rate, config.data.dataset_format)
     segment = segment_frames(pairs, codec.hop_length) * codec.hop_length
     step = round((config.objective.decode_seconds or DEFAULT_STEP_SECONDS) * codec.sample_rate)
     silence = torch.zeros(1, codec.channels, min(segment, step))

@@ -17,8 +17,8 @@ from encore.ablation.plan import Plan
 from encore.ablation.runner import AblationRun, duration
 from encore.audio import read_audio
 from encore.data.dataset import find_pairs
-from encore.evaluation.catalog import GOALS, Measure
-from encore.evaluation.results import shown
+from encore.evaluation.metrics.registry import GOALS, MetricSpec
+from encore.evaluation.results import format_value
 from encore.inference.continuation import continue_song
 from encore.models.loading import Generator, choose_device, load_generator
 from encore.reporting.html import AudioSample, Cell, SampleGroup, card_groups, render
@@ -36,13 +36,13 @@ def write_json(comparison: Comparison, runs: Sequence[AblationRun], run_id: str,
                 "run_id": run.state.run_id,
                 "failure": run.failure,
                 "settings": run.config.to_dict(),
-                "measures": {name: asdict(estimate) for name, estimate in comparison.runs[run.name].items()},
+                "measures": {name: asdict(interval) for name, interval in comparison.runs[run.name].items()},
             }
             for run in runs
         },
         "baselines": {
-            system: {name: asdict(estimate) for name, estimate in estimates.items()}
-            for system, estimates in comparison.baselines.items()
+            system: {name: asdict(interval) for name, interval in values.items()}
+            for system, values in comparison.baselines.items()
         },
         "measures": {m.name: {"group": m.group, "note": m.note, "goal": m.goal} for m in comparison.metrics},
         "best": {metric.name: sorted(comparison.best(metric)) for metric in comparison.metrics},
@@ -85,12 +85,12 @@ def write_page(
         ],
         settings=settings,
         metadata=metadata,
-        number=shown,
+        number=format_value,
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _row(comparison: Comparison, metric: Measure) -> dict[str, Any]:
+def _row(comparison: Comparison, metric: MetricSpec) -> dict[str, Any]:
     """A metric's row of the page's table, with a cell for every run and baseline."""
     best = comparison.best(metric)
     return {
@@ -98,8 +98,8 @@ def _row(comparison: Comparison, metric: Measure) -> dict[str, Any]:
         "note": metric.note,
         "goal": GOALS.get(metric.goal or "", ""),
         "cells": [
-            Cell(estimates.get(metric.name), name in best)
-            for name, estimates in {**comparison.runs, **comparison.baselines}.items()
+            Cell(values.get(metric.name), name in best)
+            for name, values in {**comparison.runs, **comparison.baselines}.items()
         ],
     }
 
@@ -113,8 +113,9 @@ def continuations(runs: Sequence[AblationRun]) -> tuple[list[SampleGroup], int]:
     for run in runs:
         generator = load_generator(run.checkpoint, choose_device(None))
         rate = generator.codec.sample_rate
-        assert run.config.data.dataset_folder is not None
-        pairs = find_pairs(run.config.data.dataset_folder, rate)["val"]
+        data = run.config.data
+        assert data.dataset_folder is not None
+        pairs = find_pairs(data.dataset_folder, rate, data.dataset_format)["val"]
         count = min(len(pairs), MAX_PAIRS, max(1, MAX_PLAYERS // len(runs)))
         for pair in [pairs[number * len(pairs) // count] for number in range(count)]:
             song, truth = (read_audio(path, rate, generator.codec.channels) for path in (pair.input, pair.output))
@@ -150,9 +151,9 @@ def metadata_of(plan: Plan, completed: Sequence[AblationRun]) -> dict[str, str]:
         "Common settings": ", ".join(common) or "the defaults",
     }
     if completed:
-        evaluation = completed[0].evaluation()
-        metadata["Evaluated on"] = f"{evaluation['items']} validation pairs of {evaluation['seconds']:.2f} s"
-        metadata["Candidates"] = f"{evaluation['candidates']} per pair from runs with randomness"
+        results = completed[0].results()
+        metadata["Evaluated on"] = f"{results.items} validation pairs of {results.seconds:.2f} s"
+        metadata["Candidates"] = f"{results.candidates} per pair from runs with randomness"
     return metadata
 
 

@@ -20,6 +20,7 @@ from encore.ablation.grid import differences
 from encore.config import cli
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError, make_folder
+from encore.evaluation.results import Results
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REASON_LENGTH = 200  # characters
@@ -68,9 +69,9 @@ class AblationRun:
         temporary.write_text(json.dumps(asdict(self.state), indent=2) + "\n")
         temporary.replace(self.folder / "run.json")
 
-    def evaluation(self) -> dict[str, Any]:
-        """The content of `evaluation.json`."""
-        return json.loads(self.evaluation_file.read_text(encoding="utf-8"))
+    def results(self) -> Results:
+        """The results of the evaluation."""
+        return Results.from_json(self.evaluation_file)
 
 
 def open_runs(configs: Mapping[str, TrainConfig]) -> list[AblationRun]:

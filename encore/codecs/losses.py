@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.config.schema import ObjectiveConfig
 
 
-def loss_options(objective: ObjectiveConfig, codec: FrozenCodec, name: str) -> dict[str, Any]:
+def loss_options(objective: ObjectiveConfig, codec: Codec, name: str) -> dict[str, Any]:
     """Keyword arguments for the loss registered as `name`, besides the sample rate."""
     if name != "embedding":
         return {}
     return {
         "model": objective.embedding_model,
-        "encoder": codec.encoder if objective.embedding_model == "codec" else None,
+        "encoder": codec.feature_encoder() if objective.embedding_model == "codec" else None,
         "weights": objective.embedding_weights,
         "layers": objective.embedding_layers,
     }
@@ -27,7 +27,7 @@ def loss_options(objective: ObjectiveConfig, codec: FrozenCodec, name: str) -> d
 
 @torch.no_grad()
 def build_losses(
-    names: Iterable[str], objective: ObjectiveConfig, codec: FrozenCodec, example: Tensor
+    names: Iterable[str], objective: ObjectiveConfig, codec: Codec, example: Tensor
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Builds losses for a codec's audio and computes each once on `example`, so that failures come before any work.
 

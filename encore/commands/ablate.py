@@ -123,7 +123,7 @@ def track(runs: Sequence[AblationRun], config: AblationConfig) -> NestedRuns:
 def report(plan: Plan, runs: Sequence[AblationRun], tracked: NestedRuns, output: Path, console: Console) -> None:
     """Compares the runs: writes ablation.json and index.html, prints the table, and ends the MLflow run."""
     comparison = compare(
-        {run.name: run.evaluation() for run in runs if run.failure is None},
+        {run.name: run.results() for run in runs if run.failure is None},
         {run.name: run.state.seconds for run in runs},
         {run.name: run.failure for run in runs if run.failure is not None},
     )

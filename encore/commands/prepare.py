@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from encore.config import cli
-from encore.data.prepare import Recipe, Report, prepare
+from encore.data.prepare import PrepareReport, SegmentConfig, prepare
 
 app = cli.new_app()
 console = Console(highlight=False, soft_wrap=True)
@@ -25,21 +25,23 @@ def main(
     output: Annotated[Path, typer.Option("--output", help="Folder for the pairs; must not exist yet or be empty.")],
     segment_seconds: Annotated[
         float, typer.Option("--segment_seconds", help="Length of an input and of an output, in seconds.")
-    ] = Recipe.segment_seconds,
+    ] = SegmentConfig.segment_seconds,
     val_fraction: Annotated[
         float, typer.Option("--val_fraction", help="Share of the files that goes to val; whole files, at least one.")
-    ] = Recipe.val_fraction,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, another choice of files for val.")] = Recipe.seed,
+    ] = SegmentConfig.val_fraction,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Another seed, another choice of files for val.")
+    ] = SegmentConfig.seed,
     min_rms: Annotated[
         float,
         typer.Option("--min_rms", help="Drop pairs with a segment of less RMS, full scale being 1; 0.001 is −60 dBFS."),
-    ] = Recipe.min_rms,
+    ] = SegmentConfig.min_rms,
     sample_rate: Annotated[
         int, typer.Option("--sample_rate", min=1000, help="Sample rate of the codec, in Hz.")
-    ] = Recipe.sample_rate,
+    ] = SegmentConfig.sample_rate,
     channels: Annotated[
         int, typer.Option("--channels", min=1, max=2, help="Channels of the codec: 1 mixes to mono, 2 keeps stereo.")
-    ] = Recipe.channels,
+    ] = SegmentConfig.channels,
     num_workers: Annotated[
         int,
         typer.Option(
@@ -51,14 +53,14 @@ def main(
 
     Each file is cut into segments without overlap; every segment is the input of a pair, and the next one its output.
     """
-    recipe = Recipe(segment_seconds, val_fraction, seed, min_rms, sample_rate, channels)
+    config = SegmentConfig(segment_seconds, val_fraction, seed, min_rms, sample_rate, channels)
     columns = TextColumn("Reading"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
-        report = prepare(music_folder, output, recipe, num_workers, lambda items, total: bar.track(items, total=total))
+        report = prepare(music_folder, output, config, num_workers, lambda items, total: bar.track(items, total=total))
     show(report, output)
 
 
-def show(report: Report, output: Path) -> None:
+def show(report: PrepareReport, output: Path) -> None:
     """Prints what was made, and what was left out with the reason."""
     table = Table(title=str(output))
     for heading in ("split", "files", "pairs", "minutes"):

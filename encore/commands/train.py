@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import sys
 
+import encore.codecs
+import encore.data.dataset
+import encore.models.priors
+import encore.tracking  # noqa: F401
 from encore.config import cli
 from encore.config.checks import validate
 from encore.config.schema import TrainConfig

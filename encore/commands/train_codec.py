@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from encore.audio import find_audio_files, read_audio
-from encore.codecs.encodec import Architecture, save_codec
 from encore.codecs.starter.dct_init import coefficient_deviations, initialise_linear_path
 from encore.codecs.starter.texture_init import initialise_texture
 from encore.codecs.starter.trainer import (
@@ -31,6 +30,7 @@ from encore.codecs.starter.trainer import (
     split_files,
     validation_crops,
 )
+from encore.codecs.starter.weights import Architecture, save_codec
 from encore.config.cli import new_app, run
 from encore.errors import EncoreError
 from losses import MelLoss, SpectralLoss, functional

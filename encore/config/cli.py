@@ -58,14 +58,15 @@ def add_command(app: App, config_class: type[C], main: Callable[[C], None]) -> N
     build()
 
 
-def run(app: App, argv: Sequence[str] | None = None) -> None:
-    """Runs a command; errors that the user can put right are printed without a traceback, with exit status 2."""
+def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> None:
+    """Runs a command, called `name` in its help. What the user can put right ends in a line and exit status 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if plugins := _plugins_of(argv):
             load_plugins(plugins)
-            app.build()
-        app(_with_values(argv, app.switches))
+            if isinstance(app, App):
+                app.build()
+        app(_with_values(argv, app.switches) if isinstance(app, App) else argv, prog_name=name)
     except EncoreError as error:
         print_error(error)
         sys.exit(USER_ERROR)

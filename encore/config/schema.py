@@ -31,7 +31,7 @@ def loss_knobs() -> list[Knob]:
     """The weight of every registered loss and of the adversary's."""
     found = []
     for name, entry in losses.REGISTRY.items():
-        group = getattr(entry, "group", "spectral")
+        group = entry.group
         if name == "rms":
             found += [_weight(side, f"RMS error against the {side}", group) for side in RMS_COMPONENTS]
         else:

@@ -1,9 +1,9 @@
-"""Pairs of a segment and the segment that follows it: found in a folder, checked, and served as tensors."""
+"""Pairs of a segment and the segment that follows it: checked, and served as batches of latents and audio."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import soundfile
@@ -12,94 +12,124 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from encore.audio import SHORTEST_SECONDS, check_complete, read_audio
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError, listing
+from encore.registry import DATASETS
 
 SPLITS = ("train", "val")
+
+register_dataset = DATASETS.register
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An input file, the file of what follows it, and the length of each in samples."""
+    """An input file and the file of what follows it.
 
+    Attributes:
+        name: in tables and reports.
+        input: audio file.
+        output: audio file of the same length.
+        recording: the recording that both are cut from, if it is known. Evaluation takes pairs of one recording as
+            dependent.
+        samples: length of each; `check_pairs` sets it.
+    """
+
+    name: str
     input: Path
     output: Path
-    samples: int
+    recording: str | None = None
+    samples: int = 0
 
 
-def find_pairs(folder: Path, sample_rate: int) -> dict[str, list[Pair]]:
-    """The pairs of `folder/train` and `folder/val`, named `pair_*_input.wav` and `pair_*_output.wav`, in order.
+def find_pairs(folder: Path, sample_rate: int, dataset_format: str = "pairs") -> dict[str, list[Pair]]:
+    """The pairs of a data set by split, "train" and "val".
 
-    Files are checked as far as their headers go; `LatentCache.encode` checks the samples.
+    Args:
+        folder: of the data set.
+        sample_rate: Hz, which all files must have.
+        dataset_format: registered name. A format of your own is a function
+            `find_pairs(folder, sample_rate) -> dict[str, list[Pair]]` with the decorator `register_dataset`.
+
+    Raises:
+        EncoreError: no such format, no pairs in a split, or files that cannot be used.
+    """
+    return DATASETS.find(dataset_format)(folder, sample_rate)
+
+
+def check_pairs(
+    found: Mapping[str, Sequence[Pair]], sample_rate: int, problems: Sequence[str] = ()
+) -> dict[str, list[Pair]]:
+    """Checks the headers of all files and sets the lengths; samples are checked when `LatentCache.encode` reads them.
+
+    Args:
+        found: pairs by split.
+        sample_rate: Hz, which all files must have.
+        problems: that were found already.
 
     Raises:
         EncoreError: no pairs in a split, or all problems of the files together, each with its remedy.
     """
-    found: dict[str, list[Pair]] = {}
-    problems: list[str] = []
-    for split in SPLITS:
-        inputs = sorted((folder / split).glob("pair_*_input.wav"))
-        outputs = sorted((folder / split).glob("pair_*_output.wav"))
-        if not inputs and not outputs:
-            problems.append(
-                f"{folder / split}: no pair_*_input.wav in it; python prepare_data.py MUSIC --output {folder}"
-            )
-        partners = {path.with_name(path.name.replace("_input.wav", "_output.wav")) for path in inputs}
-        problems += [
-            f"{path}: its input is missing; restore it or remove this file" for path in outputs if path not in partners
-        ]
-        pairs = (_check(path, sample_rate, problems) for path in inputs)
-        found[split] = [pair for pair in pairs if pair is not None]
+    problems, checked = list(problems), dict[str, list[Pair]]()
+    if not problems:
+        problems = [f"the data set has no pairs for {split}; add some" for split in SPLITS if not found.get(split)]
+    for split, pairs in found.items():
+        checked[split] = []
+        for pair in pairs:
+            try:
+                checked[split].append(replace(pair, samples=_common_length(pair, sample_rate)))
+            except EncoreError as error:
+                problems.append(str(error))
     if problems:
         raise EncoreError(listing(problems))
-    return found
+    return checked
 
 
-def _check(source: Path, sample_rate: int, problems: list[str]) -> Pair | None:
-    target = source.with_name(source.name.replace("_input.wav", "_output.wav"))
-    if not target.is_file():
-        problems.append(f"{source}: its output {target.name} is missing; restore it or remove this file")
-        return None
+def _common_length(pair: Pair, sample_rate: int) -> int:
+    """The length of both files in samples; raises EncoreError if they cannot be used."""
+    source, target = pair.input, pair.output
+    if source.is_file() and not target.is_file():
+        raise EncoreError(f"{source}: its output {target.name} is missing; restore it or remove this file")
     lengths = []
     for path in (source, target):
         try:
             check_complete(path)
             header = soundfile.info(path)
         except (OSError, soundfile.SoundFileError) as error:
-            problems.append(f"{path}: can't be read as audio ({error}); remove it with its partner")
-            return None
-        except EncoreError as error:
-            problems.append(str(error))
-            return None
+            raise EncoreError(f"{path}: can't be read as audio ({error}); remove it with its partner") from error
         if header.samplerate != sample_rate:
-            problems.append(
+            raise EncoreError(
                 f"{path}: {header.samplerate} Hz, but the codec works at {sample_rate} Hz; prepare_data.py resamples"
             )
-            return None
         lengths.append(header.frames)
     if min(lengths) < SHORTEST_SECONDS * sample_rate:
-        problems.append(
+        raise EncoreError(
             f"{source if lengths[0] <= lengths[1] else target}: {min(lengths)} samples long; "
             f"at least {SHORTEST_SECONDS:g} s are needed, remove the pair"
         )
-        return None
     if lengths[0] != lengths[1]:
-        problems.append(
+        raise EncoreError(
             f"{source}: {lengths[0]} samples, but {target.name} has {lengths[1]}; cut both to the same length"
         )
-        return None
-    return Pair(source, target, lengths[0])
+    return lengths[0]
 
 
-def segment_frames(pairs: dict[str, list[Pair]], hop_length: int) -> int:
-    """Latent frames that all pairs have: those of the shortest one."""
+def segment_frames(pairs: Mapping[str, Sequence[Pair]], hop_length: int) -> int:
+    """Whole latent frames of the shortest pair."""
     return min(pair.samples for split in pairs.values() for pair in split) // hop_length
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step works on: latents `[B, D, T]` and audio `[B, C, T * hop_length]` of pairs, and their numbers."""
+    """Pairs as tensors.
+
+    Attributes:
+        context: latents of the inputs, `[B, D, T]`.
+        input_audio: `[B, C, T * hop_length]`.
+        target_audio: `[B, C, T * hop_length]`.
+        target_latents: `[B, D, T]`.
+        number: index of each pair in its data set, `[B]`.
+    """
 
     context: Tensor
     input_audio: Tensor
@@ -125,29 +155,34 @@ def collate(items: Sequence[tuple[Tensor, ...]]) -> Batch:
 
 
 class PairDataset(Dataset[tuple[Tensor, ...]]):
-    """Pairs as tensors of one length, `frames` latent frames: the input's last ones and the output's first ones.
+    """Pairs as tensors of one length: the last frames of each input and the first ones of each output.
 
-    With `unity`, the target is the input. With `shuffle_seed`, every input gets another pair's output, the same one
-    every time.
+    Args:
+        pairs: to serve.
+        cache: with the latents of all their files.
+        codec: gives sample rate, channels and hop length.
+        frames: latent frames of each segment.
+        unity: make the target the input.
+        shuffle_seed: give every input another pair's output, always the same one for a seed.
     """
 
     def __init__(
         self,
         pairs: Sequence[Pair],
         cache: LatentCache,
-        codec: FrozenCodec,
+        codec: Codec,
         frames: int,
         unity: bool = False,
         shuffle_seed: int | None = None,
     ):
         self.pairs, self.cache = pairs, cache
-        # The numbers and not the codec: a dataset travels to the loader's processes.
+        # Not the codec itself, as the data set is sent to the loader's processes.
         self.sample_rate, self.channels, self.hop_length = codec.sample_rate, codec.channels, codec.hop_length
         self.frames, self.unity = frames, unity
         self.partner = list(range(len(pairs)))
         if shuffle_seed is not None:
             order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(shuffle_seed)).tolist()
-            # A cycle through the shuffled order leaves nobody with his own target.
+            # A cycle through the shuffled order gives no input its own target.
             for here, there in zip(order, order[1:] + order[:1], strict=True):
                 self.partner[here] = there
 
@@ -162,7 +197,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
     def _load(self, path: Path, from_end: bool) -> tuple[Tensor, Tensor]:
         latents = self.cache.load(path)
         audio = read_audio(path, self.sample_rate, self.channels)
-        # Whole frames only: the cache's last frame of a file that ends inside it holds padding.
+        # Whole frames only: if a file ends within a frame, the cached latents of that frame cover padding.
         whole = audio.shape[-1] // self.hop_length
         first = whole - self.frames if from_end else 0
         last = first + self.frames
@@ -170,10 +205,18 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
 
 
 class EpochSampler(Sampler[list[int]]):
-    """This rank's training batches: a new order every epoch, the same for a seed, disjoint over the ranks.
+    """The training batches of one rank: disjoint between ranks, in a new order every epoch that the seed determines.
 
-    A step takes `batch_size · world_size · accumulation` pairs; a rest too small for a step is left out, other pairs
-    in every epoch.
+    A step takes `batch_size · world_size · accumulation` pairs. Pairs that do not fill a step are left out, different
+    ones in every epoch.
+
+    Args:
+        items: number of pairs.
+        batch_size: pairs per batch.
+        accumulation: batches per step.
+        rank: of this process.
+        world_size: number of processes.
+        seed: of the order.
 
     Raises:
         EncoreError: there are too few pairs for one step.
@@ -191,7 +234,7 @@ class EpochSampler(Sampler[list[int]]):
         self.epoch = self.skip = 0
 
     def start_at(self, epoch: int, step: int) -> None:
-        """The next iteration gives the batches of `epoch` from step `step` on."""
+        """Makes the next iteration yield the batches of `epoch` from step `step` on."""
         self.epoch, self.skip = epoch, step
 
     def __iter__(self) -> Iterator[list[int]]:

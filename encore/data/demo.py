@@ -1,8 +1,8 @@
-"""Synthesised music to try Encore on: deterministic, with enough structure that a continuation can be right or wrong.
+"""Synthesised music for the demonstration: deterministic, and structured enough to tell good continuations from bad.
 
-Each file has its own key, tempo and chord progression. Chords change every two beats and the progression of four
-repeats, so that four seconds of it tell what the next four are: a bass on the root, a plucked arpeggio whose pattern
-stays, and drums.
+Each file has its own key, tempo and chord progression, played by a bass on the root, a plucked arpeggio of a fixed
+pattern and drums. Chords change every two beats and the progression of four chords repeats, so that about four seconds
+determine the next four.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def noise_burst(rng: Generator, decay: float) -> Samples:
 
 
 def _edges(length: int) -> Samples:
-    """Ramps of 2 ms at both ends, so that nothing clicks: `[N]`, between 0 and 1."""
+    """Gain with ramps of 2 ms at both ends, which avoids clicks: `[N]`, between 0 and 1."""
     place = np.arange(length)
     return np.minimum(1, np.minimum(place, length - 1 - place) / (0.002 * SAMPLE_RATE))
 
@@ -94,7 +94,7 @@ def compose(seconds: float, rng: Generator) -> Samples:
             play(start + eighth, pluck(note(degree, 0), 1.2 * beat, 0.5, 0.5), 0.5)
         tones = [note(degree + step, 2) for step in (0, 2, 4, 7)]
         for sixteenth in range(8):
-            # Every note a little different in level, as when played by hand.
+            # Levels vary a little from note to note, as when played by hand.
             play(
                 start + sixteenth / 4,
                 pluck(tones[pattern[sixteenth % 4]], 1.5 * beat, decay, brightness),
@@ -112,10 +112,10 @@ app = cli.new_app()
 
 @app.command()
 def write(
-    folder: Annotated[Path, typer.Argument(help="Folder for the files; made where it is missing.")],
-    files: Annotated[int, typer.Option("--files", min=1, help="Pieces of music.")] = 12,
+    folder: Annotated[Path, typer.Argument(help="Folder for the files; created if it does not exist.")],
+    files: Annotated[int, typer.Option("--files", min=1, help="Number of pieces.")] = 12,
     seconds: Annotated[float, typer.Option("--seconds", min=1, help="Length of each, in seconds.")] = 20.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other music.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the music.")] = 0,
 ) -> None:
     """Write synthesised music, demo_00.wav and so on, 24 kHz mono."""
     try:
@@ -124,7 +124,7 @@ def write(
             audio = torch.from_numpy(compose(seconds, np.random.default_rng([seed, index])))[None]
             write_wav(folder / f"demo_{index:02d}.wav", audio, SAMPLE_RATE)
     except (OSError, soundfile.SoundFileError) as error:
-        raise EncoreError(f"{folder}: can't be written to ({error}); name another folder") from error
+        raise EncoreError(f"{folder}: cannot be written ({error}); name another folder") from error
     print(f"{files} pieces of {seconds:g} s in {folder}")
 
 

@@ -1,77 +1,100 @@
-"""The held-out pairs that an evaluation is about: which there are, of which recordings, and as tensors."""
+"""The validation pairs of an evaluation: which there are, which recordings they come from, and their tensors."""
 
 from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from encore.codecs.encodec import FrozenCodec
-from encore.data.dataset import Pair, PairDataset, collate, find_pairs, segment_frames
+from encore.codecs import Codec
+from encore.data.dataset import Batch, Pair, PairDataset, collate, find_pairs, segment_frames
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
 
 T = TypeVar("T")
 
-LEAST_SECONDS = 1.0  # of a pair: the measures go second by second
+LEAST_SECONDS = 1.0  # of a pair: contours have one value per second
 
 
 @dataclass(frozen=True)
-class Clips:
-    """Pairs to continue.
-
-    Attributes:
-        numbers: their places in the set that they come from; what is drawn for a pair follows from its number.
-        context: latents of the inputs, `[B, D, T]`.
-        input: their audio, `[B, C, T * hop_length]`.
-        truth: the audio that really follows, `[B, C, T * hop_length]`.
-        truth_latents: its latents, `[B, D, T]`.
-        frames: how many latent frames a continuation has.
-    """
-
-    numbers: tuple[int, ...]
-    context: Tensor
-    input: Tensor
-    truth: Tensor
-    truth_latents: Tensor
-    frames: int
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-
-def load_clips(pairs: PairDataset, numbers: Sequence[int], device: torch.device, frames: int | None = None) -> Clips:
-    """The pairs of these numbers, to be continued by `frames` latent frames (default: as many as the inputs have)."""
-    batch = collate([pairs[number] for number in numbers]).to(device)
-    length = batch.context.shape[-1] if frames is None else frames
-    return Clips(tuple(numbers), batch.context, batch.input_audio, batch.target_audio, batch.target_latents, length)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Validation pairs, and training segments that they are held out from.
+class EvalSet:
+    """Validation pairs, and training segments to search for copies.
 
     Attributes:
         val: the validation pairs.
         train: files of training segments.
-        recordings: the recording of each validation pair; its own name where that isn't known.
-        known: whether it is.
+        recordings: the recording of each validation pair; the name of the pair where it is unknown.
+        recordings_known: whether the recordings are known.
         cache: latents of the codec.
-        everything: how many validation pairs the folder has.
+        total: how many validation pairs the folder has.
+        device: where batches go.
     """
 
     val: PairDataset
     train: list[Path]
     recordings: list[str]
-    known: bool
+    recordings_known: bool
     cache: LatentCache
-    everything: int
+    total: int
+    device: torch.device
+
+    @classmethod
+    def open(
+        cls,
+        codec: Codec,
+        folder: Path,
+        cache_dir: Path | None,
+        items: int | None,
+        segments: int,
+        device: torch.device,
+    ) -> EvalSet:
+        """Finds the pairs of `folder`, as training does, and encodes the files that are not in the cache yet.
+
+        Args:
+            items: how many validation pairs to take, spread evenly over all; None for all of them.
+            segments: how many training segments, likewise.
+
+        Raises:
+            EncoreError: there are no pairs, fewer than two validation pairs, or they are too short.
+        """
+        pairs = find_pairs(folder, codec.sample_rate)
+        frames, total = segment_frames(pairs, codec.hop_length), len(pairs["val"])
+        if frames < LEAST_SECONDS * codec.frame_rate:
+            raise EncoreError(
+                f"--dataset_folder {folder}: the shortest pair has {frames / codec.frame_rate:.2f} s; evaluation needs "
+                f"at least {LEAST_SECONDS:g} s, prepare longer pairs"
+            )
+        if total < 2:
+            raise EncoreError(
+                f"--dataset_folder {folder}: there is one validation pair, evaluation needs at least two; prepare more "
+                "music"
+            )
+        val = spread(pairs["val"], total if items is None else items)
+        train = spread([file for pair in pairs["train"] for file in (pair.input, pair.output)], segments)
+        files = [file for pair in val for file in (pair.input, pair.output)] + train
+        cache = LatentCache.open(cache_dir or folder / ".latents", codec.identity, files)
+        for _ in cache.encode(cache.missing(files), codec, device):
+            pass
+        known = recordings(val, folder)
+        names = known or [pair_name(pair) for pair in val]
+        return cls(PairDataset(val, cache, codec, frames), train, names, known is not None, cache, total, device)
+
+    def __len__(self) -> int:
+        return len(self.val)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the validation pairs."""
+        return [pair_name(pair) for pair in self.val.pairs]
+
+    def load(self, numbers: Iterable[int]) -> Batch:
+        """The validation pairs of these numbers."""
+        return collate([self.val[number] for number in numbers]).to(self.device)
 
     def one_of_each(self, count: int) -> list[int]:
         """The numbers of up to `count` pairs, each the first of a recording as long as there are recordings left."""
@@ -82,42 +105,14 @@ class HeldOut:
         return [numbers[turn] for turn in range(rounds) for numbers in order.values() if turn < len(numbers)][:count]
 
 
-def open_held_out(
-    codec: FrozenCodec, folder: Path, cache_dir: Path | None, items: int | None, segments: int, device: torch.device
-) -> HeldOut:
-    """Finds the pairs of `folder`, as training does, and encodes what of the files that are needed is not yet.
-
-    Args:
-        items: how many validation pairs to take, spread evenly over all; None for all of them.
-        segments: how many training segments, likewise.
-
-    Raises:
-        EncoreError: no pairs, fewer than two to validate by, or too short ones.
-    """
-    pairs = find_pairs(folder, codec.sample_rate)
-    frames, everything = segment_frames(pairs, codec.hop_length), len(pairs["val"])
-    if frames < LEAST_SECONDS * codec.frame_rate:
-        raise EncoreError(
-            f"--dataset_folder {folder}: the shortest pair has {frames / codec.frame_rate:.2f} s; at least "
-            f"{LEAST_SECONDS:g} s are needed to judge a continuation, prepare longer ones"
-        )
-    if everything < 2:
-        raise EncoreError(f"--dataset_folder {folder}: one validation pair is too few to judge by; prepare more music")
-    val = spread(pairs["val"], everything if items is None else items)
-    train = spread([file for pair in pairs["train"] for file in (pair.input, pair.output)], segments)
-    files = [file for pair in val for file in (pair.input, pair.output)] + train
-    cache = LatentCache.open(cache_dir or folder / ".latents", codec.identity, files)
-    for _ in cache.encode(cache.missing(files), codec, device):
-        pass
-    known = recordings(val, folder)
-    names = known or [pair.input.name.removesuffix("_input.wav") for pair in val]
-    return HeldOut(PairDataset(val, cache, codec, frames), train, names, known is not None, cache, everything)
-
-
 def spread(entries: Sequence[T], count: int) -> list[T]:
     """At most `count` entries, evenly spaced."""
     count = min(count, len(entries))
     return [entries[number * len(entries) // count] for number in range(count)]
+
+
+def pair_name(pair: Pair) -> str:
+    return pair.input.name.removesuffix("_input.wav")
 
 
 def recordings(pairs: Sequence[Pair], folder: Path) -> list[str] | None:
@@ -126,7 +121,7 @@ def recordings(pairs: Sequence[Pair], folder: Path) -> list[str] | None:
     None if there is no such file.
 
     Raises:
-        EncoreError: the file says nothing of some pair.
+        EncoreError: the file has no row for some pair.
     """
     path = folder / "metadata.csv"
     if not path.is_file():
@@ -137,7 +132,7 @@ def recordings(pairs: Sequence[Pair], folder: Path) -> list[str] | None:
         if missing:
             raise EncoreError(f"{path}: has no column {', '.join(sorted(missing))}; restore or remove it")
         sources = {(row["split"], row["pair"]): row["source_file"] for row in rows}
-    names = [(pair.input.parent.name, pair.input.name.removesuffix("_input.wav")) for pair in pairs]
+    names = [(pair.input.parent.name, pair_name(pair)) for pair in pairs]
     unknown = [f"{split}/{name}" for split, name in names if (split, name) not in sources]
     if unknown:
         raise EncoreError(

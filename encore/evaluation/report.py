@@ -1,4 +1,4 @@
-"""The page of an evaluation: one HTML file with its plots, tables and sounds inside, which needs no network."""
+"""The page of an evaluation: one HTML file with its plots, tables and audio samples inside, which needs no network."""
 
 from __future__ import annotations
 
@@ -6,50 +6,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from encore.evaluation.catalog import GOALS, Measure
-from encore.evaluation.results import Results, shown
+from encore.evaluation.metrics.energy_score import SKILL
+from encore.evaluation.metrics.registry import GOALS, MetricSpec
+from encore.evaluation.results import Results, format_value
 from encore.reporting.html import Cell, SampleGroup, card_groups, png, render
 from encore.reporting.plots import colours, curves, points
 from encore.statistics import Interval
 
-LEAST_SKILL = -1.5  # left end of the plot's axis: silence is so far below that the others could not be told apart
+LEAST_SKILL = -1.5  # left end of the plot's axis, because the skill of silence is far below all others
 
 
-def write_report(results: Results, listening: Sequence[SampleGroup], sample_rate: int, path: Path) -> None:
+def write_report(results: Results, groups: Sequence[SampleGroup], sample_rate: int, path: Path) -> None:
     """Writes the page: warnings, plots, a table per group of metrics, audio samples, and how it was made."""
     page = render(
         "evaluation.html.j2",
-        title=f"How good is {results.facts['Name']}?",
+        title=f"How good is {results.metadata['Name']}?",
         warnings=results.warnings,
         plots=_plots(results),
-        tables=[_table(results, group, measures) for group, measures in results.groups().items()],
-        listening=card_groups(listening, sample_rate),
+        tables=[_table(results, group, specs) for group, specs in results.groups().items()],
+        listening=card_groups(groups, sample_rate),
         systems=results.notes,
-        metadata=results.facts,
-        number=shown,
+        metadata=results.metadata,
+        number=format_value,
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _table(results: Results, group: str, measures: Sequence[Measure]) -> dict[str, Any]:
-    """A group's metrics as columns, the systems that have any of them as rows."""
-    best = {measure.name: results.best(measure) for measure in measures}
+def _table(results: Results, group: str, specs: Sequence[MetricSpec]) -> dict[str, Any]:
+    """A group's metrics as columns, the continuers that have any of them as rows."""
+    best = {spec.name: results.best(spec) for spec in specs}
     return {
         "title": group,
-        "columns": [{"title": m.title, "note": m.note, "goal": GOALS.get(m.goal or "", "")} for m in measures],
+        "columns": [{"title": m.title, "note": m.note, "goal": GOALS.get(m.goal or "", "")} for m in specs],
         "rows": [
-            {"name": system, "cells": [Cell(figures.get(m.name), system in best[m.name]) for m in measures]}
-            for system, figures in results.systems.items()
-            if any(m.name in figures for m in measures)
+            {"name": name, "cells": [Cell(values.get(m.name), name in best[m.name]) for m in specs]}
+            for name, values in results.values.items()
+            if any(m.name in values for m in specs)
         ],
     }
 
 
 def _plots(results: Results) -> list[dict[str, str]]:
-    """Skill and energy score with their intervals, and how long continuations change, as PNG."""
-    looks = colours(list(results.systems))
-    skills = _panels(results, [m for m in results.measures if m.name.startswith("skill_")])
-    scores = _panels(results, [m for m in results.measures if m.name in results.per_item])
+    """Skill and energy score with their intervals, and the contours of long continuations, as PNG."""
+    looks = colours(list(results.values))
+    skills = _panels(results, [spec for spec in results.specs if spec.name.startswith(SKILL)])
+    scores = _panels(results, [spec for spec in results.specs if spec.name in results.per_item])
     plots = []
     if skills:
         note = "1 − score / score of the replay, with 95% intervals: above 0 is better than the replay."
@@ -58,17 +59,17 @@ def _plots(results: Results) -> list[dict[str, str]]:
     if scores:
         note = "Held-out, with 95% intervals: lower is better."
         plots.append({"title": "Energy score", "note": note, "image": png(lambda file: points(scores, looks, file))})
-    if results.courses:
+    if results.contours:
         note = "Long continuations, second by second, against real music."
-        image = png(lambda file: curves(results.courses, looks, file, "seconds after the context"))
+        image = png(lambda file: curves(results.contours, looks, file, "seconds after the context"))
         plots.append({"title": "Drift", "note": note, "image": image})
     return plots
 
 
-def _panels(results: Results, measures: Sequence[Measure]) -> dict[str, dict[str, Interval]]:
-    """The estimates of every system, by metric; metrics that no system has are left out."""
+def _panels(results: Results, specs: Sequence[MetricSpec]) -> dict[str, dict[str, Interval]]:
+    """The values of every continuer, by metric; metrics that no continuer has are left out."""
     panels = {
-        measure.title: {name: found[measure.name] for name, found in results.systems.items() if measure.name in found}
-        for measure in measures
+        spec.title: {name: values[spec.name] for name, values in results.values.items() if spec.name in values}
+        for spec in specs
     }
-    return {title: estimates for title, estimates in panels.items() if estimates}
+    return {title: values for title, values in panels.items() if values}

@@ -1,23 +1,26 @@
-"""What an evaluation found: as tables for the terminal, and as JSON."""
+"""The results of an evaluation: as tables for the terminal, and as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from encore.evaluation.catalog import Measure
+from encore.errors import EncoreError
+from encore.evaluation.metrics.registry import MetricSpec
 from encore.statistics import Interval
 
-HEAR_THE_TRUTH = ("codec", "truth")  # no rivals: their figures say what could be had at best
+UPPER_BOUNDS = ("codec", "truth")  # they use the truth, so they are excluded from the ranking
 ARROWS = {"low": " ↓", "high": " ↑", "zero": " →0", "one": " →1", "truth": " →t"}
-EQUAL = 1e-6  # values that differ by less are equally good
-MOST_COLUMNS = 4  # of a table that is read at a width of 100 characters
+TOLERANCE = 1e-6  # values closer than this are equally good
+MOST_COLUMNS = 4  # of a table, readable at a width of 100 characters
 
 
 @dataclass
@@ -25,121 +28,139 @@ class Results:
     """What an evaluation found.
 
     Attributes:
-        facts: how it was made, by name.
-        items: validation pairs.
-        candidates: continuations per pair of a stochastic system.
+        metadata: how it was made, by name.
+        items: number of validation pairs.
+        candidates: continuations per pair of a stochastic continuer.
         seconds: length of each.
-        measures: what was measured, in order.
-        systems: figures by system and measure; a system lacks what has no meaning for it.
-        per_item: the values that belong to pairs, by measure and system, in the order of `pairs`.
+        specs: the columns, in order.
+        values: by continuer and metric; a continuer lacks the metrics that make no sense for it.
+        per_item: the values of single pairs, by metric and continuer, in the order of `pairs`.
         pairs: names of the pairs.
-        recordings: what each was cut from.
-        courses: by quantity and system, its value in every second of long continuations.
-        warnings: why some figures are not to be trusted.
-        notes: what a system is, by its name.
+        recordings: what each pair was cut from.
+        contours: by quantity and continuer, the value in every second of long continuations.
+        warnings: why some values should not be trusted.
+        notes: what a continuer is, by its name.
     """
 
-    facts: dict[str, str]
+    metadata: dict[str, str]
     items: int
     candidates: int
     seconds: float
-    measures: list[Measure] = field(default_factory=list)
-    systems: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    specs: list[MetricSpec] = field(default_factory=list)
+    values: dict[str, dict[str, Interval]] = field(default_factory=dict)
     per_item: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     pairs: list[str] = field(default_factory=list)
     recordings: list[str] = field(default_factory=list)
-    courses: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    contours: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
 
-    def groups(self) -> dict[str, list[Measure]]:
-        """The measures that any system has, by group."""
-        found: dict[str, list[Measure]] = {}
-        for measure in self.measures:
-            if any(measure.name in figures for figures in self.systems.values()):
-                found.setdefault(measure.group, []).append(measure)
+    def groups(self) -> dict[str, list[MetricSpec]]:
+        """The columns that any continuer has values for, by group."""
+        found: dict[str, list[MetricSpec]] = {}
+        for spec in self.specs:
+            if any(spec.name in values for values in self.values.values()):
+                found.setdefault(spec.group, []).append(spec)
         return found
 
-    def best(self, measure: Measure) -> set[str]:
-        """The systems with the best value, of those that don't hear the truth; none if no value is better."""
-        truth = self.systems.get("truth", {}).get(measure.name)
-        if measure.goal is None or (measure.goal == "truth" and truth is None):
+    def best(self, spec: MetricSpec) -> set[str]:
+        """The continuers with the best value, upper bounds excluded; none if no value is better than another."""
+        truth = self.values.get("truth", {}).get(spec.name)
+        if spec.goal is None or (spec.goal == "truth" and truth is None):
             return set()
-        values = {
-            system: _badness(measure.goal, figures[measure.name].value, truth)
-            for system, figures in self.systems.items()
-            if system not in HEAR_THE_TRUTH and measure.name in figures
+        errors = {
+            name: _error(spec.goal, values[spec.name].value, truth)
+            for name, values in self.values.items()
+            if name not in UPPER_BOUNDS and spec.name in values
         }
-        finite = {system: value for system, value in values.items() if math.isfinite(value)}
-        return {system for system, value in finite.items() if value <= min(finite.values()) + EQUAL}
+        finite = {name: error for name, error in errors.items() if math.isfinite(error)}
+        return {name for name, error in finite.items() if error <= min(finite.values()) + TOLERANCE}
 
-    def metrics(self) -> dict[str, float]:
-        """`eval_<system>_<measure>` of all finite figures."""
+    def tracked(self) -> dict[str, float]:
+        """All finite values as `eval_<continuer>_<metric>`, for MLflow."""
         return {
-            f"eval_{system}_{name}": estimate.value
-            for system, figures in self.systems.items()
-            for name, estimate in figures.items()
-            if math.isfinite(estimate.value)
+            f"eval_{name}_{metric}": interval.value
+            for name, values in self.values.items()
+            for metric, interval in values.items()
+            if math.isfinite(interval.value)
         }
+
+    @classmethod
+    def from_json(cls, path: Path) -> Results:
+        """What `write_json` wrote; titles and notes on the continuers are not in the file.
+
+        Raises:
+            EncoreError: there is no such file, or it is not an evaluation.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                metadata=content["facts"],
+                specs=[
+                    MetricSpec(name, name, entry["group"], entry["note"], entry["goal"])
+                    for name, entry in content["measures"].items()
+                ],
+                values={name: _intervals(values) for name, values in content["systems"].items()},
+                contours=content["courses"],
+                **{
+                    key: content[key]
+                    for key in ("items", "candidates", "seconds", "per_item", "pairs", "recordings", "warnings")
+                },
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EncoreError(f"{path}: not an evaluation ({error}); evaluate again") from error
 
 
 def write_json(results: Results, path: Path) -> None:
-    """Writes everything that was found; what is not finite is null."""
+    """Writes all results; values that are not finite become null."""
+    found = asdict(results)
     content = {
-        "checkpoint": results.facts["Checkpoint"],
-        "items": results.items,
-        "candidates": results.candidates,
-        "seconds": results.seconds,
-        "systems": {
-            system: {
-                name: {"value": _plain(figure.value), "low": _plain(figure.low), "high": _plain(figure.high)}
-                for name, figure in figures.items()
-            }
-            for system, figures in results.systems.items()
-        },
-        "warnings": results.warnings,
-        "measures": {
-            measure.name: {"group": measure.group, "note": measure.note, "goal": measure.goal}
-            for measure in results.measures
-        },
-        "pairs": results.pairs,
-        "recordings": results.recordings,
-        "per_item": {
-            name: {system: [_plain(value) for value in values] for system, values in systems.items()}
-            for name, systems in results.per_item.items()
-        },
-        "courses": {
-            name: {system: [_plain(value) for value in values] for system, values in systems.items()}
-            for name, systems in results.courses.items()
-        },
-        "facts": results.facts,
+        "checkpoint": found["metadata"]["Checkpoint"],
+        "items": found["items"],
+        "candidates": found["candidates"],
+        "seconds": found["seconds"],
+        "systems": found["values"],
+        "warnings": found["warnings"],
+        "measures": {spec["name"]: {key: spec[key] for key in ("group", "note", "goal")} for spec in found["specs"]},
+        "pairs": found["pairs"],
+        "recordings": found["recordings"],
+        "per_item": found["per_item"],
+        "courses": found["contours"],
+        "facts": found["metadata"],
     }
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def print_tables(results: Results, console: Console) -> None:
-    """A table per group of measures, split where it would be too wide: systems as rows, the best in bold, with ★."""
-    for group, measures in results.groups().items():
-        tables = math.ceil(len(measures) / MOST_COLUMNS)
-        width = math.ceil(len(measures) / tables)
-        for first in range(0, len(measures), width):
-            part = measures[first : first + width]
+    """A table per group of metrics, split if it is too wide: continuers as rows, the best in bold, with ★."""
+    for group, specs in results.groups().items():
+        tables = math.ceil(len(specs) / MOST_COLUMNS)
+        width = math.ceil(len(specs) / tables)
+        for first in range(0, len(specs), width):
+            part = specs[first : first + width]
             table = Table("", title=group if first == 0 else f"{group}, continued", box=box.SIMPLE_HEAD)
             table.title_justify = "left"
-            for measure in part:
-                arrow = ARROWS.get(measure.goal or "", "")
-                table.add_column(measure.title + arrow, justify="right")
-            best = {measure.name: results.best(measure) for measure in part}
-            for system, figures in results.systems.items():
-                if any(measure.name in figures for measure in part):
-                    cells = [_cell(figures.get(m.name), system in best[m.name]) for m in part]
-                    table.add_row(system, *cells)
+            for spec in part:
+                table.add_column(spec.title + ARROWS.get(spec.goal or "", ""), justify="right")
+            best = {spec.name: results.best(spec) for spec in part}
+            for name, values in results.values.items():
+                if any(spec.name in values for spec in part):
+                    table.add_row(name, *(_cell(values.get(s.name), name in best[s.name]) for s in part))
             console.print(table)
     for warning in results.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _badness(goal: str, value: float, truth: Interval | None) -> float:
+def format_value(value: float) -> str:
+    """Three significant digits, at most four decimals."""
+    if not math.isfinite(value):
+        return "–"
+    if abs(value) < 5e-5:
+        return "0"
+    return f"{value:.{min(4, max(0, 2 - math.floor(math.log10(abs(value)))))}f}".replace("-", "−")
+
+
+def _error(goal: str, value: float, truth: Interval | None) -> float:
     """How far a value is from the best one; lower is better."""
     if goal == "truth" and truth is not None:
         return abs(value - truth.value)
@@ -152,25 +173,29 @@ def _badness(goal: str, value: float, truth: Interval | None) -> float:
     return value
 
 
-def _plain(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _intervals(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
+    """Intervals as they stand in the JSON file, where a value that is not finite is null."""
+    return {
+        name: Interval(math.nan if (value := entry["value"]) is None else value, entry["low"], entry["high"])
+        for name, entry in values.items()
+    }
 
 
-def shown(value: float) -> str:
-    """Three digits that count, and four places at most."""
-    if not math.isfinite(value):
+def _finite(tree: Any) -> Any:
+    """The tree with None in the place of numbers that are not finite."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _cell(interval: Interval | None, best: bool) -> str:
+    if interval is None:
         return "–"
-    if abs(value) < 5e-5:
-        return "0"
-    return f"{value:.{min(4, max(0, 2 - math.floor(math.log10(abs(value)))))}f}".replace("-", "−")
-
-
-def _cell(estimate: Interval | None, best: bool) -> str:
-    if estimate is None:
-        return "–"
-    text = ("★ " if best else "") + shown(estimate.value)
+    text = ("★ " if best else "") + format_value(interval.value)
     text = f"[bold]{text}[/]" if best else text
-    if estimate.low is None or estimate.high is None:
+    if interval.low is None or interval.high is None:
         return text
-    half = (estimate.high - estimate.low) / 2
-    return f"{text} [dim]±{shown(half)}[/]"
+    half = (interval.high - interval.low) / 2
+    return f"{text} [dim]±{format_value(half)}[/]"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.errors import EncoreError
 from encore.models.generation import Sampler, generate, generate_blocks, make_generators
 from encore.models.loading import Generator
@@ -117,7 +117,7 @@ def crossfade(first: Tensor, second: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruct(codec: FrozenCodec, audio: Tensor, segment_frames: int) -> Tensor:
+def reconstruct(codec: Codec, audio: Tensor, segment_frames: int) -> Tensor:
     """The codec's own rendering of `audio [C, N]`, `decode(encode(audio))`, segment by segment as in training."""
     device = next(codec.parameters()).device
     pieces = [
@@ -127,7 +127,7 @@ def reconstruct(codec: FrozenCodec, audio: Tensor, segment_frames: int) -> Tenso
     return torch.cat(pieces, dim=-1)
 
 
-def _context_frames(codec: FrozenCodec, song: Tensor, segment_frames: int) -> int:
+def _context_frames(codec: Codec, song: Tensor, segment_frames: int) -> int:
     least = min(segment_frames, math.ceil(LEAST_SECONDS * codec.frame_rate))
     frames = min(segment_frames, song.shape[-1] // codec.hop_length)
     if frames < least:
@@ -141,7 +141,7 @@ def _context_frames(codec: FrozenCodec, song: Tensor, segment_frames: int) -> in
     return frames
 
 
-def _lead_frames(codec: FrozenCodec, latents: Tensor, fade: int) -> int:
+def _lead_frames(codec: Codec, latents: Tensor, fade: int) -> int:
     """Frames that are decoded in front of a block: those of the cross-fade, and what these need before them."""
     lead = codec.measure_margin(latents) + fade
     if codec.segment_frames is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from encore.codecs.encodec import FrozenCodec, load_codec
+from encore.codecs import Codec, load_codec
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
@@ -53,7 +53,7 @@ class Generator:
     """
 
     model: ContinuationTransformer
-    codec: FrozenCodec
+    codec: Codec
     config: TrainConfig
     segment_frames: int
 
@@ -91,7 +91,7 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
     return Generator(model.to(device).eval(), codec, config, content["segment_frames"])
 
 
-def build_model(config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> ContinuationTransformer:
+def build_model(config: TrainConfig, codec: Codec, segment_frames: int) -> ContinuationTransformer:
     """A new model for a configuration and the codec whose latents it works on.
 
     Raises:
@@ -109,7 +109,7 @@ def build_model(config: TrainConfig, codec: FrozenCodec, segment_frames: int) ->
     )
 
 
-def generation_config(config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> GenerationConfig:
+def generation_config(config: TrainConfig, codec: Codec, segment_frames: int) -> GenerationConfig:
     """How the model of a configuration generates continuations.
 
     Raises:

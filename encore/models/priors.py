@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import FrozenCodec
+from encore.codecs import Codec
 from encore.registry import PRIORS
 
 RHYTHM, REPLAY, NONE = "rhythm", "replay", "none"
@@ -40,7 +40,7 @@ class Context:
     """
 
     latents: Tensor
-    codec: FrozenCodec
+    codec: Codec
     audio: Callable[[], Tensor]
 
 

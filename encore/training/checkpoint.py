@@ -1,4 +1,4 @@
-"""The state of a training run, its checkpoints, and models loaded from them."""
+"""The state of a training run and its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from encore.codecs.encodec import FrozenCodec
 from encore.config.knobs import to_flags
-from encore.config.schema import TrainConfig
+from encore.config.schema import RunConfig, TrainConfig
 from encore.errors import EncoreError
 from encore.models.loading import FORMAT, read
 from encore.training.objective import Objective
 from encore.training.optim import Schedule
 
 RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", "missed_mlflow.jsonl")
-# What a model can't change while it is trained: its tensors' shape, and what it has learnt to start from and to make.
-SHAPE = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
+# Flags that a resumed run cannot change: they determine the shapes of the tensors, or what the model has learned to do.
+FIXED = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
 
 
 @dataclass
@@ -33,12 +32,12 @@ class Progress:
     step: int = 0  # optimiser steps taken or skipped, in all
     epoch: int = 0  # finished epochs
     epoch_step: int = 0  # steps in the current epoch
-    skipped: int = 0  # steps left out because something was not finite, in all
+    skipped: int = 0  # steps skipped because something was not finite, in all
     skipped_in_a_row: int = 0
     best: float = math.inf  # lowest validation loss
     waited: int = 0  # epochs since then
-    run_id: str | None = None  # of MLflow
-    sums: dict[str, float] = field(default_factory=dict)  # of the current epoch's training figures, over all ranks
+    run_id: str | None = None  # of the tracker
+    sums: dict[str, float] = field(default_factory=dict)  # of the current epoch's training metrics, over all ranks
 
 
 @dataclass
@@ -50,10 +49,16 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     objective: Objective
-    progress: Progress
+    progress: Progress = field(default_factory=Progress)
 
-    def save(self, path: Path, config: TrainConfig, codec: FrozenCodec, segment_frames: int) -> None:
-        """Writes everything to a temporary name, then renames it: there is never half a checkpoint."""
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated: the averaged weights, where they are kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    def save(self, path: Path, config: TrainConfig, segment_frames: int) -> None:
+        """Writes everything to a temporary name and renames it, so that there is never half a checkpoint."""
+        codec = self.objective.synthesizer.codec
         content = {
             "format": FORMAT,
             "config": config.to_dict(),
@@ -70,7 +75,7 @@ class TrainState:
         torch.save(content, temporary)
         temporary.replace(path)
 
-    def load(self, path: Path, config: TrainConfig, codec: FrozenCodec) -> None:
+    def load(self, path: Path, config: TrainConfig) -> None:
         """Continues from a checkpoint.
 
         Raises:
@@ -79,26 +84,19 @@ class TrainState:
         content = read(path)
         saved = TrainConfig.from_dict(content["config"])
         before, now = to_flags(saved), to_flags(config)
-        problems = [
-            f"--resume {path}: was trained with --{name} {before[name]}, not {now[name]}"
-            for name in SHAPE
-            if before[name] != now[name]
-        ]
-        if content["codec"]["identity"] != codec.identity:
-            problems.append(
-                f"--resume {path}: was trained with another codec (--codec {saved.codec.name}); name that one"
-            )
+        problems = [f"was trained with --{name} {before[name]}, not {now[name]}" for name in FIXED
+                    if before[name] != now[name]]  # fmt: skip
+        if content["codec"]["identity"] != self.objective.synthesizer.codec.identity:
+            problems.append(f"was trained with another codec (--codec {saved.codec.name}); name that one")
         if (content["ema"] is None) != (self.ema is None):
-            problems.append(
-                f"--resume {path}: was trained with --ema_decay {saved.optim.ema_decay:g}, keep it on or off"
-            )
-        judged = "adversary" in content["objective"] and self.objective.adversary is not None
-        if judged and saved.objective.discriminator != config.objective.discriminator:
-            problems.append(
-                f"--resume {path}: was trained with --discriminator {saved.objective.discriminator}; keep that one"
-            )
+            problems.append(f"was trained with --ema_decay {saved.optim.ema_decay:g}, keep it on or off")
+        adversary = self.objective.adversary
+        had_adversary = "adversary" in content["objective"]
+        discriminator = saved.objective.discriminator
+        if had_adversary and adversary is not None and discriminator != config.objective.discriminator:
+            problems.append(f"was trained with --discriminator {discriminator}; keep that one")
         if problems:
-            raise EncoreError("\n".join(problems))
+            raise EncoreError("\n".join(f"--resume {path}: {problem}" for problem in problems))
         self.model.load_state_dict(content["model"])
         if self.ema is not None:
             self.ema.load_state_dict(content["ema"])
@@ -106,22 +104,22 @@ class TrainState:
         self.schedule.load_state_dict(content["schedule"])
         self.objective.load_state_dict(content["objective"])
         self.progress = Progress(**content["progress"])
-        if self.objective.adversary is not None and not judged:
-            self.objective.adversary.steps = self.progress.step  # it counts the run's steps, from whenever it is there
+        if adversary is not None and not had_adversary:
+            adversary.steps = self.progress.step  # it counts the run's steps, whenever it joined
 
 
-def resume_source(config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from; workers that the elastic agent started again go on from the last one."""
-    last = config.run.checkpoint_dir / "last.pt"
-    if config.run.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+def resume_source(config: RunConfig) -> Path | None:
+    """The checkpoint to resume; workers that the elastic agent has restarted resume the last one."""
+    last = config.checkpoint_dir / "last.pt"
+    if config.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         return last if last.is_file() else None
-    return Path(config.run.resume) if config.run.resume else None
+    return Path(config.resume) if config.resume else None
 
 
-def set_aside(folder: Path, source: Path | None) -> None:
-    """Moves an earlier run's files to `earlier_<n>/`, unless this run goes on from there."""
-    continues = source is not None and source.resolve().parent == folder.resolve()
-    if continues or not any((folder / name).exists() for name in ("last.pt", "best_model.pt")):
+def move_aside(folder: Path, source: Path | None) -> None:
+    """Moves an earlier run's files to `earlier_<n>/`, unless this run resumes it."""
+    resumed = source is not None and source.resolve().parent == folder.resolve()
+    if resumed or not any((folder / name).exists() for name in ("last.pt", "best_model.pt")):
         return
     number = next(n for n in itertools.count(1) if not (folder / f"earlier_{n}").exists())
     (folder / f"earlier_{number}").mkdir()

@@ -1,29 +1,30 @@
-"""What the user sees: a live display on a terminal, plain lines in a pipe, and always plain lines in train.log."""
+"""The output of training: a live display on a terminal, plain lines in a pipe, and plain lines in train.log always."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from encore.training.objective import ATTRACTION, REPULSION, Component
 
 Values = Mapping[str, float]
-GRADIENT = "grad_"  # begins the names of the figures that are the gradient's, and no component's
+GRADIENT = "grad_"  # prefix of metrics of the gradient
 SHARE = GRADIENT + "share_"
 NAMES = {"floor": "Codec floor", "copy": "Copy baseline", "replay": "Replay baseline"}
 
 
 @dataclass
-class EpochFigures:
-    """The means of one epoch over all ranks' samples; "loss" is the weighted total, other names are components'."""
+class EpochMetrics:
+    """The metrics of one epoch, means over the items of all ranks; "loss" is the weighted total."""
 
     epoch: int
     epochs: int
@@ -34,8 +35,8 @@ class EpochFigures:
     val: Values = field(default_factory=dict)
     best: bool = False
 
-    def metrics(self, components: Sequence[Component]) -> dict[str, float]:
-        """All figures under their names in MLflow."""
+    def by_name(self, components: Sequence[Component]) -> dict[str, float]:
+        """All of them, by their names in the tracker."""
         named = {"learning_rate": self.lr, "throughput": self.throughput, "skipped_steps": self.skipped}
         gradients = {name: value for name, value in self.train.items() if name.startswith(GRADIENT)}
         trained = {name: value for name, value in self.train.items() if name not in gradients}
@@ -45,13 +46,13 @@ class EpochFigures:
 
 
 def named_metrics(kind: str, values: Values, components: Sequence[Component]) -> dict[str, float]:
-    """`<kind>_<name>` for every value, and for a loss that is minus a measure the measure beside it."""
-    measures = {c.metric: -values[c.name] for c in components if c.metric is not None and c.name in values}
-    return {f"{kind}_{name}": value for name, value in {**values, **measures}.items()}
+    """`<kind>_<name>` for every value; a loss that is minus a metric is followed by that metric."""
+    negated = {c.metric: -values[c.name] for c in components if c.metric is not None and c.name in values}
+    return {f"{kind}_{name}": value for name, value in {**values, **negated}.items()}
 
 
-class Screen:
-    """The output of rank 0; on the other ranks it is silent.
+class TrainConsole:
+    """The output of rank 0; silent on the other ranks. A context manager, which closes it.
 
     Args:
         active: whether this rank prints.
@@ -62,7 +63,7 @@ class Screen:
         self.console = Console(highlight=False, soft_wrap=True)
         self.live = active and self.console.is_terminal
         self.log: TextIO | None = None
-        self.early: list[str] = []  # lines from before there was a log
+        self.unlogged: list[str] = []  # lines from before there was a log file
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -75,68 +76,69 @@ class Screen:
         )
         self.progress.start()
         self.components: Sequence[Component] = ()
-        self.known: Mapping[str, Values] = {}
+        self.measured: Mapping[str, Values] = {}
 
     def open_log(self, path: Path) -> None:
-        """Every line goes to this file too, also those said before."""
-        self.log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
-        self._write("\n".join(self.early))
+        """Every line goes to this file too, including the earlier ones."""
+        self.log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by __exit__)
+        self._write("\n".join(self.unlogged))
 
-    def close(self) -> None:
+    def __enter__(self) -> TrainConsole:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
         self.progress.stop()
         if self.log is not None:
             self.log.close()
             self.log = None
 
-    def say(self, line: str, style: str | None = None) -> None:
-        """One line, to the screen and the log."""
+    def print(self, line: str, style: str | None = None) -> None:
+        """Writes a line to the terminal and the log."""
         self._write(line)
         if self.active:
             self.console.print(line, style=style, markup=False)
             sys.stdout.flush()
 
-    def task(self, description: str, total: int, done: int = 0) -> TaskID:
-        return self.progress.add_task(description, total=total, completed=done, note="")
-
-    def advance(self, task: TaskID, note: str = "") -> None:
-        self.progress.update(task, advance=1, note=note)
-
-    def finish(self, task: TaskID) -> None:
+    @contextmanager
+    def task(self, description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+        """A progress bar; gives a function that advances it by one step, with a note beside it."""
+        task = self.progress.add_task(description, total=total, completed=done, note="")
+        yield lambda note="": self.progress.update(task, advance=1, note=note)
         self.progress.remove_task(task)
 
-    def epoch(self, figures: EpochFigures) -> None:
-        """The figures of an epoch: lines to the log (and a pipe), a table to a terminal."""
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """The metrics of an epoch: lines to the log (and a pipe), a table to a terminal."""
         lines = [
-            f"Epoch {figures.epoch}/{figures.epochs}:",
-            f"  Train Loss: {figures.train.get('loss', math.nan):.4f} ({self._parts(figures.train)})",
-            f"  Val Loss:   {figures.val['loss']:.4f} ({self._parts(figures.val)})",
-            f"  LR: {figures.lr:.2e}",
+            f"Epoch {metrics.epoch}/{metrics.epochs}:",
+            f"  Train Loss: {metrics.train.get('loss', math.nan):.4f} ({self._parts(metrics.train)})",
+            f"  Val Loss:   {metrics.val['loss']:.4f} ({self._parts(metrics.val)})",
+            f"  LR: {metrics.lr:.2e}",
         ]
-        if figures.skipped:
-            lines.append(f"  Skipped: {figures.skipped} steps that were not finite")
+        if metrics.skipped:
+            lines.append(f"  Skipped: {metrics.skipped} steps that were not finite")
         if self.live:
             self._write("\n".join(lines))
-            self.console.print(self._table(figures))
+            self.console.print(self._table(metrics))
         else:
-            self.say("\n".join(lines))
+            self.print("\n".join(lines))
 
-    def baselines(self, components: Sequence[Component], known: Mapping[str, Values]) -> None:
-        """Keeps the terms, and what the baselines (floor, copy, …) have, for the tables, and writes these once."""
-        self.components, self.known = components, known
-        for name, values in known.items():
-            self.say(f"{NAMES[name] + ':':17}{values['loss']:.4f} ({self._parts(values)})")
-        attracting = [c.name for c in components if c.weight and not c.distance]
-        if "replay" in known and attracting:
-            self.say(f"Only attracting samples, as no distance between two of them: {', '.join(attracting)}")
+    def baselines(self, components: Sequence[Component], measured: Mapping[str, Values]) -> None:
+        """Prints the baselines (floor, copy, …), and keeps them and the components for the tables."""
+        self.components, self.measured = components, measured
+        for name, values in measured.items():
+            self.print(f"{NAMES[name] + ':':17}{values['loss']:.4f} ({self._parts(values)})")
+        no_repulsion = [c.name for c in components if c.weight and not c.distance]
+        if "replay" in measured and no_repulsion:
+            self.print(f"Without a repulsion term, as they are no distances: {', '.join(no_repulsion)}")
 
     def _write(self, text: str) -> None:
         if self.log is not None:
             self.log.write(text + "\n")
         else:
-            self.early.append(text)
+            self.unlogged.append(text)
 
     def _parts(self, values: Values) -> str:
-        """Every component's value; one that was not computed is off. The adversary's are never validated by."""
+        """Every component's value, or "off" where it was not computed. The adversary's are shown only in training."""
         shown = [c for c in self.components if c.loss is not None or c.name in values]
         parts = []
         for c in shown:
@@ -145,38 +147,38 @@ class Screen:
                 parts.append(f"{c.metric}: {-values[c.name]:.4f}")
         return ", ".join(parts)
 
-    def _table(self, figures: EpochFigures) -> Table:
-        note = f"  {figures.skipped} steps skipped" if figures.skipped else ""
-        norm = figures.train.get("grad_norm", 0.0)
+    def _table(self, metrics: EpochMetrics) -> Table:
+        note = f"  {metrics.skipped} steps skipped" if metrics.skipped else ""
+        norm = metrics.train.get("grad_norm", 0.0)
         table = Table(
-            title=f"Epoch {figures.epoch}/{figures.epochs}{'  ★ best' if figures.best else ''}",
-            caption=f"lr {figures.lr:.2e}  grad norm {norm:.3g}  {figures.throughput:.1f} s/s{note}",
+            title=f"Epoch {metrics.epoch}/{metrics.epochs}{'  ★ best' if metrics.best else ''}",
+            caption=f"lr {metrics.lr:.2e}  grad norm {norm:.3g}  {metrics.throughput:.1f} s/s{note}",
             title_justify="left",
             caption_justify="left",
         )
         table.add_column("component")
-        for name in ("weight", "train", "val", "share", "gradient", *self.known):
+        for name in ("weight", "train", "val", "share", "gradient", *self.measured):
             table.add_column(name, justify="right")
-        several = any(name.endswith(REPULSION) for name in figures.val)
+        several = any(name.endswith(REPULSION) for name in metrics.val)
         for c in self.components:
-            share = c.weight * figures.val.get(c.name, math.nan) / (figures.val["loss"] or math.nan)
-            parts = [_percent(share), _percent(figures.train.get(SHARE + c.name, math.nan))]
-            table.add_row(c.name, f"{c.weight:g}", *self._row(c.name, figures, parts))
+            share = c.weight * metrics.val.get(c.name, math.nan) / (metrics.val["loss"] or math.nan)
+            parts = [_percent(share), _percent(metrics.train.get(SHARE + c.name, math.nan))]
+            table.add_row(c.name, f"{c.weight:g}", *self._row(c.name, metrics, parts))
             for part in (ATTRACTION, REPULSION):
-                if c.name + part in figures.val:
-                    table.add_row(f"  {part[1:]}", "", *self._row(c.name + part, figures, ["", ""]), style="dim")
+                if c.name + part in metrics.val:
+                    table.add_row(f"  {part[1:]}", "", *self._row(c.name + part, metrics, ["", ""]), style="dim")
             if several and not c.distance:
-                table.add_row("  attracts only", style="dim")
+                table.add_row("  no repulsion", style="dim")
             if c.metric is not None:
-                table.add_row(f"  {c.metric}", "", *self._row(c.name, figures, ["", ""], sign=-1), style="dim")
+                table.add_row(f"  {c.metric}", "", *self._row(c.name, metrics, ["", ""], sign=-1), style="dim")
         table.add_section()
-        table.add_row("total", "", *self._row("loss", figures, ["100%", "100%"]), style="bold")
+        table.add_row("total", "", *self._row("loss", metrics, ["100%", "100%"]), style="bold")
         return table
 
-    def _row(self, name: str, figures: EpochFigures, parts: list[str], sign: int = 1) -> list[str]:
+    def _row(self, name: str, metrics: EpochMetrics, parts: list[str], sign: int = 1) -> list[str]:
         train, val, *known = (
             f"{sign * values[name]:.4f}" if name in values else "–"
-            for values in (figures.train, figures.val, *self.known.values())
+            for values in (metrics.train, metrics.val, *self.measured.values())
         )
         return [train, val, *parts, *known]
 

@@ -1,21 +1,21 @@
-"""Means of the components over the items of all ranks."""
+"""Means of metrics over the items of all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from encore.training import distributed
+from encore.training.distributed import Ranks
 
-ITEMS = "/items"  # ends the name of the number of items that a sum is over
+ITEMS = "/items"  # ends the name under which the number of items of a sum is kept
 
 
-class Sums:
-    """Running sums over items, one per figure, each with the number of its items beside it: not all have the same."""
+class WeightedMean:
+    """Running sums over items and the numbers of items, by metric: not every metric has the same items."""
 
-    def __init__(self, sums: dict[str, float] | None = None):
+    def __init__(self, sums: Mapping[str, float] | None = None):
         self.sums = dict(sums or {})
 
     def add(self, values: Mapping[str, Tensor], total: Tensor) -> None:
@@ -31,13 +31,13 @@ class Sums:
         for key, number in ((name, value * items), (name + ITEMS, items)):
             self.sums[key] = self.sums.get(key, 0.0) + number
 
-    def over_ranks(self, device: torch.device) -> dict[str, float]:
-        """The sums of all ranks' sums, on every rank."""
-        names: Iterable[str] = sorted(set().union(*distributed.gather(list(self.sums))))
-        mine = torch.tensor([self.sums.get(name, 0.0) for name in names], dtype=torch.float64, device=device)
-        return dict(zip(names, distributed.total(mine).tolist(), strict=True))
+    def sum_over(self, ranks: Ranks) -> dict[str, float]:
+        """The sums over all ranks, on every rank."""
+        names = sorted(set().union(*ranks.gather(list(self.sums))))
+        own = torch.tensor([self.sums.get(name, 0.0) for name in names], dtype=torch.float64, device=ranks.device)
+        return dict(zip(names, ranks.sum(own).tolist(), strict=True))
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means per item."""
+    """Means per item, of what `WeightedMean` has summed up."""
     return {name: value / sums[name + ITEMS] for name, value in sums.items() if not name.endswith(ITEMS)}

@@ -1,4 +1,4 @@
-"""The optimiser, the course of its learning rate, and the averaged weights."""
+"""The optimiser, the learning-rate schedule, and the averaged weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW
 
 
 class Schedule:
-    """The learning rate of each step: `peak · warm-up · course`.
+    """The learning rate of each step: `peak · warm-up · factor`.
 
-    The warm-up rises linearly over `warmup_steps`. The course is 1 (constant), half a cosine from 1 to 0 over the
-    steps after the warm-up (cosine), or a factor halved whenever the validation loss has not fallen for 5 epochs
-    (plateau).
+    The warm-up rises linearly over `warmup_steps`. The factor is 1 (constant), half a cosine from 1 to 0 over the steps
+    after the warm-up (cosine), or halved whenever the validation loss has not fallen for 5 epochs (plateau).
     """
 
     def __init__(self, kind: str, peak: float, warmup_steps: int, total_steps: int):
@@ -33,15 +32,16 @@ class Schedule:
         self.factor, self.best, self.waited = 1.0, math.inf, 0
 
     def lr(self, step: int) -> float:
-        """Learning rate of the step after `step` finished ones."""
+        """The learning rate of the step that follows `step` finished ones."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        course = self.factor
+        factor = self.factor
         if self.kind == "cosine" and step >= self.warmup_steps:
             done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-            course = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.peak * warmup * course
+            factor = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.peak * warmup * factor
 
     def epoch_ended(self, loss: float) -> None:
+        """Tells the schedule an epoch's validation loss."""
         if self.kind != "plateau":
             return
         self.waited = 0 if loss < self.best else self.waited + 1
@@ -59,8 +59,8 @@ class Schedule:
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the weights.
 
-    The decay starts low and rises to `decay`: `min(decay, (1 + n) / (10 + n))` after n updates, so that short runs
-    aren't weighed down by their random start.
+    The decay rises to `decay`: it is `min(decay, (1 + n) / (10 + n))` after n updates, so that the random
+    initialisation does not dominate short runs.
     """
 
     @torch.no_grad()

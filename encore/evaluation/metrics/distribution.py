@@ -1,15 +1,14 @@
 """Distances between the distribution of continuations and that of real music, from samples of their features.
 
-Features are patches of clips, `[I, P, F]` (`encore.evaluation.metrics.embeddings`). Patches of one clip are not
-independent, nor are the continuation and the truth of one item: both follow the same context. So the unit is the item:
-pairs of patches of the same item are left out of every mean, and the bootstrap draws items. Between different items
-there must be no tie: the truths themselves in another order are no sample to compare with the truths, their figures
-come out below 0.
+Features are patches of the items' audio, `[I, P, F]` (`encore.evaluation.metrics.embeddings`). Patches of one item are
+not independent, nor are the continuation and the truth of one item: both follow the same context. So the unit is the
+item: pairs of patches of the same item are left out of every mean, and the bootstrap draws items. Different items must
+be independent: the truths in another order cannot be compared with the truths, their distance would be below 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import scipy.stats
@@ -18,12 +17,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encore.errors import EncoreError
+from encore.evaluation.metrics.registry import MetricSpec, short_name
 from encore.statistics import Interval, bootstrap
 
 KERNEL_SCALE = 100  # as in the kernel audio distance's own tool
-MOST_PATCHES = 4096  # whose distances give the kernel's bandwidth
-BLOCK = 2**23  # distances that are held at a time, 64 MB
+MOST_PATCHES = 4096  # from which the kernel's bandwidth is computed
+BLOCK = 2**23  # distances in memory at a time, 64 MB
 GROUPS = 20  # of items, for the jackknife
+PATCHES = "log_mel"  # the features of the patch distance
+
+
+def distribution_specs(spaces: Sequence[str]) -> list[MetricSpec]:
+    """The columns of the distances between distributions in these feature spaces."""
+    kernel = "Kernel audio distance (MMD, unbiased, × 100) to real music, {} features."
+    patches = "Energy distance between half-second log-mel patches and those of real music, nepers."
+    return [
+        *(
+            MetricSpec(f"kernel_distance_{n}", f"kernel, {short}", "Distribution", kernel.format(short), "zero")
+            for n, short in zip(spaces, map(short_name, spaces), strict=True)
+        ),
+        *(
+            MetricSpec(
+                f"frechet_{n}",
+                f"Fréchet, {short}",
+                "Distribution",
+                f"Fréchet distance to real music, {short} features.",
+                "zero",
+            )
+            for n, short in zip(spaces, map(short_name, spaces), strict=True)
+        ),
+        MetricSpec("patch_distance", "patch distance", "Distribution", patches, "zero"),
+    ]
+
+
+def distribution_distances(candidates: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> dict[str, Interval]:
+    """Every distance between the features of continuations and of the truths, `[I, P, F]` by feature space."""
+    values = {}
+    for space, features in candidates.items():
+        values[f"kernel_distance_{space}"] = kernel_distance(features, real[space])
+        values[f"frechet_{space}"] = frechet_distance(features, real[space])
+        if space == PATCHES:
+            values["patch_distance"] = energy_distance(features, real[space])
+    return values
 
 
 @torch.no_grad()
@@ -31,19 +66,20 @@ def kernel_distance(candidates: Tensor, real: Tensor, seed: int = 0) -> Interval
     """Kernel audio distance: `100 · (E k(x, x′) + E k(y, y′) − 2 E k(x, y))`, `k(a, b) = exp(−‖a − b‖² / 2 s²)`.
 
     The unbiased squared maximum mean discrepancy (Gretton et al. 2012) with KAD's kernel (Chung et al. 2025, "KAD: No
-    More FAD!"): s is the median distance of two patches of the real music. 0 in the mean where the distributions are
-    the same, so a figure may be negative; without a unit; at most 200. The means are over pairs of different items;
-    with one patch per item that is KAD, but for the pairs of an item's continuation with its own truth.
+    More FAD!"): s is the median distance of two patches of the real music. Its mean is 0
+    where the distributions are the same, so a value may be negative; without a unit; at most 200. The means are over
+    pairs of different items; with one patch per item that is KAD, except for the pairs of an item's continuation with
+    its own truth.
 
     Args:
         candidates: features of the continuations, `[I, P, F]`; several continuations of an item lie on P.
         real: features of the real music, `[I, Q, F]`, item for item.
 
     Returns:
-        The distance, with a bootstrap interval over items; near 0 it is wider than it need be.
+        The distance, with a bootstrap interval over items; near 0 the interval is wider than necessary.
 
     Raises:
-        ValueError: other shapes, or fewer than two items.
+        ValueError: the shapes do not match, or there are fewer than two items.
         EncoreError: the patches of the real music are all the same.
     """
     x, y = _prepared(candidates, real)
@@ -56,7 +92,7 @@ def energy_distance(candidates: Tensor, real: Tensor, seed: int = 0) -> Interval
     """Energy distance (Székely & Rizzo 2013) `2 E δ(x, y) − E δ(x, x′) − E δ(y, y′)`, `δ(a, b) = ‖a − b‖ / √F`.
 
     In the features' unit (nepers for log-mel patches, where this is the *patch distance*); unbiased, otherwise as
-    `kernel_distance`, without its choice of a scale. It is 2 E|X−Y| − …, without scipy's square root.
+    `kernel_distance`, without the choice of a scale. scipy's `energy_distance` is the square root of it.
     """
     x, y = _prepared(candidates, real)
     return _paired(x, y, lambda distances: distances / x.shape[2] ** 0.5, -1, seed)
@@ -74,12 +110,14 @@ def bandwidth(real: Tensor) -> float:
     patches, item = patches[::step], item[::step]
     median = float(torch.cdist(patches, patches)[item[:, None] < item].median())
     if not median > 0:
-        raise EncoreError(f"{len(patches)} patches of real music are all the same: is it silence? Give other music")
+        raise EncoreError(
+            f"{len(patches)} patches of real music are all the same: is it silence? Evaluate on other music"
+        )
     return median
 
 
 def _prepared(candidates: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64, with the real music's mean taken away: distances of what lies far off would lose digits."""
+    """Both in float64, less the mean of the real music: far from 0, distances would lose digits."""
     if candidates.dim() != 3 or real.dim() != 3 or candidates.shape[::2] != real.shape[::2] or len(real) < 2:
         raise ValueError(
             "features must be [I, P, F] and [I, Q, F] of the same items, at least two, "
@@ -89,24 +127,24 @@ def _prepared(candidates: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     return candidates.double() - mean, real.double() - mean
 
 
-def _clip_means(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor]) -> NDArray[np.float64]:
+def _item_means(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor]) -> NDArray[np.float64]:
     """Mean of `function(‖a − b‖)` over patches a of item i and b of item j; `[I, P, F]`, `[I, Q, F]` to `[I, I]`."""
     size = max(1, BLOCK // (x.shape[1] * y.shape[0] * y.shape[1]))
     rows = []
-    for clips in x.split(size):
-        distances = torch.cdist(clips.flatten(0, 1), y.flatten(0, 1))
-        rows.append(function(distances).reshape(len(clips), x.shape[1], len(y), y.shape[1]).mean((1, 3)))
+    for items in x.split(size):
+        distances = torch.cdist(items.flatten(0, 1), y.flatten(0, 1))
+        rows.append(function(distances).reshape(len(items), x.shape[1], len(y), y.shape[1]).mean((1, 3)))
     return torch.cat(rows).cpu().numpy()
 
 
 def _paired(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor], scale: float, seed: int) -> Interval:
     """`scale · mean_{i≠j} (xx + yy − xy − yx)` over items, an unbiased U-statistic of the pairs (x_i, y_i)."""
-    cross = _clip_means(x, y, function)
-    h = scale * (_clip_means(x, x, function) + _clip_means(y, y, function) - cross - cross.T)
+    cross = _item_means(x, y, function)
+    h = scale * (_item_means(x, x, function) + _item_means(y, y, function) - cross - cross.T)
     np.fill_diagonal(h, 0)
 
     def statistic(chosen: NDArray[np.int64]) -> float:
-        # An item that is drawn twice makes no pair with itself: that would be a distance of 0 that nobody measured.
+        # An item drawn twice makes no pair with itself, whose distance of 0 would be spurious.
         times = np.bincount(chosen, minlength=len(h)).astype(float)
         pairs = times.sum() ** 2 - (times**2).sum()
         return float(times @ h @ times / pairs) if pairs else float("nan")
@@ -116,14 +154,14 @@ def _paired(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor], scale: f
 
 @torch.no_grad()
 def frechet_distance(candidates: Tensor, real: Tensor) -> Interval:
-    """The Fréchet distance between the patches `[I, P, F]` and `[I, Q, F]`, less the bias of few samples.
+    """The Fréchet distance between the patches `[I, P, F]` and `[I, Q, F]`, corrected for the bias of few samples.
 
     `frechet` of all patches grows with `1 / I` where the distributions are the same. A jackknife that leaves out a
-    20th of the items at a time (Efron & Tibshirani 1993, chapter 11) takes that term away, so a figure may be negative,
-    and gives the interval (Student's t). What is left of the bias is small only where `frechet_warning` is silent.
+    20th of the items at a time (Efron & Tibshirani 1993, chapter 11) removes that term, so a value may be negative, and
+    gives the interval (Student's t). The remaining bias is small only where `frechet_warning` returns None.
 
     Raises:
-        ValueError: other shapes, or fewer than two items.
+        ValueError: the shapes do not match, or there are fewer than two items.
     """
     groups = min(GROUPS, len(real))
     parts = [[_moments(g.flatten(0, 1)) for g in s.tensor_split(groups)] for s in _prepared(candidates, real)]
@@ -139,7 +177,7 @@ def frechet_distance(candidates: Tensor, real: Tensor) -> Interval:
 
 
 def frechet_warning(candidates: Tensor, real: Tensor) -> str | None:
-    """What to say of a Fréchet distance of too few samples, fewer patches than ten times the features; else None."""
+    """A warning if there are fewer patches than ten times the features, else None."""
     samples, features = min(s.shape[0] * s.shape[1] for s in (candidates, real)), real.shape[2]
     if samples >= 10 * features:
         return None
@@ -150,14 +188,14 @@ def frechet_warning(candidates: Tensor, real: Tensor) -> str | None:
 
 
 def frechet(x: Tensor, y: Tensor) -> float:
-    """`‖μ_x − μ_y‖² + tr(C_x + C_y − 2 (C_x C_y)^½)` of two sets `[n, F]` and `[m, F]`, in the features' unit, squared.
+    """`‖μ_x − μ_y‖² + tr(C_x + C_y − 2 (C_x C_y)^½)` of two sets `[n, F]` and `[m, F]`, in the features' unit squared.
 
     The Fréchet distance between the Gaussians of the sets' means and (unbiased) covariances (Dowson & Landau 1982; for
-    audio Kilgour et al. 2019, FAD), in float64, by the eigenvalues of `C_y^½ C_x C_y^½`: covariances of few samples,
-    which are singular, need no regularisation.
+    audio Kilgour et al. 2019, FAD), in float64, from the eigenvalues of `C_y^½ C_x C_y^½`: singular covariances of
+    few samples need no regularisation.
 
     Raises:
-        ValueError: fewer than two samples, or sets of different features.
+        ValueError: fewer than two samples, or different numbers of features.
     """
     if min(len(x), len(y)) < 2 or x.shape[1:] != y.shape[1:]:
         raise ValueError(f"sets must be [n, F] and [m, F], n and m at least 2, got {list(x.shape)} and {list(y.shape)}")

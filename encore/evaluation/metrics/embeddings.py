@@ -1,4 +1,4 @@
-"""Features of audio in which continuations are compared: log-mel patches, codec latents, pretrained networks."""
+"""Feature spaces in which continuations are compared: log-mel patches, codec latents, pretrained networks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from encore.errors import EncoreError
 PATCH_SECONDS = 0.5
 BANDS = 40
 FRAMES = 16  # of a log-mel patch
-WINDOW_SECONDS = 0.085  # of the spectra's window: long enough for a bass, short enough for a drum
-FLOOR = 1e-10  # of a band's power, −100 dB: what is quieter is silence
+WINDOW_SECONDS = 0.085  # of the spectra: long enough for a bass, short enough for a drum
+FLOOR = 1e-10  # of a band's power, −100 dB: anything quieter counts as silence
 
-NETWORK_SECONDS = 1.0  # of the windows that the pretrained networks hear
-# File of the weights and where it is to be had.
+Embedding = Callable[[Tensor, int], Tensor]  # audio [B, C, S] and its sample rate in Hz to features [B, P, F]
+NETWORK_SECONDS = 1.0  # windows of the pretrained networks
+# File of the weights and where to get it.
 WEIGHTS = {
     "panns": ("Cnn14_mAP=0.431.pth", "https://zenodo.org/records/3987831"),
     "clap": ("music_audioset_epoch_15_esc_90.14.pt", "https://huggingface.co/lukewys/laion_clap"),
@@ -38,8 +39,8 @@ def log_mel_patches(audio: Tensor, sample_rate: int, hop_seconds: float = PATCH_
     """Audio `[B, C, S]` to log-mel patches of half a second, `[B, P, 40 · 16]`, in nepers.
 
     A patch has 16 frames of 40 bands: `½ ln max(mean power of the band's bins, 1e-10)`, mel bands from 0 Hz to half of
-    the sample rate (weights of sum 1), power the mean over the channels, Hann windows (scaled to a sum of 1) that lie
-    evenly within the patch, so that it knows nothing of its neighbours. What remains at the end is left out.
+    the sample rate (weights of sum 1), power averaged over the channels, Hann windows (scaled to a sum of 1) spread
+    evenly within the patch, so that it does not depend on its neighbours. An incomplete last patch is left out.
 
     Args:
         sample_rate: Hz.
@@ -65,10 +66,10 @@ def log_mel_patches(audio: Tensor, sample_rate: int, hop_seconds: float = PATCH_
 
 
 def pooled(patches: Tensor) -> Tensor:
-    """Mean and deviation of each band over its 16 frames, log-mel patches `[B, P, 40 · 16]` to `[B, P, 80]`, in nepers.
+    """Mean and deviation of each band over the 16 frames of log-mel patches `[B, P, 40 · 16]`: `[B, P, 80]`, in nepers.
 
-    For what has too few samples for 640 features (the Fréchet distance), or must not depend on where in a patch a note
-    begins (the search for copies).
+    For too few samples for 640 features (the Fréchet distance), or where the position of a note within the patch must
+    not matter (the search for copies).
     """
     bands = patches.unflatten(-1, (BANDS, FRAMES))
     return torch.cat([bands.mean(-1), bands.std(-1, correction=0)], -1)
@@ -77,22 +78,22 @@ def pooled(patches: Tensor) -> Tensor:
 def latent_deviation(latents: Tensor) -> Tensor:
     """Standard deviation of every latent channel over items and frames, `[B, D, T]` to `[D]`: the codec's units.
 
-    A channel that hardly moves counts as a thousandth of the mean deviation, so that it can be divided by.
+    A channel that hardly varies gets a thousandth of the mean deviation, so that dividing by it is safe.
 
     Raises:
         ValueError: all latents are the same.
     """
     deviation = latents.double().std((0, 2), correction=0)
     if not deviation.mean() > 0:
-        raise ValueError(f"latents {list(latents.shape)} don't vary: there is no unit to measure them in")
+        raise ValueError(f"latents {list(latents.shape)} do not vary, so they cannot be normalised")
     return deviation.clamp_min(1e-3 * deviation.mean()).to(latents.dtype)
 
 
 @torch.no_grad()
 def latent_distance(prediction: Tensor, target: Tensor, deviation: Tensor) -> Tensor:
-    """Distance in the codec's encoder, `mean_t ‖(P_t − T_t) / σ‖ / √D`, in deviations; `[R, D, T]` twice to `[R]`.
+    """Distance between latents, `mean_t ‖(P_t − T_t) / σ‖ / √D`, in deviations; `[R, D, T]` twice to `[R]`.
 
-    An un-squared norm, so that it serves as the `d` of an energy score.
+    The norm is not squared, so it can be the `d` of an energy score.
 
     Args:
         deviation: σ of each channel, `[D]` (`latent_deviation` of real music).
@@ -120,7 +121,7 @@ def latent_patches(latents: Tensor, frame_rate: float, deviation: Tensor, hop_se
     return torch.cat([patches.mean(-1), patches.std(-1, correction=0)], 1).transpose(1, 2)
 
 
-def load_embedding(name: str, weights: Path | None = None, device: str = "cpu") -> Callable[[Tensor, int], Tensor]:
+def load_embedding(name: str, weights: Path | None = None, device: str = "cpu") -> Embedding:
     """A pretrained network's embedding of audio, for `--embedding panns|clap`, by the network's usual package.
 
     `panns` is the audio tagger Cnn14 (Kong et al. 2020; panns-inference; 32 kHz, F = 2048), `clap` LAION's

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms: what the measures of `course`, `seam`, `musical` and `repetition` look at."""
+"""Log-mel spectrograms, on which the metrics of boundary, drift, rhythm and repetition are computed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
 BANDS = 40
-FLOOR_DB = -80.0  # of full scale: what is quieter counts as silence
+FLOOR_DB = -80.0  # of full scale: anything quieter counts as silence
 
 
 def window_length(sample_rate: int, seconds: float) -> int:
-    """The power of two that is nearest to `seconds`, in samples."""
+    """The power of two that is nearest to `seconds`: samples."""
     return 2 ** round(math.log2(seconds * sample_rate))
 
 
 def signal(audio: Tensor | ArrayLike) -> Tensor:
-    """The audio as float32 on the CPU, without what is not finite (which counts as 0)."""
+    """The audio as float32 on the CPU; values that are not finite become 0."""
     return torch.nan_to_num(torch.as_tensor(audio).detach().float().cpu(), nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -32,8 +32,8 @@ def decibels(power: Tensor) -> Tensor:
 def power_spectrogram(audio: Tensor, n_fft: int, hop: int) -> Tensor:
     """`|STFT|²`, the mean over the channels: `[..., C, N] -> [..., frames, n_fft // 2 + 1]`.
 
-    Frame k is `audio[k · hop : k · hop + n_fft]` under a Hann window, which is scaled so that a sine of amplitude 1
-    has a peak of 1. There are `1 + (N - n_fft) // hop` frames; N must be at least `n_fft`.
+    Frame k is `audio[k · hop : k · hop + n_fft]` under a Hann window that is scaled so that a sine of amplitude 1 has a
+    peak of 1. There are `1 + (N - n_fft) // hop` frames; N must be at least `n_fft`.
     """
     window = torch.hann_window(n_fft)
     flat = audio.reshape(-1, audio.shape[-1])

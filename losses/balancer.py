@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from losses.spectra import shared_spectra
+from losses.dsp.stft import shared_spectra
 
 REFERENCE_STEPS = 100  # steps after which a term's average becomes the size that `shrink` holds it to
 
@@ -53,7 +53,7 @@ class WeightedSum(nn.Module):
 
 
 @dataclass(frozen=True)
-class Combined:
+class BalancedGradient:
     """What several losses' values become at the signal that they look at.
 
     Attributes:
@@ -83,16 +83,16 @@ class WeightedGradient(nn.Module):
         super().__init__()
         self.weights = _checked(weights)
 
-    def forward(self, values: Mapping[str, Tensor], signal: Tensor, measure: bool = True) -> Combined:
+    def forward(self, values: Mapping[str, Tensor], signal: Tensor, measure: bool = True) -> BalancedGradient:
         """Combines `values`, one per item `[B]` each, at `signal [B, C, N]`, of which they were computed.
 
         With `measure` every term's gradient is taken by itself and its share is known; without, all in one pass.
         """
         if not measure:
             total = torch.stack([weight * values[name] for name, weight in self.weights.items()]).sum(0)
-            return Combined(gradients_at({"total": total}, signal)["total"] / len(signal), {})
+            return BalancedGradient(gradients_at({"total": total}, signal)["total"] / len(signal), {})
         gradients = gradients_at({name: values[name] for name in self.weights}, signal)
-        return Combined(_sum(gradients, self.weights, signal), _shares(_norms(gradients), self.weights))
+        return BalancedGradient(_sum(gradients, self.weights, signal), _shares(_norms(gradients), self.weights))
 
 
 class LossBalancer(nn.Module):
@@ -128,7 +128,7 @@ class LossBalancer(nn.Module):
         self.total_norm, self.beta, self.shrink = total_norm, beta, shrink
         self.averages = {name: Average() for name in self.weights}
 
-    def forward(self, values: Mapping[str, Tensor], signal: Tensor, measure: bool = True) -> Combined:
+    def forward(self, values: Mapping[str, Tensor], signal: Tensor, measure: bool = True) -> BalancedGradient:
         """Like `WeightedGradient`'s; the norms are needed in any case, so the shares are there even unasked."""
         gradients = gradients_at({name: values[name] for name in self.weights}, signal)
         local = _norms(gradients)
@@ -138,7 +138,7 @@ class LossBalancer(nn.Module):
             self.averages[name].add(norm, self.beta)
         sizes = {name: self.averages[name].size(self.shrink) for name in norms}
         scales = balance(self.weights, sizes, self.total_norm)
-        return Combined(_sum(gradients, scales, signal), _shares(local, scales), left_out)
+        return BalancedGradient(_sum(gradients, scales, signal), _shares(local, scales), left_out)
 
     @staticmethod
     def _over_ranks(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.compilation import constant
-from losses.filterbanks import mel_spectrogram
-from losses.spectra import POWER_FLOOR, Window, magnitude, window_values
+from losses.dsp.compilation import constant
+from losses.dsp.filterbanks import mel_spectrogram
+from losses.dsp.stft import POWER_FLOOR, Window, magnitude, window_values
 
 
 @constant
@@ -47,7 +47,7 @@ class STFT:
         n_fft: transform size, samples.
         hop_length: samples from frame to frame; default a quarter of the window.
         win_length: samples of the window; default `n_fft`.
-        window: by name, as in `losses.spectra.spectrum`.
+        window: by name, as in `losses.dsp.stft.spectrum`.
         power: 1 for magnitudes, 2 for powers.
         pad_mode: "reflect" or "constant" (zeros) beyond the ends.
 
@@ -131,7 +131,7 @@ class VQT:
         f_min: frequency of the lowest bin, Hz; default C1.
         n_bins: rising bins.
         bins_per_octave: bins of an octave.
-        window: by name, as in `losses.spectra.spectrum`.
+        window: by name, as in `losses.dsp.stft.spectrum`.
         power: 1 for magnitudes, 2 for powers.
         gamma: bandwidth in Hz added to each bin's `α f_k`, which shortens the low bins; 0 is constant Q.
 

@@ -134,7 +134,7 @@ class Panns(Network):
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
-        self.network: Any = _panns_models().Cnn14(self.rate, 1024, 320, 64, 50, 14000, 527)
+        self.network: Any = panns_models().Cnn14(self.rate, 1024, 320, 64, 50, 14000, 527)
         _load(self.network, "panns", weights, PANNS_URL, PANNS_FILE)
         self.freeze()
 
@@ -202,7 +202,7 @@ class OpenL3(Network):
         return (decibels - decibels.amax((1, 2), keepdim=True)).clamp_min(-80)
 
 
-def _panns_models() -> Any:
+def panns_models() -> Any:
     """panns-inference's models, without its `__init__`: that downloads class labels to the home directory with wget."""
     found = importlib.util.find_spec("panns_inference")
     if found is None:

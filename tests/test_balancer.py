@@ -12,13 +12,14 @@ from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
 
 import losses
-from losses.combining import REFERENCE_STEPS, balance
+from losses.balancer import REFERENCE_STEPS, balance
+from tests.signals import seeded
 
 LINEAR = {"small": 1e-3, "large": 50.0}  # gradients' norms per item
 
 
 def signal(items: int = 3, seed: int = 0) -> Tensor:
-    return torch.randn(items, 1, 400, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return torch.randn(items, 1, 400, generator=torch.Generator().manual_seed(seeded(seed))).requires_grad_()
 
 
 def direction(seed: int) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torchaudio.functional import resample
 
-from losses.base import Loss, check_same_shape, entry
-from losses.compilation import eager
-from losses.embedding_networks import NETWORKS, Network
+from losses.base import Loss, check_same_shape
+from losses.dsp.compilation import eager
+from losses.embedding.networks import NETWORKS, Network
+from losses.registry import register
 
 FLOOR_SHARE = 0.1  # of a layer's mean magnitude on white noise of RMS 0.1, -20 dBFS: the least a target counts as
 
@@ -63,8 +64,12 @@ def _activations(signal: Tensor, sample_rate: int, network: Network) -> list[Ten
     return network(resample(signal.contiguous().to(next(network.parameters()).dtype), sample_rate, rate))
 
 
+@register("embedding", group="perceptual")
 class EmbeddingLoss(Loss):
-    """Distance in the layers of a frozen network (perceptual or deep-feature loss); see `embedding`.
+    """Distance between the activations of a frozen network, by default the codec's encoder.
+
+    Formula: mean over layers of `mean(|A_p − A_t|) / mean(|A_t|)`, A the network's activations.
+    Use: what is called a perceptual or deep-feature loss.
 
     Args:
         sample_rate: Hz of the audio; it is resampled to the network's rate.
@@ -109,12 +114,3 @@ class EmbeddingLoss(Loss):
             partial(embedding, sample_rate=sample_rate, network=network, floors=floors, layers=layers), reduction
         )
         self.network = network
-
-
-ENTRIES = {
-    "embedding": entry(
-        "distance between the activations of a frozen network, by default the codec's encoder",
-        EmbeddingLoss,
-        True,
-    )
-}

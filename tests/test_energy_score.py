@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from encore.evaluation.metrics.energy_score import energy_score, skill
-from encore.statistics import bootstrap
+from encore.statistics import Interval, bootstrap, group_mean, group_sums
 
 
 def rms(prediction: Tensor, target: Tensor) -> Tensor:
@@ -56,10 +56,11 @@ def test_the_true_distribution_scores_best() -> None:
     """Proper: too timid, too bold, shifted and the mean of all futures are all worse, by more than chance."""
     truth, x = normal(1, 4000, 1, 4), normal(2, 4000, 4, 1, 4)
     best = energy_score(rms, x, truth).score.numpy()
+    items = [str(item) for item in range(4000)]
     others = {"timid": 0.5 * x, "bold": 1.6 * x, "shifted": x + 0.5, "mean": torch.zeros(4000, 1, 1, 4)}
     for name, candidates in others.items():
         worse = energy_score(rms, candidates.double(), truth).score.numpy()
-        interval = bootstrap(skill, worse, best, draws=200)
+        interval = skill(worse, best, items)
         assert interval.high is not None and interval.high < 0, name
 
 
@@ -80,9 +81,20 @@ def test_shapes_that_do_not_belong_together() -> None:
 
 
 def test_skill() -> None:
-    assert skill(np.array([0.25, 0.75]), np.array([1.5, 0.5])) == pytest.approx(0.5)
-    assert skill(np.array([2.0]), np.array([1.0])) == pytest.approx(-1)
-    assert np.isnan(skill(np.array([2.0]), np.array([0.0])))
+    assert skill([0.25, 0.75], [1.5, 0.5], ["a", "b"]).value == pytest.approx(0.5)
+    assert skill([2.0], [1.0], ["a"]).value == pytest.approx(-1)
+    assert np.isnan(skill([2.0], [0.0], ["a"]).value)
+
+
+def test_intervals_of_grouped_items_draw_groups() -> None:
+    values, groups = [1.0, 2.0, 6.0, 3.0], ["a", "b", "a", "b"]
+    assert group_sums(values, groups).tolist() == [7, 5]
+    mean = group_mean(values, groups)
+    # Two groups of two: every draw has the mean of one of them, or of both.
+    assert (mean.value, mean.low, mean.high) == pytest.approx((3, 2.5, 3.5))
+    found = skill(values, [2.0, 1.0, 2.0, 3.0], groups)
+    assert (found.value, found.low, found.high) == pytest.approx((1 - 12 / 8, 1 - 7 / 4, 1 - 5 / 4))
+    assert Interval(0.0, None, 1.0).map(lambda x: 2 * x + 1) == Interval(1.0, None, 3.0)
 
 
 def test_bootstrap_agrees_with_scipy() -> None:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from losses.adversarial import Adversary
-from losses.base import Entry, Loss
-from losses.discriminators import discriminator
-from losses.registry import REGISTRY
+from losses.adversarial import Adversary, discriminator, feature_matching, generator_loss
+from losses.base import Loss
+from losses.registry import REGISTRY, Entry, described
 
 LEVEL = 0.1  # root mean square of the synthesised signals, -20 dBFS
 NEEDS_ENCODEC = ("embedding", "gan", "feature_matching")
@@ -74,11 +73,11 @@ def synthesised(sample_rate: int, seconds: float) -> Material:
     return Material(pairs, sample_rate, 1)
 
 
-def patients() -> dict[str, Entry]:
+def all_entries() -> dict[str, Entry]:
     """The registered losses and the adversarial ones; what needs a network of the user's has a small random one."""
     adversarial = {
-        "gan": Entry("what the generator gains by deceiving the discriminator", _Adversarial, None),
-        "feature_matching": Entry("distance in the discriminator's layers", _FeatureMatching),
+        "gan": Entry(build=_Adversarial, minimum=None, group="adversarial", **described(generator_loss)),
+        "feature_matching": Entry(build=_FeatureMatching, group="adversarial", **described(feature_matching)),
     }
     entries = REGISTRY | adversarial
     if "embedding" in entries:

@@ -15,8 +15,8 @@ from encore.data.demo import compose, pluck
 from encore.errors import EncoreError
 from encore.evaluation.metrics.rhythm_harmony import (
     chroma,
-    chroma_following,
     chroma_similarity,
+    framewise_chroma_similarity,
     onset_rate,
     onset_strength,
     pulse,
@@ -107,12 +107,12 @@ def test_chroma_similarity_equals_scipys_correlation() -> None:
     assert chroma_similarity(first, second, RATE) == pytest.approx(expected, abs=1e-9)
 
 
-def test_chroma_following_hears_the_order() -> None:
+def test_framewise_chroma_similarity_depends_on_the_order() -> None:
     audio = torch.cat([notes([60, 64, 67], 0.25, 2), notes([62, 66, 69], 0.25, 2)], dim=1)
     turned = audio.roll(2 * RATE, -1)
-    assert chroma_following(audio, audio, RATE) == pytest.approx(1)
+    assert framewise_chroma_similarity(audio, audio, RATE) == pytest.approx(1)
     assert chroma_similarity(audio, turned, RATE) > 0.9
-    assert chroma_following(audio, turned, RATE) < 0.3
+    assert framewise_chroma_similarity(audio, turned, RATE) < 0.3
 
 
 def test_silence_has_values() -> None:
@@ -121,7 +121,7 @@ def test_silence_has_values() -> None:
     for still in (SILENCE, faint):
         assert onset_rate(still, RATE) == 0
         assert pulse_agreement(music, still, RATE) == pulse_agreement(still, still, RATE) == 0
-        assert chroma_similarity(music, still, RATE) == chroma_following(still, music, RATE) == 0
+        assert chroma_similarity(music, still, RATE) == framewise_chroma_similarity(still, music, RATE) == 0
 
 
 def test_too_short_audio_is_refused() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses.autograd import Angle, AngleDifference, LogRatio, Magnitude, Spectrum, SpectrumAndMagnitude
-from losses.compilation import constant, eager
+from losses.dsp.autograd import Angle, AngleDifference, LogRatio, Magnitude, Spectrum, SpectrumAndMagnitude
+from losses.dsp.compilation import constant, eager
 
 POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silence
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losses.compilation import constant
-from losses.filterbanks import mel_spectrogram
+from losses.dsp.compilation import constant
+from losses.dsp.filterbanks import mel_spectrogram
 
 
 def log_scale(spectrogram: Tensor, log_fac: float = 1.0, log_eps: float = 1e-7) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losses.compilation import constant, eager
+from losses.dsp.compilation import constant, eager
 
 FILTERS_AT_ONCE = 16
 MEL_BREAK, MEL_HZ, MEL_RATIO = 15.0, 200 / 3, 6.4 ** (1 / 27)  # Slaney: 66.7 Hz a mel below 1 kHz, then exponential

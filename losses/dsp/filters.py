@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d
 
-from losses.compilation import constant
+from losses.dsp.compilation import constant
 
 FILTER_TYPES = ("hp", "fd", "aw")
 # IEC 61672's A-weighting: corner frequencies in Hz (the first and the last twice), and what brings 1 kHz to 0 dB.

@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from losses.base import Entry
-from losses.combining import WeightedSum
-from losses.patients import NEEDS_ENCODEC, Material, noise
-from losses.registry import REGISTRY
+from losses.balancer import WeightedSum
+from losses.doctor.cases import NEEDS_ENCODEC, Material, noise
+from losses.registry import REGISTRY, Entry
 
 TOLERANCE = 1e-6  # of the minimum at identity
 REPEATS, PATIENCE = 5, 1.0  # a step is timed so many times, or until so many seconds are over

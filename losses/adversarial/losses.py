@@ -28,10 +28,13 @@ GAN_TYPES = tuple(_CRITERIA)
 
 
 def generator_loss(fake_logits: Sequence[Tensor], gan_type: str = "hinge") -> Tensor:
-    """What the generator minimises, `[B]`: mean over discriminators of each item's mean of `−D(x̂)` or `(D(x̂) − 1)²`.
+    """Adversarial loss of the generator: low where the discriminator takes its output for real.
 
-    "hinge" (Lim & Ye 2017; audiocraft) is minus the mean logit: it falls without end as the output is taken for real.
-    "lsgan" (Mao et al. 2017, without their factor ½, as HiFi-GAN) is at least 0: all logits are 1, a real signal's.
+    Formula: hinge: `−D(p)`; LSGAN: `(D(p) − 1)²`; mean over discriminators and logits.
+    Use: realism where averages sound dull; hinge has no lower bound.
+
+    One value per item, `[B]`. "hinge" (Lim & Ye 2017; audiocraft) is minus the mean logit. "lsgan" (Mao et al. 2017,
+    without their factor ½, as HiFi-GAN) is at least 0, where all logits are 1, those of a real signal.
 
     Raises:
         ValueError: an unknown `gan_type`.
@@ -57,11 +60,14 @@ def discriminator_loss(real_logits: Sequence[Tensor], fake_logits: Sequence[Tens
 def feature_matching(
     fake_features: Sequence[Sequence[Tensor]], real_features: Sequence[Sequence[Tensor]], relative: bool = False
 ) -> Tensor:
-    """L1 distance of the discriminators' features, `[B]`: `mean_k mean_l mean(|D_kl(x̂) − D_kl(x)|)`, 0 at identity.
+    """L1 distance of the discriminator's features.
 
-    The innermost mean is over one item's features of layer l of discriminator k (Larsen et al. 2016; HiFi-GAN).
-    With `relative` it is divided by `mean(|D_kl(x)|)` of the same item, at least 1e-4, as in EnCodec's paper
-    (Défossez et al. 2022), so that layers of any magnitude weigh the same. audiocraft's code doesn't divide.
+    Formula: mean over discriminators k and layers l of `mean(|D_kl(p) − D_kl(t)|)`.
+    Use: always beside `gan`, as it ties the output to the target.
+
+    One value per item, `[B]`; the innermost mean is over one item's features of a layer (Larsen et al. 2016; HiFi-GAN).
+    With `relative` it is divided by `mean(|D_kl(t)|)` of the same item, at least 1e-4, as in EnCodec's paper
+    (Défossez et al. 2022), so that layers of any magnitude weigh the same. audiocraft's code does not divide.
 
     Raises:
         ValueError: lists or tensors that differ in length or shape.

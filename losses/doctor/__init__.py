@@ -1,0 +1,1 @@
+"""The loss doctor behind `python -m losses`: examines losses and reports what is wrong with them."""
