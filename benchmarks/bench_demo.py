@@ -1,7 +1,7 @@
 """What the demonstration needs: time, memory and disk, and the picture of README.md.
 
-`python -m benchmarks.bench_demo` runs `./run_train.sh` in a clone of this repository that uses its `.venv`, and prints the
-figures of README.md; `--picture docs/continuation.png` also writes the spectrograms of its first candidate and the truth.
+`python -m benchmarks.bench_demo` runs `./run_train.sh` in a clone of this repository that uses its `.venv`, and prints
+the figures of README.md; `--picture docs/continuation.png` also draws its first candidate and the truth.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -33,7 +34,7 @@ def parse(*flags: str) -> TrainConfig:
 def test_a_file_sets_flags_and_the_command_line_overrides_it(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("lr: 1e-3\nunity_test: true\nbf16: false\nloss_weight_mel: 2\nresume: null\ndataset_folder: a b\n")
-    expected = {"lr": 1e-3, "bf16": False, "loss_weight_mel": 2.0, "dataset_folder": Path("a b")}
+    expected: dict[str, Any] = {"lr": 1e-3, "bf16": False, "loss_weight_mel": 2.0, "dataset_folder": Path("a b")}
     assert parse("--config", str(path)) == TrainConfig.from_flags(**expected, unity_test=True)
     flags = ("--unity_test", "false", "--lr", "0.5")
     overridden = TrainConfig.from_flags(**{**expected, "lr": 0.5})
@@ -106,7 +107,7 @@ def test_a_registry_names_its_choices_and_refuses_a_name_twice() -> None:
 def test_a_plugin_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     for plugin, reason in (("broken.py", "ZeroDivisionError"), ("none.py", "No such file"), ("no_module", "no_module")):
-        command = [sys.executable, ROOT / "train_ddp.py", "--plugins", plugin]
+        command = [sys.executable, str(ROOT / "train_ddp.py"), "--plugins", plugin]
         result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
