@@ -127,9 +127,9 @@ def sample(
     }
     if generator.generation.generative:
         facts |= {"Seeds": ", ".join(map(str, seeds)), "Temperature": f"{temperature:g}"}
-    exhibits = describe(made, signals, codec.sample_rate)
+    samples = describe(made, signals, codec.sample_rate)
     heard = [] if candidates == 1 else describe_candidates(made, seeds, codec.sample_rate)
-    write_page(output / "index.html", f"{input.stem}, continued", facts, exhibits, codec.sample_rate, table, heard)
+    write_page(output / "index.html", f"{input.stem}, continued", facts, samples, codec.sample_rate, table, heard)
     if table is not None:
         print_table(console, table)
     console.print(f"listen: {output / 'index.html'}", soft_wrap=True, markup=False)

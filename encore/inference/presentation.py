@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from torch import Tensor
 
 from encore.inference.streaming import CONTINUATION, Recording, wav_name
-from encore.reporting.html import Exhibit, Table
+from encore.reporting.html import AudioSample, Table
 
 BEFORE_SECONDS = 2.0  # of the song in front of each candidate on the page
 CODEC = "Truth through the codec"
@@ -29,7 +29,7 @@ def extent(made: Recording, sample_rate: int) -> str:
     return f" These are the first {shown / sample_rate:.0f} s of {made.samples / sample_rate:.0f} s."
 
 
-def describe(made: Recording, signals: Mapping[str, Tensor], sample_rate: int) -> list[Exhibit]:
+def describe(made: Recording, signals: Mapping[str, Tensor], sample_rate: int) -> list[AudioSample]:
     """The sounds of the page, in order, each with what it is; without candidates, which have a place of their own."""
     seam = made.beginning.context.shape[-1] / sample_rate
     notes = {
@@ -38,24 +38,24 @@ def describe(made: Recording, signals: Mapping[str, Tensor], sample_rate: int) -
         "Truth": "How the music really goes on.",
         CODEC: "The truth, encoded and decoded: as good as the codec lets a continuation sound.",
     }
-    exhibits = [Exhibit(title, notes[title], audio) for title, audio in signals.items() if title in notes]
+    samples = [AudioSample(title, notes[title], audio) for title, audio in signals.items() if title in notes]
     if "Continuation" in signals:
         note = f"The continuation begins at {seam:.2f} s."
-        exhibits.insert(0, Exhibit("The song, then its continuation", note, made.beginning.full[0]))
-    return exhibits
+        samples.insert(0, AudioSample("The song, then its continuation", note, made.beginning.full[0]))
+    return samples
 
 
-def describe_candidates(made: Recording, seeds: Sequence[int], sample_rate: int) -> list[Exhibit]:
+def describe_candidates(made: Recording, seeds: Sequence[int], sample_rate: int) -> list[AudioSample]:
     """The candidates, each with the last seconds of the song in front."""
     context, full = made.beginning.context.shape[-1], made.beginning.full
     before = min(context, round(BEFORE_SECONDS * sample_rate))
-    exhibits = []
+    samples = []
     for number, (title, seed) in enumerate(zip(titles(len(seeds)), seeds, strict=True)):
         note = (
             f"Seed {seed}, {wav_name(CONTINUATION, number)}; it begins at {before / sample_rate:.2f} s, after the song."
         )
-        exhibits.append(Exhibit(title, note + extent(made, sample_rate), full[number, :, context - before :]))
-    return exhibits
+        samples.append(AudioSample(title, note + extent(made, sample_rate), full[number, :, context - before :]))
+    return samples
 
 
 def print_table(console: Console, table: Table) -> None:
