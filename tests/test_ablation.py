@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from encore.ablation.comparison import Heard, compare, print_comparison, write_comparison
+from encore.ablation.comparison import compare, print_comparison
 from encore.ablation.grid import Grid, configurations, differences, read_grid
-from encore.ablation.runner import duration, last_words, open_runs
+from encore.ablation.report import write_page
+from encore.ablation.runner import duration, last_error, open_runs
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.evaluation.results import format_value
-from encore.reporting.html import Exhibit
+from encore.evaluation.metrics.registry import MetricSpec
+from encore.evaluation.results import Results, format_value
+from encore.reporting.html import AudioSample, SampleGroup
+from encore.statistics import Interval
 from encore.tracking import NestedRuns
 from tests.conftest import ENVIRONMENT, ROOT, SAMPLE_RATE
 from tests.test_page import NASTY, Page
@@ -75,16 +79,16 @@ def test_all_that_is_wrong_with_a_grid_is_said_at_once(tmp_path: Path) -> None:
     )
     assert problems_of(read_grid, path) == [
         f"{path}: common: loss_weight_mell: there is no such flag; did you mean loss_weight_mel?",
-        f"{path}: common: resume: is set for every run by ablate.py; leave it out",
+        f"{path}: common: resume: is set by ablate.py for every run; leave it out",
         f"{path}: common: epochs: 1.5 is not a whole number",
-        f"{path}: runs: a/b: is the name of a folder; letters, digits, - and _ will do",
+        f"{path}: runs: a/b: names a folder, so use letters, digits, - and _ only",
         f"{path}: runs: a/b: lr: 'fast' is not a number",
         f"{path}: runs: one: codec: must be the same for all runs; put it under common:",
         f"{path}: runs: one: compile: 1 is not true or false",
-        f"{path}: runs: one: mlflow_uri: is set for every run by ablate.py; leave it out",
+        f"{path}: runs: one: mlflow_uri: is set by ablate.py for every run; leave it out",
         f"{path}: runs: one: batch_size: True is not a whole number",
         f"{path}: runs: two: must hold flags, not 3",
-        f"{path}: runs: two have the same name, capitals aside; give each its own",
+        f"{path}: runs: two names differ in upper and lower case at most; give each run its own",
     ]
 
 
@@ -118,7 +122,7 @@ def test_what_every_run_has_wrong_is_said_once(tmp_path: Path) -> None:
         "g.yaml: --dataset_folder: missing",
         "g.yaml: runs: a: --lr 0: must be above 0",
     ]
-    assert "holds none" in problems_of(configurations, Grid("g.yaml", {}, {}), tmp_path, {})[0]
+    assert "runs: is empty" in problems_of(configurations, Grid("g.yaml", {}, {}), tmp_path, {})[0]
 
 
 def test_the_shipped_grid_is_one_and_compares_objectives_of_the_same_weights(tmp_path: Path, tiny_pairs: Path) -> None:
@@ -142,7 +146,7 @@ def test_runs_begun_with_other_settings_are_refused_with_what_differs(tmp_path: 
 
     other = Grid("g", {"codec": "starter"}, {"a": {"lr": 1e-2, "patience": 3}, "b": {"lr": 1e-3}, "new": {}})
     (line,) = problems_of(open_runs, configurations(other, tmp_path, {"dataset_folder": tiny_pairs}))
-    assert line.startswith("a: was begun with other settings: --lr 0.001 is now 0.01, --patience not given is now 3;")
+    assert line.startswith("a: was started with other settings: --lr 0.001 is now 0.01, --patience not given is now 3;")
     assert str(tmp_path / "a") in line
 
 
@@ -163,7 +167,7 @@ def test_a_signal_stops_all_children_and_no_further_one_begins(tmp_path: Path) -
     program = f"""
 import sys, threading
 from pathlib import Path
-from encore.ablation.runner import Children
+from encore.ablation.runner import ChildProcesses
 folder = Path({str(tmp_path)!r})
 child = (
     "import signal, sys\\n"
@@ -171,7 +175,7 @@ child = (
     "print('up', flush=True)\\n"
     "signal.pause()\\n"
 )
-children, found = Children(), []
+children, found = ChildProcesses(), []
 def work(name):
     found.append(children.run([sys.executable, "-c", child], folder / name, {{}}))
 with children:
@@ -198,28 +202,28 @@ def test_a_store_that_is_away_is_said() -> None:
 
 def test_a_reason_is_the_last_error_or_the_last_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    for text, reason in [("", "it said nothing"), ("a\nb\n\n", "b"), ("error: x\nerror: y\nafter", "y")]:
+    for text, reason in [("", "no output"), ("a\nb\n\n", "b"), ("error: x\nerror: y\nafter", "y")]:
         log.write_text(text)
-        assert last_words(log) == reason
+        assert last_error(log) == reason
     assert [duration(seconds) for seconds in (0.4, 61, 3600 + 125)] == ["0:00", "1:01", "1:02:05"]
 
 
-MEASURES = {
-    "score": {"group": "First", "note": "low", "goal": "low"},
-    "tempo": {"group": "Second", "note": NASTY, "goal": None},
-    "gain": {"group": "First", "note": "high", "goal": "high"},
-    "level_db": {"group": "Second", "note": "zero", "goal": "zero"},
-}
+SPECS = [
+    MetricSpec("score", "score", "First", "low", "low"),
+    MetricSpec("tempo", "tempo", "Second", NASTY, None),
+    MetricSpec("gain", "gain", "First", "high", "high"),
+    MetricSpec("level_db", "level_db", "Second", "zero", "zero"),
+]
 
 
-def evaluation(score: float, gain: float | None, level: float) -> dict[str, Any]:
-    def figure(value: float | None) -> dict[str, float | None]:
-        return {"value": value, "low": None, "high": None}
+def evaluation(score: float, gain: float | None, level: float) -> Results:
+    def value(number: float | None) -> Interval:
+        return Interval(math.nan if number is None else number, None, None)
 
-    model = {"score": {"value": score, "low": score - 1, "high": score + 1}, "gain": figure(gain)}
-    model |= {"level_db": figure(level), "tempo": figure(120.0)}
-    baseline = {"score": figure(0.5), "level_db": figure(0.0)}
-    return {"warnings": ["few pairs"], "measures": MEASURES, "systems": {"model": model, "replay": baseline}}
+    model = {"score": Interval(score, score - 1, score + 1), "gain": value(gain)}
+    model |= {"level_db": value(level), "tempo": value(120.0)}
+    baseline = {"score": value(0.5), "level_db": value(0.0)}
+    return Results({}, 1, 2, 3.0, SPECS, {"model": model, "replay": baseline}, warnings=["few pairs"])
 
 
 @pytest.fixture
@@ -231,11 +235,11 @@ def comparison() -> Any:
 
 
 def test_the_best_are_those_of_the_runs_by_each_measure(comparison: Any) -> None:
-    assert [(m.name, m.group) for m in comparison.measures] == [
+    assert [(m.name, m.group) for m in comparison.metrics] == [
         *(("score", "First"), ("gain", "First"), ("tempo", "Second"), ("level_db", "Second")),
         ("training_seconds", "Training"),
     ]
-    best = {measure.name: comparison.best(measure) for measure in comparison.measures}
+    best = {measure.name: comparison.best(measure) for measure in comparison.metrics}
     # The replay scores better, but is no run.
     assert best == {
         "score": {"quiet"},
@@ -245,7 +249,7 @@ def test_the_best_are_those_of_the_runs_by_each_measure(comparison: Any) -> None
         "training_seconds": set(),
     }
     alone = compare({"only": evaluation(1.0, 1.0, 0.0)}, {"only": 1.0}, {})
-    assert not any(alone.best(measure) for measure in alone.measures)
+    assert not any(alone.best(measure) for measure in alone.metrics)
 
 
 @pytest.mark.parametrize("width", [44, 120])
@@ -264,16 +268,16 @@ def test_the_terminals_table_has_every_figure_at_any_width(comparison: Any, widt
 def test_the_page_has_the_sounds_of_each_pair_and_one_table(comparison: Any, tmp_path: Path) -> None:
     tone = torch.sin(torch.arange(SAMPLE_RATE / 4) * 0.1)[None] * 0.5
     heard = [
-        Heard(title, [Exhibit(name, NASTY, tone) for name in ("Input and truth", "quiet", "loud")])
+        SampleGroup(title, [AudioSample(name, NASTY, tone) for name in ("Input and truth", "quiet", "loud")])
         for title in (NASTY, "pair_0001")
     ]
     path = tmp_path / "index.html"
-    write_comparison(comparison, heard, SAMPLE_RATE, {"quiet": NASTY}, {"Data": NASTY}, path)
+    write_page(comparison, heard, SAMPLE_RATE, {"quiet": NASTY}, {"Data": NASTY}, path)
     page = Page(path)
     assert len(page.audio) == len(page.images) == 6 and not page.elsewhere
     rows = {row[0]: row[1:] for row in page.rows}
     assert list(rows) == [
-        *("Measure", "First", "score", "gain", "Second", "tempo", "level_db", "Training", "training_seconds")
+        *("Metric", "First", "score", "gain", "Second", "tempo", "level_db", "Training", "training_seconds")
     ]
     assert rows["score"] == ["★ 2.00", "–", "3.00", "4.00", "0.500"] and "★ 2.001.00 … 3.00" in page.text
     assert f"broken: training ended: [b]{NASTY}[/b]" in page.text
@@ -283,6 +287,6 @@ def test_the_page_has_the_sounds_of_each_pair_and_one_table(comparison: Any, tmp
 
 def test_a_comparison_of_which_every_run_failed_still_has_a_page(tmp_path: Path) -> None:
     nothing = compare({}, {"a": 0.0}, {"a": "it broke"})
-    write_comparison(nothing, [], 1, {"a": "x"}, {}, tmp_path / "index.html")
+    write_page(nothing, [], 1, {"a": "x"}, {}, tmp_path / "index.html")
     assert "it broke" in Page(tmp_path / "index.html").text
     print_comparison(nothing, Console(file=io.StringIO()))

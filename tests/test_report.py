@@ -14,9 +14,9 @@ from rich.console import Console
 
 from encore.evaluation.catalog import catalogue
 from encore.evaluation.metrics import MetricSpec
-from encore.evaluation.report import SampleGroup, write_report
+from encore.evaluation.report import write_report
 from encore.evaluation.results import Results, format_value, print_tables, write_json
-from encore.reporting.html import Exhibit
+from encore.reporting.html import AudioSample, SampleGroup
 from encore.statistics import Interval
 from tests.test_page import NASTY, RATE, Page
 
@@ -98,7 +98,7 @@ def test_tables_have_continuers_as_rows_and_fit(results: Results) -> None:
 
 
 def test_the_page_shows_it_all_and_needs_no_network(results: Results, tmp_path: Path) -> None:
-    samples = [Exhibit(name, "", 0.1 * torch.randn(1, RATE)) for name in ("truth", NASTY)]
+    samples = [AudioSample(name, "", 0.1 * torch.randn(1, RATE)) for name in ("truth", NASTY)]
     write_report(results, [SampleGroup(f"pair {NASTY}", samples)], RATE, tmp_path / "index.html")
     page = Page(tmp_path / "index.html")
     assert page.elsewhere == [] and "://" not in (tmp_path / "index.html").read_text()

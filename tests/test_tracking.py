@@ -16,8 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from encore.config.schema import TrackingConfig
-from encore.registry import load_plugins
-from encore.tracking import TRACKERS, MlflowTracker
+from encore.tracking import MlflowTracker
 from tests.conftest import ENVIRONMENT, ROOT, Door
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on this port
@@ -140,15 +139,24 @@ def test_a_resumed_run_continues_and_tags_changed_parameters(tmp_path: Path, sto
     assert run.data.tags["resumed_epochs"] == "6" and "resumed_lr" not in run.data.tags
 
 
-def test_the_tracker_of_the_documentation_writes_metrics(tmp_path: Path) -> None:
+def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
+    tmp_path: Path, door: Door, train_flags: list[object]
+) -> None:
     section = (ROOT / "docs" / "extending.md").read_text().partition("\n## A tracker\n")[2].partition("\n## ")[0]
     code = section.partition("```python\n")[2].partition("```")[0]
     assert 0 < len(code.strip().splitlines()) <= 15
     (tmp_path / "my_tracker.py").write_text(code)
-    load_plugins([str(tmp_path / "my_tracker.py")])
-    tracker = TRACKERS.find("json_lines")(settings(NOWHERE, "x"), None, tmp_path, print)
-    tracker.params({"lr": 0.1})
-    tracker.metrics({"val_loss": 2.0}, step=1)
-    tracker.flush()
-    tracker.close("FINISHED")
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "val_loss": 2.0}
+    flags = (*train_flags, "--epochs", 2, "--mlflow_uri", "sqlite:///unused.db", "--plugins", "my_tracker.py")
+    result = door("train_ddp.py", *flags, "--tracker", "json_lines", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    log = (tmp_path / "checkpoints" / "train.log").read_text()
+    assert losses.keys() == {1, 2}
+    assert [f"{losses[epoch]:.4f}" for epoch in (1, 2)] == [
+        line.split()[2] for line in log.splitlines() if line.startswith("  Val Loss:")
+    ]
+    assert not (tmp_path / "unused.db").exists()
+
+    unknown = door("train_ddp.py", *flags[:-2], "--tracker", "json_lines", cwd=tmp_path)
+    assert unknown.returncode == 2 and "--tracker json_lines" in unknown.stderr

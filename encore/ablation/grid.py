@@ -1,4 +1,4 @@
-"""The grid of an ablation: a YAML file of runs, as configurations, and all that is wrong with it at once."""
+"""The grid of an ablation: a YAML file with the flags of each run, read and checked as configurations."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ from typing import Any
 from encore.config.checks import validate
 from encore.config.files import read_yaml, typed_flags
 from encore.config.knobs import to_flags
-from encore.config.schema import TrainConfig
+from encore.config.schema import TrainConfig, listed
 from encore.errors import EncoreError
+from encore.registry import load_plugins
 
-OWN = ("checkpoint_dir", "resume", "run_name", "experiment", "mlflow_uri")  # flags that the ablation sets for each run
-# What all runs are compared on is one.
-SHARED = ("dataset_folder", "codec", "codec_repository", "encodec_bandwidth", "unity_test", "shuffle_targets")
-NAMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a run's name is a folder's
+RESERVED = ("checkpoint_dir", "resume", "run_name", "experiment", "mlflow_uri")  # flags that the ablation sets itself
+# Flags that must be the same for all runs: what they are evaluated on, and the modules to import.
+SHARED = (
+    *("dataset_folder", "dataset_format", "codec", "codec_repository", "encodec_bandwidth"),
+    *("unity_test", "shuffle_targets", "plugins"),
+)
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # also the name of the run's folder
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Flags of train_ddp.py, by name without the dashes: those of all runs, and by a run's name those of its own."""
+    """Flags of train_ddp.py, by name without the dashes.
+
+    Attributes:
+        source: the file, for error messages.
+        common: flags of all runs.
+        runs: further flags of each run, by its name.
+    """
 
     source: str
     common: Mapping[str, Any]
@@ -30,10 +40,11 @@ class Grid:
 
 
 def read_grid(path: Path) -> Grid:
-    """Reads `common:` and `runs:`; either may be missing.
+    """Reads `common:` and `runs:`; either may be missing. Plugins that are named under `common:` are imported.
 
     Raises:
-        EncoreError: no such file, no YAML, or all that is wrong with its keys and values, a line each.
+        EncoreError: the file cannot be read or is not YAML, a plugin cannot be imported, or everything that is wrong
+            with its keys and values, a line each.
     """
     content = read_yaml(path, "--grid", "; ablation.yaml is an example")
     if not isinstance(content, dict) or not content or content.keys() - {"common", "runs"}:
@@ -41,6 +52,7 @@ def read_grid(path: Path) -> Grid:
     common, runs = content.get("common") or {}, content.get("runs") or {}
     if not isinstance(common, dict) or not isinstance(runs, dict):
         raise EncoreError(f"--grid {path}: common: must hold flags, and runs: names, each with flags of its own")
+    load_plugins(listed(str(common.get("plugins") or "")))
     problems: list[str] = []
     grid = Grid(
         str(path),
@@ -48,25 +60,25 @@ def read_grid(path: Path) -> Grid:
         {str(name): _run(str(name), flags, path, problems) for name, flags in runs.items()},
     )
     lowered = [name.lower() for name in grid.runs]
-    if len(set(lowered)) < len(runs):  # 1 and "1"; on some disks a and A too are one folder
-        problems.append(f"{path}: runs: two have the same name, capitals aside; give each its own")
+    if len(set(lowered)) < len(runs):  # 1 and "1"; some file systems have one folder for a and A
+        problems.append(f"{path}: runs: two names differ in upper and lower case at most; give each run its own")
     if problems:
         raise EncoreError("\n".join(problems))
     return grid
 
 
 def configurations(grid: Grid, output: Path, given: Mapping[str, Any]) -> dict[str, TrainConfig]:
-    """The configuration of every run of the grid, checked; its checkpoints go to `output/<run>/checkpoints`.
+    """The checked configuration of every run of the grid; its checkpoints go to `output/<run>/checkpoints`.
 
     Args:
-        given: settings of all runs that win over the grid's.
+        given: flags that override the grid's, for all runs.
 
     Raises:
-        EncoreError: no runs, or all problems of all of them, a line each, with file and run; what is wrong with every
-            run is said once.
+        EncoreError: there are no runs, or all problems of all of them, a line each, with file and run; a problem that
+            every run has is reported once.
     """
     if not grid.runs:
-        raise EncoreError(f"{grid.source}: runs: holds none; give each a name and its flags")
+        raise EncoreError(f"{grid.source}: runs: is empty; give each run a name and its flags")
     configs, problems = {}, {}
     for name, flags in grid.runs.items():
         own = {"checkpoint_dir": output / name / "checkpoints", "resume": "auto", "run_name": name}
@@ -87,10 +99,10 @@ def configurations(grid: Grid, output: Path, given: Mapping[str, Any]) -> dict[s
 
 
 def common_configuration(grid: Grid, output: Path, given: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of the common flags alone, checked, for who makes runs of it.
+    """The checked configuration of the common flags, from which `--each_loss` derives its runs.
 
     Raises:
-        EncoreError: all that is wrong with it, a line each, with the file.
+        EncoreError: everything that is wrong with it, a line each, with the file.
     """
     config = TrainConfig.from_flags({**grid.common, **given, "checkpoint_dir": output}).resolved()
     try:
@@ -101,19 +113,19 @@ def common_configuration(grid: Grid, output: Path, given: Mapping[str, Any]) -> 
 
 
 def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
-    """What two configurations differ in, apart from what the ablation sets: `--lr 0.0001 is now 0.001`."""
+    """Flags in which two configurations differ, except those that the ablation sets: `--lr 0.0001 is now 0.001`."""
     return [
         f"--{name} {_shown(value)} is now {_shown(to_flags(after)[name])}"
         for name, value in to_flags(before).items()
-        if name not in OWN and _comparable(value) != _comparable(to_flags(after)[name])
+        if name not in RESERVED and _comparable(value) != _comparable(to_flags(after)[name])
     ]
 
 
 def _run(name: str, flags: Any, path: Path, problems: list[str]) -> dict[str, Any]:
     where = f"{path}: runs: {name}"
-    if not NAMED.fullmatch(name):
-        problems.append(f"{where}: is the name of a folder; letters, digits, - and _ will do")
-    if flags is None:  # `name:` with nothing in it is the common settings
+    if not RUN_NAME.fullmatch(name):
+        problems.append(f"{where}: names a folder, so use letters, digits, - and _ only")
+    if flags is None:  # `name:` alone: the common settings
         return {}
     if not isinstance(flags, dict):
         problems.append(f"{where}: must hold flags, not {flags!r}")
@@ -122,11 +134,11 @@ def _run(name: str, flags: Any, path: Path, problems: list[str]) -> dict[str, An
 
 
 def _flags(flags: Mapping[Any, Any], where: str, shared: tuple[str, ...], problems: list[str]) -> dict[str, Any]:
-    """The values in the types that the configuration has for them."""
+    """The flags with values of the right types; what is wrong is added to `problems`."""
 
     def refuse(name: str) -> str | None:
-        if name in OWN:
-            return "is set for every run by ablate.py; leave it out"
+        if name in RESERVED:
+            return "is set by ablate.py for every run; leave it out"
         return "must be the same for all runs; put it under common:" if name in shared else None
 
     return typed_flags(flags, TrainConfig, where, problems, refuse)

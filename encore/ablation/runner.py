@@ -1,4 +1,4 @@
-"""The runs of an ablation: trained and evaluated as processes of their own, kept in folders, gone on with."""
+"""The runs of an ablation: trained and evaluated as processes of their own, with a state on disk to resume from."""
 
 from __future__ import annotations
 
@@ -20,38 +20,39 @@ from encore.ablation.grid import differences
 from encore.config import cli
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError, make_folder
+from encore.evaluation.results import Results
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-REASON_LENGTH = 200
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REASON_LENGTH = 200  # characters
 TRAIN, EVALUATE = "encore.commands.train", "encore.commands.evaluate"
 
 
 @dataclass
-class State:
-    """How far a run is; `run.json` in its folder."""
+class RunState:
+    """What has been done of a run; `run.json` in its folder."""
 
     run_id: str | None = None  # of MLflow
-    seconds: float = 0.0  # of training, by the clock, over all attempts
+    seconds: float = 0.0  # wall-clock time of training, over all attempts
     trained: bool = False
     evaluated_with: list[str] | None = None  # flags of the evaluation that is in the report
 
 
 @dataclass
-class Run:
+class AblationRun:
     """One run of an ablation.
 
     Attributes:
         name: in tables, and of its folder and MLflow run.
         folder: holds `checkpoints/`, `report/`, `training.log`, `evaluation.log` and `run.json`.
-        config: its settings.
-        state: how far it is.
+        config: its configuration.
+        state: what has been done of it.
         failure: why it could not be trained or evaluated, in a line.
     """
 
     name: str
     folder: Path
     config: TrainConfig
-    state: State
+    state: RunState
     failure: str | None = None
 
     @property
@@ -62,71 +63,76 @@ class Run:
     def evaluation_file(self) -> Path:
         return self.folder / "report" / "evaluation.json"
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Writes the state: to a temporary name, then renamed."""
         temporary = self.folder / "run.tmp"
         temporary.write_text(json.dumps(asdict(self.state), indent=2) + "\n")
         temporary.replace(self.folder / "run.json")
 
-    def evaluation(self) -> dict[str, Any]:
-        """What the evaluation wrote."""
-        return json.loads(self.evaluation_file.read_text(encoding="utf-8"))
+    def results(self) -> Results:
+        """The results of the evaluation."""
+        return Results.from_json(self.evaluation_file)
 
 
-def open_runs(configs: Mapping[str, TrainConfig]) -> list[Run]:
-    """The runs, each as far as it is.
+def open_runs(configs: Mapping[str, TrainConfig]) -> list[AblationRun]:
+    """Loads each run's state; a run that has none is new.
 
     Raises:
-        EncoreError: runs that were begun with other settings, a line each with what differs; a folder can't be used.
+        EncoreError: runs that were started with other settings, a line each with what differs, or a folder that
+            cannot be used.
     """
     runs, problems = [], []
     for name, config in configs.items():
         folder = config.run.checkpoint_dir.parent
         make_folder(folder, "--output")
-        before, kept = config.run.checkpoint_dir / "config.json", folder / "run.json"
+        earlier, saved = config.run.checkpoint_dir / "config.json", folder / "run.json"
         try:
-            state = State(**json.loads(kept.read_text())) if kept.is_file() else State()
-            begun = TrainConfig.from_dict(json.loads(before.read_text())).resolved() if before.is_file() else config
+            state = RunState(**json.loads(saved.read_text())) if saved.is_file() else RunState()
+            started = TrainConfig.from_dict(json.loads(earlier.read_text())) if earlier.is_file() else config
         except (OSError, ValueError, TypeError) as error:
-            problems.append(f"{folder}: can't be gone on with ({error}); move it away")
+            problems.append(f"{folder}: cannot be resumed ({error}); move it away")
             continue
-        changed = differences(begun, config)
+        changed = differences(started.resolved(), config)
         if changed:
             problems.append(
-                f"{name}: was begun with other settings: {', '.join(changed)}; give the run another name, or move "
+                f"{name}: was started with other settings: {', '.join(changed)}; give the run another name, or move "
                 f"{folder} away"
             )
-        state.trained = state.trained and (config.run.checkpoint_dir / "best_model.pt").is_file()
-        runs.append(Run(name, folder, config, state))
+        run = AblationRun(name, folder, config, state)
+        state.trained = state.trained and run.checkpoint.is_file()
+        runs.append(run)
     if problems:
         raise EncoreError("\n".join(problems))
     return runs
 
 
-class Children:
-    """Processes of ours. Within a `with`, SIGINT, SIGTERM and SIGHUP stop all of them, and no further one is started.
+class ChildProcesses:
+    """Processes that SIGINT, SIGTERM and SIGHUP stop together within a `with`; after that no further one is started.
 
-    Each has a session of its own, so that a Ctrl-C reaches it once, as the SIGTERM that is passed on here.
+    Each is in a session of its own, so that Ctrl-C reaches it once, as the SIGTERM that is passed on here.
+
+    Attributes:
+        stopped_by: the signal that stopped them, or 0.
     """
 
     def __init__(self) -> None:
         self.stopped_by = 0
         self._running: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
-        self._before: dict[signal.Signals, Any] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Children:
-        for number in STOPPING:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the hang-up
-                self._before[number] = signal.signal(number, self._stop)
+    def __enter__(self) -> ChildProcesses:
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                self._handlers[number] = signal.signal(number, self._stop)
         return self
 
     def __exit__(self, *unused: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def run(self, command: Sequence[str | Path], log: Path, env: Mapping[str, str]) -> int:
-        """Runs a command to its end, its output in `log`; its exit status, or 128 + signal if all are to stop."""
+        """Runs a command, its output in `log`; returns its exit status, or 128 + signal if it may not be started."""
         with open(log, "wb") as output:
             with self._lock:
                 if self.stopped_by:
@@ -153,92 +159,95 @@ class Children:
                     child.send_signal(signal.SIGTERM)
 
 
-class Ablation:
-    """Trains and evaluates runs, each as far as it isn't yet.
+class AblationRunner:
+    """Trains and evaluates what is not done yet.
 
     Args:
         runs: see `open_runs`.
         evaluation_flags: further flags of evaluate.py.
-        parallel: how many runs are worked on at the same time.
-        say: gets a line whenever a run begins or ends something.
+        parallel: number of runs that are worked on at the same time.
+        log: gets a line whenever a training or an evaluation starts or ends.
     """
 
     def __init__(
         self,
-        runs: Sequence[Run],
+        runs: Sequence[AblationRun],
         evaluation_flags: Sequence[str],
         parallel: int,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
         self.runs = runs
-        self.evaluation_flags, self.parallel, self.say = list(evaluation_flags), parallel, say
-        self.children = Children()
+        self.evaluation_flags, self.parallel, self.log = list(evaluation_flags), parallel, log
+        self.children = ChildProcesses()
 
-    def work(self) -> int:
-        """Brings every run to its end; a failure of one does not stop the others. The signal that stopped it, or 0."""
+    def run(self) -> int:
+        """Completes every run; if one fails, the others continue. Returns the signal that stopped them, or 0."""
         with self.children, ThreadPoolExecutor(self.parallel) as pool:
-            for done in [pool.submit(self._bring_to_end, run) for run in self.runs]:
+            for done in [pool.submit(self._complete, run) for run in self.runs]:
                 done.result()
         return self.children.stopped_by
 
-    def _bring_to_end(self, run: Run) -> None:
+    def _complete(self, run: AblationRun) -> None:
         if not run.state.trained:
-            begun = time.monotonic()
-            command = [sys.executable, "-m", TRAIN, *run.config.to_argv()]
-            good = self._step(run, "training", command)
-            run.state.seconds += time.monotonic() - begun
-            run.state.trained, run.state.evaluated_with = good, None
-            run.keep()
+            start = time.monotonic()
+            run.state.trained = self._execute(run, "training", TRAIN, run.config.to_argv())
+            run.state.seconds += time.monotonic() - start
+            run.state.evaluated_with = None
+            run.save()
         evaluated = run.state.evaluated_with == self.evaluation_flags and run.evaluation_file.is_file()
         if run.state.trained and not evaluated:
             run.evaluation_file.unlink(missing_ok=True)
-            if self._step(run, "evaluation", [sys.executable, "-m", EVALUATE, *self._evaluated(run)]):
+            if self._execute(run, "evaluation", EVALUATE, self._evaluation_argv(run)):
                 run.state.evaluated_with = self.evaluation_flags
-                run.keep()
+                run.save()
 
-    def _evaluated(self, run: Run) -> list[str]:
-        """The flags of a run's evaluation."""
-        own = {
+    def _evaluation_argv(self, run: AblationRun) -> list[str]:
+        config = run.config
+        flags = {
             "--checkpoint": run.checkpoint,
-            "--dataset_folder": run.config.data.dataset_folder,
-            "--cache_dir": run.config.data.latent_folder,
-            "--codec_repository": run.config.codec.repository,
+            "--dataset_folder": config.data.dataset_folder,
+            "--cache_dir": config.data.latent_folder,
+            "--codec_repository": config.codec.repository,
             "--output": run.evaluation_file.parent,
-            "--mlflow_uri": run.config.tracking.mlflow_uri,
+            "--mlflow_uri": config.tracking.mlflow_uri,
             "--run_id": run.state.run_id,
         }
-        flags = [str(part) for flag, value in own.items() if value is not None for part in (flag, value)]
-        return flags + self.evaluation_flags
+        if config.run.plugins:
+            flags["--plugins"] = config.run.plugins
+        return [str(part) for pair in flags.items() if pair[1] is not None for part in pair] + self.evaluation_flags
 
-    def _step(self, run: Run, what: str, command: Sequence[Any]) -> bool:
-        """Runs a door for a run; whether it did its work. Otherwise the run has failed, unless all were stopped."""
+    def _execute(self, run: AblationRun, task: str, module: str, argv: Sequence[str]) -> bool:
+        """Runs an entry point; returns whether it succeeded. If not, and it was not stopped, the run has failed."""
         if self.children.stopped_by:
             return False
-        log, begun = run.folder / f"{what}.log", time.monotonic()
-        self.say(f"{run.name}: {what} begins, its output is in {log}")
-        status = self.children.run(command, log, self._environment(run))
+        output, start = run.folder / f"{task}.log", time.monotonic()
+        self.log(f"{run.name}: {task} starts, output in {output}")
+        status = self.children.run([sys.executable, "-m", module, *argv], output, self._environment(run))
         if status == 0:
-            self.say(f"{run.name}: {what} done in {duration(time.monotonic() - begun)}")
+            self.log(f"{run.name}: {task} done in {duration(time.monotonic() - start)}")
         elif self.children.stopped_by:
-            self.say(f"{run.name}: {what} stopped")
+            self.log(f"{run.name}: {task} stopped")
         else:
-            run.failure = f"{what} ended with status {status}: {last_words(log)}"
-            self.say(f"{run.name}: {run.failure}")
+            run.failure = f"{task} ended with status {status}: {last_error(output)}"
+            self.log(f"{run.name}: {run.failure}")
         return status == 0
 
-    def _environment(self, run: Run) -> dict[str, str]:
-        env = cli.importable() if run.state.run_id is None else {**cli.importable(), "MLFLOW_RUN_ID": run.state.run_id}
+    def _environment(self, run: AblationRun) -> dict[str, str]:
+        """Variables by which a process finds Encore and its MLflow run, and shares the cores with the others."""
+        env = cli.importable()
+        if run.state.run_id is not None:
+            env["MLFLOW_RUN_ID"] = run.state.run_id
         if self.parallel > 1 and "OMP_NUM_THREADS" not in os.environ:
             ranks = self.parallel * (run.config.run.world_size or 1)
             env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
         return env
 
 
-def last_words(log: Path) -> str:
-    """Why a process ended, in a line: its last `error:` line, else its last line."""
+def last_error(log: Path) -> str:
+    """Why a process ended, in a line: the last line of its output that starts with `error:`, else the last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error:")]
-    return ([*lines[-1:], *errors[-1:]] or ["it said nothing"])[-1][:REASON_LENGTH]
+    return ([*lines[-1:], *errors[-1:]] or ["no output"])[-1][:REASON_LENGTH]
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from encore.config.components import WEIGHT
 from encore.config.files import read_flags
 from encore.config.knobs import Knob, from_flags, knobs_of
-from encore.config.schema import WEIGHT, listed
+from encore.config.schema import listed
 from encore.errors import EncoreError
 from encore.registry import load_plugins
 
@@ -36,6 +37,7 @@ class App(typer.Typer):
             },
         )
         self.build: Callable[[], None] = lambda: None
+        self.switches: set[str] = set()  # flags that are true or false, for which no value means true
 
 
 def new_app() -> App:
@@ -51,6 +53,7 @@ def add_command(app: App, config_class: type[C], main: Callable[[C], None]) -> N
     def build() -> None:
         app.registered_commands.clear()
         app.command(epilog=_epilog(config_class))(_command(config_class, main))
+        app.switches = {f"--{one.name}" for one in knobs_of(config_class) if one.kind is bool}
 
     app.build = build
     build()
@@ -64,7 +67,7 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = 
             load_plugins(plugins)
             if isinstance(app, App):
                 app.build()
-        app(argv, prog_name=name)
+        app(_with_values(argv, app.switches) if isinstance(app, App) else argv, prog_name=name)
     except EncoreError as error:
         print_error(error)
         sys.exit(USER_ERROR)
@@ -93,11 +96,22 @@ def parse_bool(value: str | bool) -> bool:
 
 def _plugins_of(argv: Sequence[str]) -> list[str]:
     """The value of --plugins, which is needed before there are flags to parse."""
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, value in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, own = flag.partition("=")
         if name == "--plugins":
             return listed(own if equals else value)
     return []
+
+
+def _with_values(argv: Sequence[str], switches: Collection[str]) -> list[str]:
+    """The arguments with `true` after each of the switches that has no value."""
+    complete = []
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=False):
+        complete.append(argument)
+        name = "--" + argument[2:].replace("-", "_")
+        if argument.startswith("--") and name in switches and following.startswith("-"):
+            complete.append("true")
+    return complete
 
 
 def _command(config_class: type[C], main: Callable[[C], None]) -> Callable[..., None]:

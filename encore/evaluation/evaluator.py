@@ -26,10 +26,9 @@ from encore.evaluation.metrics.embeddings import Embedding, latent_deviation, la
 from encore.evaluation.metrics.energy_score import SCORE, SKILL, skill
 from encore.evaluation.metrics.memorization import memorization
 from encore.evaluation.per_item import LATENTS, MetricAccumulator, Metrics
-from encore.evaluation.report import SampleGroup
 from encore.evaluation.results import Results
 from encore.models.loading import Generator
-from encore.reporting.html import Exhibit
+from encore.reporting.html import AudioSample, SampleGroup
 from encore.statistics import Interval, group_mean
 
 REFERENCE = "replay"  # the continuer that skill is relative to
@@ -263,7 +262,7 @@ def with_context(batch: Batch, audio: Tensor, row: int) -> Tensor:
 def sample_group(title: str, samples: Samples) -> SampleGroup:
     """The audio samples to listen to, the truth first."""
     order = sorted(samples, key=lambda name: name != TRUTH)
-    return SampleGroup(title, [Exhibit(name, "", samples[name]) for name in order if name not in NOT_ON_PAGE])
+    return SampleGroup(title, [AudioSample(name, "", samples[name]) for name in order if name not in NOT_ON_PAGE])
 
 
 def warnings_of(data: EvalSet, features: Mapping[str, Tensor]) -> list[str]:

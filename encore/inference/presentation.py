@@ -10,8 +10,7 @@ from rich.table import Table as RichTable
 from torch import Tensor
 
 from encore.inference.streaming import CONTINUATION, WrittenContinuation, wav_name
-from encore.reporting.html import Exhibit as AudioSample
-from encore.reporting.html import Table
+from encore.reporting.html import AudioSample, Table
 
 LEAD_SECONDS = 2.0  # of the song in front of each candidate on the page
 CODEC = "Truth through the codec"

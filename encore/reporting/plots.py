@@ -1,4 +1,4 @@
-"""Plots of figures: points with their intervals, and curves over time, as PNG without matplotlib's global state."""
+"""Plots as PNG, without matplotlib's global state: points with their intervals, and curves over time."""
 
 from __future__ import annotations
 
@@ -10,21 +10,34 @@ from typing import BinaryIO
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Figure
 
-from encore.reporting.spectrograms import BACKGROUND, INK
 from encore.statistics import Interval
 
-GRID = "#3a3e47"
-# Okabe and Ito's, which the colour-blind tell apart; the first for the model.
+# Light on dark, like the colour map of the spectrograms, which suits light pages and dark ones.
+BACKGROUND, INK, GRID = "#16181d", "#e8e8ea", "#3a3e47"
+# The palette of Okabe and Ito (2008), which colour-blind readers can tell apart; the first one is the model's.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#a6a9b0", "#0072b2")
 DASHES = ("-", "--", "-.", ":")
-WIDTH = 5.2  # inches: small, so that the text is still read where the picture is as wide as a phone
+WIDTH = 5.2  # inches: small, so that the text can be read on a phone
+DPI = 180
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for every name."""
+    """A colour for each name, the same for the same place in the order."""
     return dict(zip(names, cycle(COLOURS), strict=False))
+
+
+def new_figure(panels: int, height: float, **sharing: bool) -> tuple[Figure, list[Axes]]:
+    """A dark figure of that height in inches, with panels below one another; `sharing`: `sharex`, `sharey`."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor=BACKGROUND)
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(panels, 1, squeeze=False, **sharing)[:, 0])
+
+
+def set_title(panel: Axes, title: str) -> None:
+    """Writes a panel's title above its left end, as plain text."""
+    panel.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)
 
 
 def points(
@@ -37,15 +50,15 @@ def points(
     """Writes a PNG with a panel per title: a point per name with its interval, the first name on top.
 
     Args:
-        panels: figures by name, by the panel's title; what is not finite is left out.
-        looks: the names' colours.
-        reference: a value that gets a line across all rows.
-        least: the left end of the axis; what lies beyond it is an arrow there.
+        panels: estimates by name, by the panel's title; those that are not finite are left out.
+        looks: the names' colours; see `colours`.
+        path: file to write, or an open binary one.
+        reference: a value that is marked by a line across all rows.
+        least: left end of the axis; an estimate below it is an arrow there.
     """
     names = [name for name in looks if any(name in values for values in panels.values())]
-    figure, axes = _panels(panels, 0.55 + 0.2 * len(names))
-    for panel, (title, values) in zip(axes, panels.items(), strict=True):
-        _title(panel, title)
+    figure, axes = _plot_panels(panels, 0.55 + 0.2 * len(names))
+    for panel, values in zip(axes, panels.values(), strict=True):
         if reference is not None:
             panel.axvline(reference, color=INK, linewidth=0.8, linestyle="--")
         for row, name in enumerate(names):
@@ -70,12 +83,18 @@ def points(
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[float]]], looks: Mapping[str, str], path: Path | BinaryIO, xlabel: str
 ) -> None:
-    """Writes a PNG with a panel per title: a curve per name, in its colour, over 1, 2, 3, … of what `xlabel` says."""
+    """Writes a PNG with a panel per title: a curve per name, its values at 1, 2, 3, … on the x axis.
+
+    Args:
+        panels: curves by name, by the panel's title.
+        looks: the names' colours; see `colours`.
+        path: file to write, or an open binary one.
+        xlabel: label of the x axis, with its unit.
+    """
     names = [name for name in looks if any(name in values for values in panels.values())]
     dashes = dict(zip(names, cycle(DASHES), strict=False))
-    figure, axes = _panels(panels, 1.7)
-    for panel, (title, values) in zip(axes, panels.items(), strict=True):
-        _title(panel, title)
+    figure, axes = _plot_panels(panels, 1.7)
+    for panel, values in zip(axes, panels.values(), strict=True):
         for name, curve in values.items():
             style = {"color": looks[name], "linestyle": dashes[name], "linewidth": 1.4}
             panel.plot(range(1, len(curve) + 1), curve, label=name, **style)
@@ -88,17 +107,12 @@ def curves(
     figure.savefig(path, format="png")
 
 
-def _panels(panels: Mapping[str, object], inches: float) -> tuple[Canvas, list[Axes]]:
-    figure = Canvas(figsize=(WIDTH, 0.6 + inches * len(panels)), dpi=180, layout="constrained", facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(len(panels), 1, squeeze=False)[:, 0])
-    for panel in axes:
+def _plot_panels(panels: Mapping[str, object], height: float) -> tuple[Figure, list[Axes]]:
+    figure, axes = new_figure(len(panels), 0.6 + height * len(panels))
+    for panel, title in zip(axes, panels, strict=True):
+        set_title(panel, title)
         panel.set_facecolor(BACKGROUND)
         panel.tick_params(colors=INK, labelsize=8)
         for edge in panel.spines.values():
             edge.set_color(GRID)
     return figure, axes
-
-
-def _title(panel: Axes, title: str) -> None:
-    panel.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)

@@ -1,4 +1,4 @@
-"""Spectrogram pictures: the levels, and what is seen in the files."""
+"""Spectrograms: their levels, and what the PNG files show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from encore.reporting.spectrograms import MOST_FRAMES, decibels, peak, spectrograms
+from encore.reporting.spectrograms import MAX_FRAMES, log_spectrogram, peak, spectrograms
 from tests.conftest import ROOT, SAMPLE_RATE
 
 
@@ -23,7 +23,7 @@ def tone(frequency: float, seconds: float, amplitude: float = 1.0) -> torch.Tens
     return amplitude * torch.sin(2 * math.pi * frequency * time)[None]
 
 
-def shown(picture: np.ndarray) -> np.ndarray:
+def levels_of(picture: np.ndarray) -> np.ndarray:
     """The level in dB that each pixel shows, in every 20th column from 1/5 to 3/4 of the width (within the panel)."""
     scale = matplotlib.colormaps["magma"](np.arange(256))[:, :3]
     width = picture.shape[1]
@@ -34,7 +34,7 @@ def shown(picture: np.ndarray) -> np.ndarray:
 
 
 def test_levels_are_decibels_at_the_right_frequency_and_time() -> None:
-    levels, seconds = decibels(torch.cat([torch.zeros(1, 24000), tone(3000, 1, 0.1)], dim=1), SAMPLE_RATE)
+    levels, seconds = log_spectrogram(torch.cat([torch.zeros(1, 24000), tone(3000, 1, 0.1)], dim=1), SAMPLE_RATE)
     assert levels.shape == (513, 1 + 48000 // 256)
     assert seconds == 256 / 24000
     frame = round(1.5 / seconds)
@@ -49,34 +49,34 @@ def test_power_is_the_mean_over_channels() -> None:
     assert peak(one_sided, SAMPLE_RATE) == pytest.approx(peak(mono, SAMPLE_RATE) - 3.01, abs=0.01)
 
 
-def test_long_signals_have_as_many_frames_as_a_picture_can_show() -> None:
-    levels, seconds = decibels(torch.zeros(1, 60 * SAMPLE_RATE), SAMPLE_RATE)
-    assert levels.shape[1] <= MOST_FRAMES + 1
+def test_a_long_signal_has_no_more_frames_than_a_png_can_show() -> None:
+    levels, seconds = log_spectrogram(torch.zeros(1, 60 * SAMPLE_RATE), SAMPLE_RATE)
+    assert levels.shape[1] <= MAX_FRAMES + 1
     assert (levels.shape[1] - 1) * seconds == pytest.approx(60, abs=seconds)
 
 
 def test_panels_share_the_level_of_the_first_signal(tmp_path: Path) -> None:
     path = tmp_path / "two.png"
     spectrograms({"loud": tone(6000, 1), "soft": tone(6000, 1, 0.01)}, SAMPLE_RATE, path)
-    levels = shown(imread(path))
+    levels = levels_of(imread(path))
     loud, soft = (np.max(part) for part in np.array_split(levels, 2))
     assert loud > -40  # lines are thinner than pixels, so they lose some, by matplotlib's version
     assert loud - soft == pytest.approx(40, abs=1.5)
 
 
-def test_pictures_can_share_a_reference() -> None:
+def test_several_files_can_share_a_reference() -> None:
     levels = []
     for reference_db in (None, 14.0):
         content = io.BytesIO()
         spectrograms({"": tone(6000, 1)}, SAMPLE_RATE, content, reference_db)
-        levels.append(np.max(shown(imread(io.BytesIO(content.getvalue())))))
+        levels.append(np.max(levels_of(imread(io.BytesIO(content.getvalue())))))
     assert levels[0] - levels[1] == pytest.approx(14 + 6.02, abs=1.5)
 
 
 def test_time_runs_to_the_right_and_frequency_upwards() -> None:
     content = io.BytesIO()
     spectrograms({"": torch.cat([tone(9000, 1), tone(3000, 1)], dim=1)}, SAMPLE_RATE, content)
-    levels = shown(imread(io.BytesIO(content.getvalue())))
+    levels = levels_of(imread(io.BytesIO(content.getvalue())))
     height, rows = len(levels), levels.argmax(0)
     assert set(np.abs(np.diff(rows)) > 0.3 * height) == {False, True}
     assert rows[:8].max() < 0.4 * height < rows[-8:].min()
@@ -87,7 +87,7 @@ def test_time_runs_to_the_right_and_frequency_upwards() -> None:
     [torch.zeros(1, 5000), torch.full((2, 5000), float("nan")), torch.full((1, 5000), float("inf")), torch.ones(1, 3)],
     ids=["silence", "nan", "inf", "three samples"],
 )
-def test_any_signal_makes_a_picture(tmp_path: Path, signal: torch.Tensor) -> None:
+def test_any_signal_can_be_drawn(tmp_path: Path, signal: torch.Tensor) -> None:
     spectrograms({"first": signal, "sound": tone(500, 0.2)}, SAMPLE_RATE, tmp_path / "any.png")
     assert imread(tmp_path / "any.png").shape[2] == 4
 
@@ -98,5 +98,5 @@ def test_titles_are_plain_text(tmp_path: Path) -> None:
 
 
 def test_pyplot_is_never_imported() -> None:
-    code = "import sys, encore.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, encore.reporting.html, encore.reporting.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
