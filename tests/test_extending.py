@@ -150,7 +150,7 @@ def test_pairs_of_a_format_of_ones_own(registered: None, music: Path, tmp_path: 
     with pytest.raises(EncoreError) as caught:
         find_pairs(copy, SAMPLE_RATE, "table")
     missing, unreadable = str(caught.value).splitlines()
-    assert "1 a.flac: its output 1.wav is missing" in missing and "2 a.flac: can't be read as audio" in unreadable
+    assert "1 a.flac: its output 1.wav is missing" in missing and "2 a.flac: cannot be read as audio" in unreadable
     lines = (music / "pairs.csv").read_text().splitlines()
     (copy / "pairs.csv").write_text("\n".join(lines[:2]) + "\n")
     with pytest.raises(EncoreError, match="no pairs for val"):
