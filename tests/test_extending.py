@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,13 +42,16 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def registered(plugins: dict[str, Path]) -> Iterator[None]:
-    """The examples in this process's registries, which are then as they were."""
+    """The examples in this process's registries, and afterwards only what was there before."""
     before = [(registry, dict(registry)) for registry in (CODECS, DATASETS, PRIORS)]
     load_plugins([str(path) for path in plugins.values()])
     yield
     for registry, entries in before:
         registry._entries.clear()
         registry._entries.update(entries)
+    files = {str(path) for path in plugins.values()}
+    for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) in files]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
