@@ -11,4 +11,5 @@ python=.venv/bin/python
 $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy
+.venv/bin/lint-imports
 exec $python -m pytest "$@"

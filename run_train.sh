@@ -15,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 ./setup_venv.sh
 python=.venv/bin/python
 
-[ -e demo/music/demo_11.wav ] || $python -m encore.demo demo/music
+[ -e demo/music/demo_11.wav ] || $python -m encore.data.demo demo/music
 [ -e demo/pairs/metadata.csv ] || $python prepare_data.py demo/music --output demo/pairs --segment_seconds 4 --val_fraction 0.17
 
 ranks=()

@@ -1,28 +1,8 @@
 #!/usr/bin/env python3
-"""Trains a continuation model: flags to configuration, checked once, then one worker per rank."""
+"""Trains a model to continue music: parses the flags and starts one worker per rank."""
 
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-from encore import cli
-from encore.checks import validate
-from encore.config import TrainConfig
-from encore.launch import launch, ranks_here
-
-app = cli.new_app()
-
-
-def train(config: TrainConfig) -> None:
-    """Train a transformer to continue music, with a weighted sum of losses on the decoded audio."""
-    config = config.resolved()
-    validate(config)
-    ranks_here(config)
-    sys.exit(launch(Path(__file__).resolve().with_name("train_worker.py"), config))
-
-
-cli.config_command(app, train)
+from encore.commands.train import app
+from encore.config import cli
 
 if __name__ == "__main__":
     cli.run(app)

@@ -18,11 +18,13 @@ from rich.table import Table
 from torch import Tensor
 
 from encore.audio import find_audio_files, read_audio
-from encore.cli import new_app, run
-from encore.codec import Architecture, FrozenCodec, load_codec
-from encore.codec_texture import initialise_texture
-from encore.codec_training import si_sdr
-from encore.linear_codec import coefficient_deviations, initialise_linear_path
+from encore.codecs import Codec, load_codec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.dct_init import coefficient_deviations, initialise_linear_path
+from encore.codecs.starter.texture_init import initialise_texture
+from encore.codecs.starter.trainer import si_sdr
+from encore.codecs.starter.weights import Architecture
+from encore.config.cli import new_app, run
 from losses import SpectralLoss, functional
 
 app = new_app()
@@ -43,7 +45,7 @@ def figures(prediction: Tensor, target: Tensor, sample_rate: int) -> dict[str, f
     }
 
 
-def mean_figures(codec: FrozenCodec, latents: list[Tensor], recordings: list[Tensor]) -> dict[str, float]:
+def mean_figures(codec: Codec, latents: list[Tensor], recordings: list[Tensor]) -> dict[str, float]:
     """Mean of each figure over recordings `[1, C, N]`, decoded from their latents `[1, D, T]`."""
     rows = [
         figures(codec.decode(item)[..., : audio.shape[-1]], audio, codec.sample_rate)
@@ -52,7 +54,7 @@ def mean_figures(codec: FrozenCodec, latents: list[Tensor], recordings: list[Ten
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def untrained_codec(recordings: list[Tensor], coefficients: int, texture: bool) -> FrozenCodec:
+def untrained_codec(recordings: list[Tensor], coefficients: int, texture: bool) -> Codec:
     """The start of a starter codec's training, with or without texture, in half precision as it would be stored."""
     architecture = Architecture()
     encoder, decoder = architecture.build()
@@ -61,7 +63,7 @@ def untrained_codec(recordings: list[Tensor], coefficients: int, texture: bool) 
     rates = initialise_linear_path(encoder, decoder, deviations)
     if texture:
         initialise_texture(encoder, decoder, coefficients, audio, rates, seed=0)
-    return FrozenCodec(encoder.half().float(), decoder.half().float(), architecture.sample_rate, architecture.channels)
+    return SEANetCodec(encoder.half().float(), decoder.half().float(), architecture.sample_rate, architecture.channels)
 
 
 def middle(audio: Tensor, samples: int) -> Tensor:

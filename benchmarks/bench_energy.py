@@ -21,18 +21,18 @@ from rich.table import Table
 from torch import nn
 
 import losses
-from encore.checkpoint import build_model, recipe_of
-from encore.codec import FrozenCodec, load_codec
-from encore.config import TrainConfig
-from encore.hearing import Hearing
-from encore.objective import Component, Objective
-from encore.pairs import Batch
+from encore.codecs import Codec, load_codec
+from encore.config.schema import TrainConfig
+from encore.data.dataset import Batch
+from encore.models.loading import build_model, generation_config
+from encore.training.objective import Component, Objective
+from encore.training.synthesis import Synthesizer
 
 ITEMS, FRAMES, RATE = 8, 300, 24000
 MIXTURES = (("spectral_energy",), ("spectral_energy", "mel", "mrstft"))
 
 
-def batch_of(codec: FrozenCodec, device: torch.device) -> Batch:
+def batch_of(codec: Codec, device: torch.device) -> Batch:
     """Noise in place of music: how long a step takes does not depend on it."""
     generator = torch.Generator().manual_seed(0)
     sounds = [0.1 * torch.randn(ITEMS, 1, FRAMES * codec.hop_length, generator=generator).to(device) for _ in range(2)]
@@ -40,26 +40,33 @@ def batch_of(codec: FrozenCodec, device: torch.device) -> Batch:
 
 
 def case(
-    codec: FrozenCodec, device: torch.device, batch: Batch, names: tuple[str, ...], samples: int, blocks: int
+    codec: Codec, device: torch.device, batch: Batch, names: tuple[str, ...], samples: int, blocks: int
 ) -> Callable[[], None]:
     """One training step without the optimiser's part; one sample is a regression."""
     objective = "energy" if samples > 1 else "regression"
-    config = TrainConfig(
+    config = TrainConfig.from_flags(
         codec="starter", objective=objective, generation="blocks", block_seconds=0.4, d_model=128, dropout=0.0
     )
-    recipe = recipe_of(config, codec, FRAMES)
+    generation = generation_config(config, codec, FRAMES)
     model: nn.Module = build_model(config, codec, FRAMES).to(device)
-    hearing = Hearing(codec, recipe, samples, 8, blocks * recipe.block_frames, contextlib.nullcontext)
+    synthesizer = Synthesizer(
+        codec,
+        generation,
+        samples=samples,
+        margin=8,
+        crop_frames=blocks * generation.block_frames,
+        autocast=contextlib.nullcontext,
+    )
     components = [
         Component(name, name, 1.0, False, losses.create(name, RATE), distance=losses.REGISTRY[name].distance)
         for name in names
     ]
     combiner = losses.WeightedGradient(dict.fromkeys(names, 1.0))
-    goal = Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner)
+    goal = Objective(components, synthesizer, combiner)
 
     def step() -> None:
         torch.manual_seed(0)
-        goal.backward(goal(model, batch, hearing.plan(FRAMES)), 1.0, measure=False)
+        goal.backward(goal(model, batch, synthesizer.plan(FRAMES)), 1.0, measure=False)
 
     return step
 

@@ -20,28 +20,28 @@ from rich.table import Table
 from torch import Tensor
 
 import losses
-from encore.codec import load_codec
-from encore.hearing import join
-from encore.held_out import Clips, load_clips, open_held_out
-from encore.prior import RHYTHMIC, Rhythm, draw_lags, lag_odds, replay, take
-from encore.scores import bootstrap, energy_score, skill
+from encore.codecs import load_codec
+from encore.data.dataset import Batch
+from encore.evaluation.dataset import EvalSet
+from encore.evaluation.metrics.energy_score import energy_score, skill
+from encore.models.priors import RHYTHM_SHARE, FrameOrder, draw_lags, lag_probs, replay, take
 
 DISTANCES = ("spectral_energy", "mel")
-Prior = Callable[[Tensor, Tensor], Tensor]  # contexts and their lags' odds to latents
+Prior = Callable[[Tensor, Tensor], Tensor]  # contexts and their lags' probabilities to latents
 
 
-def replayed(context: Tensor, odds: Tensor) -> Tensor:
+def replayed(context: Tensor, probs: Tensor) -> Tensor:
     """The context at uniform lags."""
     return replay(context, draw_lags(len(context), context.shape[-1]), 0, context.shape[-1])
 
 
-def rhythmic(context: Tensor, odds: Tensor, share: float = RHYTHMIC) -> Tensor:
+def rhythmic(context: Tensor, probs: Tensor, share: float = RHYTHM_SHARE) -> Tensor:
     """The prior "rhythm", with another share of continuations that follow the rhythm."""
-    order = [Rhythm(row, rhythmic=share).indices(0, context.shape[-1]) for row in odds]
+    order = [FrameOrder(row, rhythmic=share).indices(0, context.shape[-1]) for row in probs]
     return take(context, torch.stack(order))
 
 
-def copied(context: Tensor, odds: Tensor) -> Tensor:
+def copied(context: Tensor, probs: Tensor) -> Tensor:
     """The context at the lag of its own length: always the same."""
     return context
 
@@ -71,26 +71,26 @@ def main() -> None:
     parser.add_argument("--cache_dir", type=Path)
     options = parser.parse_args()
     codec, cpu = load_codec(options.codec), torch.device("cpu")
-    data = open_held_out(codec, options.pairs, options.cache_dir, options.items, 0, cpu)
+    data = EvalSet.open(codec, options.pairs, options.cache_dir, options.items, 0, cpu)
     distances = {name: losses.create(name, codec.sample_rate) for name in DISTANCES}
-    margin = codec.measure_margin(load_clips(data.val, [0], cpu).context)
+    margin = codec.measure_margin(data.load([0]).context)
     scores: dict[str, dict[str, list[Tensor]]] = {name: {key: [] for key in DISTANCES} for name in PRIORS}
 
-    def measure(clips: Clips, name: str) -> None:
+    def measure(batch: Batch, name: str) -> None:
         prior, nepers = PRIORS[name]
-        torch.manual_seed(clips.numbers[0])
-        context = clips.context.repeat_interleave(options.samples, 0)
-        odds = lag_odds(clips.input, codec.hop_length, codec.frame_rate).repeat_interleave(options.samples, 0)
-        audio = louder_or_softer(join(codec, context, prior(context, odds), margin), nepers)
-        candidates = audio.unflatten(0, (len(clips), options.samples))
+        torch.manual_seed(int(batch.number[0]))
+        context = batch.context.repeat_interleave(options.samples, 0)
+        probs = lag_probs(batch.input_audio, codec.hop_length, codec.frame_rate).repeat_interleave(options.samples, 0)
+        audio = louder_or_softer(codec.decode_continuation(context, prior(context, probs), margin), nepers)
+        candidates = audio.unflatten(0, (len(batch), options.samples))
         for key, distance in distances.items():
-            scores[name][key].append(energy_score(distance, candidates, clips.truth).score)
+            scores[name][key].append(energy_score(distance, candidates, batch.target_audio).score)
 
-    for first in range(0, len(data.val), 4):
-        clips = load_clips(data.val, list(range(first, min(first + 4, len(data.val)))), cpu)
+    for first in range(0, len(data), 4):
+        batch = data.load(range(first, min(first + 4, len(data))))
         for name in PRIORS:
-            measure(clips, name)
-    table = Table(title=f"{len(data.val)} pairs, {options.samples} samples each")
+            measure(batch, name)
+    table = Table(title=f"{len(data)} pairs, {options.samples} samples each")
     table.add_column("prior")
     for key in DISTANCES:
         table.add_column(f"score, {key}", justify="right")
@@ -99,7 +99,7 @@ def main() -> None:
         cells = []
         for key in DISTANCES:
             mine, reference = (torch.cat(scores[which][key]).numpy().astype(np.float64) for which in (name, "replay"))
-            found = bootstrap(skill, mine, reference)
+            found = skill(mine, reference, data.names)
             low, high = (math.nan if bound is None else bound for bound in (found.low, found.high))
             cells += [f"{mine.mean():.4f}", f"{found.value:+.3f} [{low:+.3f}, {high:+.3f}]"]
         table.add_row(name, *cells)

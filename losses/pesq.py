@@ -25,10 +25,17 @@ POWER_FLOOR = 1e-8  # of the band that levels are aligned by, relative to the lo
 def pesq(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     """Differentiable PESQ (ITU-T P.862) by the package torch-pesq: `0.1 · d_symmetric + 0.0309 · d_asymmetric`.
 
-    A speech measure: it hears 16 kHz, ignores levels and filters, and has been fitted to telephone speech; for music
-    it is a curiosity. The two disturbances are distances of loudness over Bark bands, each from 0 to 45, so the loss
-    goes from 0 (1e-21 at identity and where no difference is heard) to 5.9; 4.5 minus it is the package's raw
-    mean opinion score. Audio of any rate is resampled to 16 kHz; channels are measured separately and averaged.
+    A measure of speech, fitted to listening tests on telephone speech: levels, filters and what lies above 8 kHz do not
+    count. The two disturbances are distances of loudness over Bark bands, each from 0 to 45, so the loss goes from 0
+    (1e-21 at identity and where no difference is audible) to 5.8905; 4.5 minus it is the package's raw mean opinion
+    score. Audio of any rate is resampled to 16 kHz; channels are measured separately and averaged.
+
+    Use it to refine predictions that are near their target; from far away it trains badly or not at all, because P.862
+    caps both disturbances of a frame at 45, and a capped frame has no gradient. Measured on seconds of synthesised
+    music: with white noise 20 dB below it the asymmetric disturbance is capped in 65 to 90% of the frames; with noise
+    as loud as the music both are in 35 to 90%, against other music in 45 to 85%. Where both are in all frames, as for a
+    steady tone under noise as loud as itself, the value is 5.8905 and the gradient exactly 0. So it is for a prediction
+    of digital silence, whatever its target: the derivative of a power spectrum at 0 is 0.
 
     Equal to the package in float64, in which this is always computed: in float32 the package itself is off by 1e-4
     (its filter of tenth order rounds), and its gradient is not a number where a third of a second is without any
@@ -90,7 +97,7 @@ class PESQLoss(Loss):
     """Perceptual evaluation of speech quality (PESQ) at 16 kHz, a measure of speech.
 
     Formula: `0.1 d_symmetric + 0.0309 d_asymmetric` at 16 kHz, 0 to 5.9.
-    Use: speech only: levels and treble do not count.
+    Use: to refine speech that is near its target: flat far away; levels and treble do not count.
 
     Raises:
         ImportError: torch-pesq is not installed.

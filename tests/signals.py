@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from encodec.modules import SEANetEncoder
 from torch import Tensor
 
 import losses
+from losses.doctor import cases
 
 RATE = 24000
-CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
+SIGNAL_SEED = int(os.environ.get("SIGNAL_SEED", "0"))  # SIGNAL_SEED=1 ./run_tests.sh: the same tests on other signals
+
+
+def seeded(seed: int) -> int:
+    """The seed of a test signal, another one for each SIGNAL_SEED."""
+    return seed + 1000 * SIGNAL_SEED
 
 
 def noise(shape: tuple[int, ...], seed: int, level: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Prediction and target of white noise."""
-    generator = torch.Generator().manual_seed(seed)
+    """Prediction and target of white noise, RMS `level`."""
+    generator = torch.Generator().manual_seed(seeded(seed))
     prediction, target = (torch.randn(shape, generator=generator) * level for _ in range(2))
     return prediction, target
 
 
 def music(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
-    """Prediction and target from a recording, where the corpus of the field tests is there, else of plucked notes."""
-    random = np.random.default_rng(seed)
-    items, channels, samples = shape
-    files = sorted(CORPUS.rglob("*.flac")) + sorted(CORPUS.rglob("*.wav")) if CORPUS.is_dir() else []
-    rows = []
-    for _ in range(2 * items * channels):
-        if files:
-            path = files[random.integers(len(files))]
-            start = int(random.integers(max(1, soundfile.info(path).frames - samples)))
-            audio = soundfile.read(path, samples, start, dtype="float32", always_2d=True, fill_value=0.0)[0][:, 0]
-        else:
-            time = np.arange(samples) / 24000
-            pitch, decay = random.uniform(60, 800), random.uniform(1, 10)
-            audio = sum(np.sin(2 * np.pi * pitch * k * time) * np.exp(-decay * k * time) / k for k in range(1, 20)) / 4
-        rows.append(audio.astype(np.float32) + random.normal(0, 1e-3, samples).astype(np.float32))
-    both = torch.from_numpy(np.stack(rows)).reshape(2, items, channels, samples)
-    return both[0], both[1]
+    """Prediction and target of plucked notes, different ones, RMS 0.1: those of the loss doctor, with hiss over them.
+
+    The hiss, 34 dB below, fills the bins between the partials, so that float32 has digits for their levels and angles.
+    """
+    first = 2 * seeded(seed)
+    notes = [cases.music(shape, RATE, note_seed) for note_seed in (first, first + 1)]
+    prediction, target = (tune + hiss for tune, hiss in zip(notes, noise(shape, seed, 0.002), strict=True))
+    return prediction, target
 
 
 def loss_named(name: str, **options: Any) -> losses.base.Loss:
@@ -92,12 +87,12 @@ def assert_same(
 
     Where a gradient is ill-conditioned in float32, as that of ln|X| is at bins near 0, two right answers differ by
     more, and by much at a bin that rounding puts on the other side of a floor. There `exact`, the reference in
-    float64, is given: the gradient must be equal to it in float64, and in float32 near the reference's almost
+    float64, is given: value and gradient must be equal to it in float64, and in float32 near the reference's almost
     everywhere (the median over stretches of 250 samples).
     """
     value, gradient = gradient_of(lambda signal: ours(signal, target), prediction)
     expected, reference = gradient_of(lambda signal: theirs(signal, target), prediction)
-    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5 if exact is None else 1e-4)
     if exact is None:
         assert (gradient - reference).norm() <= 1e-4 * reference.norm()
         return

@@ -13,10 +13,12 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-import ablate
 import losses
-from encore import cli
-from encore.config import WEIGHT, TrainConfig
+from encore.ablation.plan import computable_losses, runs_of_each_loss
+from encore.commands import ablate
+from encore.config import cli
+from encore.config.components import WEIGHT
+from encore.config.schema import TrainConfig
 from tests.conftest import ENVIRONMENT, ROOT, Door, command
 from tests.test_page import Page
 
@@ -120,10 +122,10 @@ def test_a_stopped_ablation_saves_and_goes_on(tmp_path: Path, door: Door, tiny_p
     finally:
         stop.kill()
     assert stop.returncode == 130, error
-    assert "stopped by SIGINT; the same command goes on from here" in error and "Traceback" not in error
+    assert "stopped by SIGINT; the same command resumes the ablation" in error and "Traceback" not in error
     assert "long: training stopped" in out and "never" not in out
     log = (tmp_path / "ablation" / "long" / "training.log").read_text()
-    assert "--resume auto goes on" in log
+    assert "--resume auto" in log
     runs = experiment(store, "stopped")
     assert runs["ablation"].info.status == runs["long"].info.status == "KILLED"
     assert runs["never"].info.status == "SCHEDULED"
@@ -151,7 +153,7 @@ def test_what_is_finished_is_not_done_again(
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "ablated", *EVALUATION)
     assert within(monkeypatch, "--grid", grid(folder, COMMON, RUNS), *flags) == 0
     printed = capsys.readouterr().out
-    assert "begins" not in printed and "★" in printed
+    assert "starts" not in printed and "★" in printed
     assert before == {path: path.stat().st_mtime_ns for path in before}
     runs = experiment(store, "ablated")
     assert len(runs) == 4 and runs["ablation"].info.status == "FINISHED"
@@ -167,11 +169,16 @@ def test_bad_flags_are_refused(
     assert within(monkeypatch) == 2
     assert "--grid: missing" in capsys.readouterr().err
     assert within(monkeypatch, "--grid", "nowhere.yaml") == 2
-    assert "--grid nowhere.yaml: can't be read" in capsys.readouterr().err
+    assert "--grid nowhere.yaml: cannot be read" in capsys.readouterr().err
     assert within(monkeypatch, "--grid", ROOT / "ablation.yaml") == 2
     error = capsys.readouterr().err
     assert error.count("--dataset_folder pairs: no such folder") == 1
     assert within(monkeypatch, "--grid", ROOT / "ablation.yaml", "--parallel", 0) == 2
+    assert "--parallel 0: must be" in capsys.readouterr().err
+    assert within(monkeypatch, "--each_loss", "--output", "each_loss") == 2
+    assert "--each_loss: --dataset_folder: missing" in capsys.readouterr().err
+    assert within(monkeypatch, "--each_loss", "false") == 2
+    assert "--grid: missing" in capsys.readouterr().err
 
 
 def test_each_loss_is_a_run_of_that_loss_alone(tiny_pairs: Path) -> None:
@@ -182,12 +189,12 @@ def test_each_loss_is_a_run_of_that_loss_alone(tiny_pairs: Path) -> None:
         "decode_seconds": 0.25,
     }
     said: list[str] = []
-    here = ablate.losses_here(TrainConfig(**common), losses.REGISTRY, said.append)
+    here = computable_losses(TrainConfig.from_flags(**common), losses.REGISTRY, said.append)
     left_out = {line.split()[1].rstrip(":") for line in said}
     assert left_out == {"sum_and_difference_stft", "pesq"}  # which need two channels, and a longer crop
     assert {*here, *left_out} == losses.REGISTRY.keys()
-    for name, flags in ablate.runs_of_each_loss(here).items():
-        config = TrainConfig(**{**common, **flags})
-        on = {loss: weight for loss, weight in config.loss_weights.items() if weight}
+    for name, flags in runs_of_each_loss(here).items():
+        config = TrainConfig.from_flags(**{**common, **flags})
+        on = {loss: weight for loss, weight in config.objective.weights.items() if weight}
         assert on == {"rms_target" if name == "rms" else name: 1.0}
-        assert set(flags) == {flag for flag in vars(config) if flag.startswith(WEIGHT)}
+        assert set(flags) == {flag for flag in config.to_dict() if flag.startswith(WEIGHT)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -15,14 +16,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from encore.ablation import duration, last_words, open_runs
-from encore.comparison import Heard, compare, print_comparison, write_comparison
-from encore.config import TrainConfig
+from encore.ablation.comparison import compare, print_comparison
+from encore.ablation.grid import Grid, configurations, differences, read_grid
+from encore.ablation.report import write_page
+from encore.ablation.runner import duration, last_error, open_runs
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.grid import Grid, configurations, differences, read_grid
-from encore.nest import Nest
-from encore.page import Exhibit
-from encore.results import shown
+from encore.evaluation.metrics.registry import MetricSpec
+from encore.evaluation.results import Results, format_value
+from encore.reporting.html import AudioSample, SampleGroup
+from encore.statistics import Interval
+from encore.tracking import NestedRuns
 from tests.conftest import ENVIRONMENT, ROOT, SAMPLE_RATE
 from tests.test_page import NASTY, Page
 
@@ -51,13 +55,16 @@ def test_a_grid_gives_every_run_the_common_flags_and_its_own(tmp_path: Path, tin
     configs = configurations(grid, tmp_path / "out", given)
     assert list(configs) == ["plain", "own"]
     plain, own = configs.values()
-    assert (plain.lr, plain.compile, plain.nnodes, plain.epochs, plain.patience) == (1e-3, False, "1", 3, None)
-    assert (own.epochs, own.loss_weight_mel, own.objective, own.lr) == (7, 1.0, "regression", 1e-3)
+    common = {"lr": 1e-3, "compile": False, "nnodes": "1", "epochs": 3, "patience": None}
+    assert common.items() <= plain.to_dict().items()
+    changed = {"epochs": 7, "loss_weight_mel": 1.0, "objective": "regression", "lr": 1e-3}
+    assert changed.items() <= own.to_dict().items()
     for name, config in configs.items():
-        assert config.checkpoint_dir == tmp_path / "out" / name / "checkpoints"
-        assert (config.resume, config.run_name, config.experiment) == ("auto", name, "there")
-        assert config.dataset_folder == tiny_pairs
-    assert plain.objective == "energy" and plain.loss_weight_spectral_energy == 1  # nothing is left to a default
+        assert config.run.checkpoint_dir == tmp_path / "out" / name / "checkpoints"
+        assert (config.run.resume, config.tracking.run_name, config.tracking.experiment) == ("auto", name, "there")
+        assert config.data.dataset_folder == tiny_pairs
+    assert plain.objective.kind == "energy"  # nothing is left to a default
+    assert plain.objective.loss_weights == {"loss_weight_spectral_energy": 1}
 
 
 def test_all_that_is_wrong_with_a_grid_is_said_at_once(tmp_path: Path) -> None:
@@ -71,17 +78,17 @@ def test_all_that_is_wrong_with_a_grid_is_said_at_once(tmp_path: Path) -> None:
         "  Two:\n",
     )
     assert problems_of(read_grid, path) == [
-        f"{path}: common: loss_weight_mell: train_ddp.py has no such flag; did you mean loss_weight_mel?",
-        f"{path}: common: resume: is set for every run by ablate.py; leave it out",
+        f"{path}: common: loss_weight_mell: there is no such flag; did you mean loss_weight_mel?",
+        f"{path}: common: resume: is set by ablate.py for every run; leave it out",
         f"{path}: common: epochs: 1.5 is not a whole number",
-        f"{path}: runs: a/b: is the name of a folder; letters, digits, - and _ will do",
+        f"{path}: runs: a/b: names a folder, so use letters, digits, - and _ only",
         f"{path}: runs: a/b: lr: 'fast' is not a number",
         f"{path}: runs: one: codec: must be the same for all runs; put it under common:",
         f"{path}: runs: one: compile: 1 is not true or false",
-        f"{path}: runs: one: mlflow_uri: is set for every run by ablate.py; leave it out",
+        f"{path}: runs: one: mlflow_uri: is set by ablate.py for every run; leave it out",
         f"{path}: runs: one: batch_size: True is not a whole number",
         f"{path}: runs: two: must hold flags, not 3",
-        f"{path}: runs: two have the same name, capitals aside; give each its own",
+        f"{path}: runs: two names differ in upper and lower case at most; give each run its own",
     ]
 
 
@@ -90,7 +97,7 @@ def test_all_that_is_wrong_with_a_grid_is_said_at_once(tmp_path: Path) -> None:
     [
         ("runs:\n  a: {lr: 1}\n  a: {lr: 2}\n", "a is there twice"),
         ("runs: {a: {lr: 1, lr: 2}}", "lr is there twice"),
-        ("runs: {[1, 2]: {}}", "a key that is no name"),
+        ("runs: {[1, 2]: {}}", "a key that is not a name"),
         ("runs: [a, b]", "must hold flags"),
         ("runs: {a: }\nextra: 1", "nothing else"),
         ("", "must have common: and runs:"),
@@ -115,23 +122,23 @@ def test_what_every_run_has_wrong_is_said_once(tmp_path: Path) -> None:
         "g.yaml: --dataset_folder: missing",
         "g.yaml: runs: a: --lr 0: must be above 0",
     ]
-    assert "holds none" in problems_of(configurations, Grid("g.yaml", {}, {}), tmp_path, {})[0]
+    assert "runs: is empty" in problems_of(configurations, Grid("g.yaml", {}, {}), tmp_path, {})[0]
 
 
 def test_the_shipped_grid_is_one_and_compares_objectives_of_the_same_weights(tmp_path: Path, tiny_pairs: Path) -> None:
     configs = configurations(read_grid(ROOT / "ablation.yaml"), tmp_path, {"dataset_folder": tiny_pairs})
     assert {"balanced", "time", "spectral", "perceptual"} <= configs.keys()
     one, other = configs["balanced"], configs["balanced_energy"]
-    assert one.loss_weights == other.loss_weights
-    assert (one.objective, other.objective) == ("regression", "energy")
+    assert one.objective.weights == other.objective.weights
+    assert (one.objective.kind, other.objective.kind) == ("regression", "energy")
 
 
 def test_runs_begun_with_other_settings_are_refused_with_what_differs(tmp_path: Path, tiny_pairs: Path) -> None:
     grid = Grid("g", {"codec": "starter"}, {"a": {"lr": 1e-3}, "b": {"lr": 1e-3}, "new": {}})
     before = configurations(grid, tmp_path, {"dataset_folder": tiny_pairs, "experiment": "x"})
     for name in ("a", "b"):
-        before[name].checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        (before[name].checkpoint_dir / "config.json").write_text(json.dumps(before[name].to_dict()))
+        before[name].run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        (before[name].run.checkpoint_dir / "config.json").write_text(json.dumps(before[name].to_dict()))
     # Another experiment and another way to write the same folder are no other settings.
     moved = tiny_pairs / ".." / tiny_pairs.name
     same = configurations(grid, tmp_path, {"dataset_folder": moved, "experiment": "y"})
@@ -139,7 +146,7 @@ def test_runs_begun_with_other_settings_are_refused_with_what_differs(tmp_path: 
 
     other = Grid("g", {"codec": "starter"}, {"a": {"lr": 1e-2, "patience": 3}, "b": {"lr": 1e-3}, "new": {}})
     (line,) = problems_of(open_runs, configurations(other, tmp_path, {"dataset_folder": tiny_pairs}))
-    assert line.startswith("a: was begun with other settings: --lr 0.001 is now 0.01, --patience not given is now 3;")
+    assert line.startswith("a: was started with other settings: --lr 0.001 is now 0.01, --patience not given is now 3;")
     assert str(tmp_path / "a") in line
 
 
@@ -151,8 +158,8 @@ def test_a_broken_state_is_said_with_its_folder(tmp_path: Path, tiny_pairs: Path
 
 
 def test_differences_leave_out_what_the_ablation_sets() -> None:
-    before = TrainConfig(run_name="a", mlflow_uri="x", resume="auto", unity_test=True)
-    after = TrainConfig(run_name="b", mlflow_uri="y", checkpoint_dir=Path("elsewhere"))
+    before = TrainConfig.from_flags(run_name="a", mlflow_uri="x", resume="auto", unity_test=True)
+    after = TrainConfig.from_flags(run_name="b", mlflow_uri="y", checkpoint_dir=Path("elsewhere"))
     assert differences(before, after) == ["--unity_test true is now false"]
 
 
@@ -160,7 +167,7 @@ def test_a_signal_stops_all_children_and_no_further_one_begins(tmp_path: Path) -
     program = f"""
 import sys, threading
 from pathlib import Path
-from encore.ablation import Children
+from encore.ablation.runner import ChildProcesses
 folder = Path({str(tmp_path)!r})
 child = (
     "import signal, sys\\n"
@@ -168,7 +175,7 @@ child = (
     "print('up', flush=True)\\n"
     "signal.pause()\\n"
 )
-children, found = Children(), []
+children, found = ChildProcesses(), []
 def work(name):
     found.append(children.run([sys.executable, "-c", child], folder / name, {{}}))
 with children:
@@ -189,34 +196,34 @@ print(found, children.run(["no", "such"], folder / "c", {{}}), children.stopped_
 
 
 def test_a_store_that_is_away_is_said() -> None:
-    (line,) = problems_of(Nest, "http://127.0.0.1:9", "x")
+    (line,) = problems_of(NestedRuns, "http://127.0.0.1:9", "x")
     assert line.startswith("--mlflow_uri http://127.0.0.1:9: ")
 
 
 def test_a_reason_is_the_last_error_or_the_last_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    for text, reason in [("", "it said nothing"), ("a\nb\n\n", "b"), ("error: x\nerror: y\nafter", "y")]:
+    for text, reason in [("", "no output"), ("a\nb\n\n", "b"), ("error: x\nerror: y\nafter", "y")]:
         log.write_text(text)
-        assert last_words(log) == reason
+        assert last_error(log) == reason
     assert [duration(seconds) for seconds in (0.4, 61, 3600 + 125)] == ["0:00", "1:01", "1:02:05"]
 
 
-MEASURES = {
-    "score": {"group": "First", "note": "low", "goal": "low"},
-    "tempo": {"group": "Second", "note": NASTY, "goal": None},
-    "gain": {"group": "First", "note": "high", "goal": "high"},
-    "level_db": {"group": "Second", "note": "zero", "goal": "zero"},
-}
+SPECS = [
+    MetricSpec("score", "score", "First", "low", "low"),
+    MetricSpec("tempo", "tempo", "Second", NASTY, None),
+    MetricSpec("gain", "gain", "First", "high", "high"),
+    MetricSpec("level_db", "level_db", "Second", "zero", "zero"),
+]
 
 
-def evaluation(score: float, gain: float | None, level: float) -> dict[str, Any]:
-    def figure(value: float | None) -> dict[str, float | None]:
-        return {"value": value, "low": None, "high": None}
+def evaluation(score: float, gain: float | None, level: float) -> Results:
+    def value(number: float | None) -> Interval:
+        return Interval(math.nan if number is None else number, None, None)
 
-    model = {"score": {"value": score, "low": score - 1, "high": score + 1}, "gain": figure(gain)}
-    model |= {"level_db": figure(level), "tempo": figure(120.0)}
-    baseline = {"score": figure(0.5), "level_db": figure(0.0)}
-    return {"warnings": ["few pairs"], "measures": MEASURES, "systems": {"model": model, "replay": baseline}}
+    model = {"score": Interval(score, score - 1, score + 1), "gain": value(gain)}
+    model |= {"level_db": value(level), "tempo": value(120.0)}
+    baseline = {"score": value(0.5), "level_db": value(0.0)}
+    return Results({}, 1, 2, 3.0, SPECS, {"model": model, "replay": baseline}, warnings=["few pairs"])
 
 
 @pytest.fixture
@@ -228,11 +235,11 @@ def comparison() -> Any:
 
 
 def test_the_best_are_those_of_the_runs_by_each_measure(comparison: Any) -> None:
-    assert [(m.name, m.group) for m in comparison.measures] == [
+    assert [(m.name, m.group) for m in comparison.metrics] == [
         *(("score", "First"), ("gain", "First"), ("tempo", "Second"), ("level_db", "Second")),
         ("training_seconds", "Training"),
     ]
-    best = {measure.name: comparison.best(measure) for measure in comparison.measures}
+    best = {measure.name: comparison.best(measure) for measure in comparison.metrics}
     # The replay scores better, but is no run.
     assert best == {
         "score": {"quiet"},
@@ -242,7 +249,7 @@ def test_the_best_are_those_of_the_runs_by_each_measure(comparison: Any) -> None
         "training_seconds": set(),
     }
     alone = compare({"only": evaluation(1.0, 1.0, 0.0)}, {"only": 1.0}, {})
-    assert not any(alone.best(measure) for measure in alone.measures)
+    assert not any(alone.best(measure) for measure in alone.metrics)
 
 
 @pytest.mark.parametrize("width", [44, 120])
@@ -254,23 +261,23 @@ def test_the_terminals_table_has_every_figure_at_any_width(comparison: Any, widt
     assert failure.strip() == f"training ended: [b]{NASTY}[/b]\nwarning: few pairs"
     rows = [line for line in table.splitlines() if line.strip().startswith("score ↓")]
     assert " ".join(" ".join(rows).replace("score ↓", "").split()) == "★ 2.00 – 3.00 4.00 0.500"
-    assert "★ " + shown(-1.0) in table and "✗ failed" in table
+    assert "★ " + format_value(-1.0) in table and "✗ failed" in table
     assert "…" not in table
 
 
 def test_the_page_has_the_sounds_of_each_pair_and_one_table(comparison: Any, tmp_path: Path) -> None:
     tone = torch.sin(torch.arange(SAMPLE_RATE / 4) * 0.1)[None] * 0.5
     heard = [
-        Heard(title, [Exhibit(name, NASTY, tone) for name in ("Input and truth", "quiet", "loud")])
+        SampleGroup(title, [AudioSample(name, NASTY, tone) for name in ("Input and truth", "quiet", "loud")])
         for title in (NASTY, "pair_0001")
     ]
     path = tmp_path / "index.html"
-    write_comparison(comparison, heard, SAMPLE_RATE, {"quiet": NASTY}, {"Data": NASTY}, path)
+    write_page(comparison, heard, SAMPLE_RATE, {"quiet": NASTY}, {"Data": NASTY}, path)
     page = Page(path)
     assert len(page.audio) == len(page.images) == 6 and not page.elsewhere
     rows = {row[0]: row[1:] for row in page.rows}
     assert list(rows) == [
-        *("Measure", "First", "score", "gain", "Second", "tempo", "level_db", "Training", "training_seconds")
+        *("Metric", "First", "score", "gain", "Second", "tempo", "level_db", "Training", "training_seconds")
     ]
     assert rows["score"] == ["★ 2.00", "–", "3.00", "4.00", "0.500"] and "★ 2.001.00 … 3.00" in page.text
     assert f"broken: training ended: [b]{NASTY}[/b]" in page.text
@@ -280,6 +287,6 @@ def test_the_page_has_the_sounds_of_each_pair_and_one_table(comparison: Any, tmp
 
 def test_a_comparison_of_which_every_run_failed_still_has_a_page(tmp_path: Path) -> None:
     nothing = compare({}, {"a": 0.0}, {"a": "it broke"})
-    write_comparison(nothing, [], 1, {"a": "x"}, {}, tmp_path / "index.html")
+    write_page(nothing, [], 1, {"a": "x"}, {}, tmp_path / "index.html")
     assert "it broke" in Page(tmp_path / "index.html").text
     print_comparison(nothing, Console(file=io.StringIO()))

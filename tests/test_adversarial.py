@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from losses import DiscriminatorLoss, FeatureMatchingLoss, GeneratorLoss, adversarial, discriminator
 from losses.adversarial.discriminators import MultiPeriod
+from tests.signals import seeded
 
 LOSSES: list[nn.Module] = [build(kind) for build in (GeneratorLoss, DiscriminatorLoss) for kind in ("hinge", "lsgan")]
 LOSSES += [FeatureMatchingLoss(), FeatureMatchingLoss(relative=True)]
@@ -20,7 +21,7 @@ LOSSES += [FeatureMatchingLoss(), FeatureMatchingLoss(relative=True)]
 
 def random_outputs(seed: int) -> list[Tensor]:
     """Of two discriminators, batch 3, with logits on both sides of ±1."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     return [2 * torch.randn(shape, generator=generator) for shape in ((3, 1, 40), (3, 1, 7, 5))]
 
 

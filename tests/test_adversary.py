@@ -211,7 +211,7 @@ RANK = """
 import sys
 import torch
 import torch.distributed as dist
-from encore.distributed import end_process, stop
+from encore.training.distributed import end_process, stop
 from losses import Adversary, discriminator
 
 def main():

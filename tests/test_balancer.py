@@ -13,12 +13,13 @@ from torch import distributed as dist
 
 import losses
 from losses.balancer import REFERENCE_STEPS, balance
+from tests.signals import seeded
 
 LINEAR = {"small": 1e-3, "large": 50.0}  # gradients' norms per item
 
 
 def signal(items: int = 3, seed: int = 0) -> Tensor:
-    return torch.randn(items, 1, 400, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return torch.randn(items, 1, 400, generator=torch.Generator().manual_seed(seeded(seed))).requires_grad_()
 
 
 def direction(seed: int) -> Tensor:
@@ -184,7 +185,7 @@ def rank(number: int, folder: str) -> None:
         seen.append((combined.gradient * len(audio), combined.left_out))
     torch.save({"seen": seen, "state": balancer.state_dict()}, f"{folder}/{number}.pt")
     dist.destroy_process_group()
-    os._exit(0)  # for the reason that encore.distributed.end_process gives
+    os._exit(0)  # for the reason that encore.training.distributed.end_process gives
 
 
 def test_two_ranks_agree_on_averages_and_on_what_is_left_out(tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from encore.checkpoint import FORMAT, build_model, load_generator, read, recipe_of, resume_source, set_aside
-from encore.codec import STARTER_WEIGHTS, Architecture, FrozenCodec, load_codec_file, save_codec
-from encore.config import TrainConfig
+from encore.codecs import Codec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import STARTER_WEIGHTS, Architecture, load_codec_file, save_codec
+from encore.config.schema import RunConfig, TrainConfig
 from encore.errors import EncoreError
-from encore.generation import Recipe
+from encore.models.generation import GenerationConfig
+from encore.models.loading import FORMAT, build_model, generation_config, load_generator, read
+from encore.training.checkpoint import move_aside, resume_source
 from tests.conftest import Door
 
 CPU = torch.device("cpu")
@@ -21,13 +24,12 @@ def test_a_trained_model_is_loaded_with_its_averaged_weights(trained: Path) -> N
     path = trained / "checkpoints" / "best_model.pt"
     content, generator = read(path), load_generator(path, CPU)
     assert generator.segment_frames == content["segment_frames"] == 75
-    assert generator.config.d_model == 32 and not generator.model.training
-    assert (
-        generator.recipe == Recipe(30, generative=True, prior=generator.config.prior) and generator.model.window == 45
-    )
-    averaged = content["ema"]["module.enter.weight"]
-    assert torch.equal(generator.model.enter.weight, averaged)
-    assert not torch.equal(averaged, content["model"]["enter.weight"])
+    assert generator.config.model.d_model == 32 and not generator.model.training
+    assert generator.generation == GenerationConfig(30, generative=True, prior=generator.config.model.prior)
+    assert generator.model.window == 45
+    averaged = content["ema"]["module.in_proj.weight"]
+    assert torch.equal(generator.model.in_proj.weight, averaged)
+    assert not torch.equal(averaged, content["model"]["in_proj.weight"])
 
 
 class Evil:
@@ -35,7 +37,7 @@ class Evil:
         return (Path("/tmp/owned").write_text, ("x",))
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "pickle", "other", "half"])
+@pytest.mark.parametrize("kind", ["missing", "text", "pickle", "other", "half", "earlier"])
 def test_what_is_no_checkpoint_is_refused_in_a_line(kind: str, tmp_path: Path, trained: Path) -> None:
     path = tmp_path / "model.pt"
     if kind == "text":
@@ -46,7 +48,11 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(kind: str, tmp_path: Path, t
         torch.save({"weights": torch.zeros(3)}, path)
     elif kind == "half":
         path.write_bytes((trained / "checkpoints" / "last.pt").read_bytes()[:10000])
-    with pytest.raises(EncoreError, match=str(path)) as caught:
+    elif kind == "earlier":
+        torch.save({"format": FORMAT - 1}, path)
+    earlier = f"a checkpoint of format {FORMAT - 1}, .* reads format {FORMAT}; train again"
+    reason = {"missing": "no such checkpoint", "earlier": earlier}.get(kind, "not a checkpoint of Encore")
+    with pytest.raises(EncoreError, match=f"^{path}: {reason}") as caught:
         read(path)
     assert len(str(caught.value).splitlines()) == 1
     assert not Path("/tmp/owned").exists()
@@ -73,64 +79,68 @@ def test_a_checkpoint_of_another_shape_and_codec_is_refused(
         f"error: --resume {checkpoint}: was trained with --objective energy, not regression",
         f"error: --resume {checkpoint}: was trained with --generation blocks, not whole",
         f"error: --resume {checkpoint}: was trained with --block_seconds 0.4, not 0.2",
-        f"error: --resume {checkpoint}: was trained with --prior {TrainConfig().prior}, not none",
+        f"error: --resume {checkpoint}: was trained with --prior {TrainConfig().model.prior}, not none",
         f"error: --resume {checkpoint}: was trained with another codec (--codec starter); name that one",
     ]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]  # nothing was touched
 
 
 @pytest.fixture
-def codec() -> FrozenCodec:
-    return FrozenCodec(*Architecture(n_filters=2).build(), sample_rate=24000, channels=1)
+def codec() -> Codec:
+    return SEANetCodec(*Architecture(n_filters=2).build(), sample_rate=24000, channels=1)
 
 
-def test_a_models_recipe_and_window_follow_from_seconds(codec: FrozenCodec) -> None:
-    def built(**settings: object) -> tuple[Recipe, int, bool]:
+def test_block_size_and_window_follow_from_seconds(codec: Codec) -> None:
+    def built(**settings: object) -> tuple[GenerationConfig, int, bool]:
         settings = {"prior": "replay", "block_seconds": 0.4, **settings}
-        config = TrainConfig(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
+        config = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
         model = build_model(config, codec, 75)
-        return recipe_of(config, codec, 75), model.window, not model.leave.weight.any()
+        return generation_config(config, codec, 75), model.window, not model.out_proj.weight.any()
 
-    assert built() == (Recipe(30, True, "replay"), 75, True)
-    assert built(block_seconds=0.01, context_seconds=0.5, prior="none") == (Recipe(1, True, "none"), 38, False)
-    assert built(generation="whole", context_seconds=2.0) == (Recipe(75, True, "replay"), 150, True)
-    assert built(objective="regression", block_seconds=9.0) == (Recipe(75, False, "replay"), 75, False)
-    assert built(objective="regression", generation="blocks") == (Recipe(30, False, "replay"), 75, False)
+    assert built() == (GenerationConfig(30, True, "replay"), 75, True)
+    assert built(block_seconds=0.01, context_seconds=0.5, prior="none") == (
+        GenerationConfig(1, True, "none"),
+        38,
+        False,
+    )
+    assert built(generation="whole", context_seconds=2.0) == (GenerationConfig(75, True, "replay"), 150, True)
+    assert built(objective="regression", block_seconds=9.0) == (GenerationConfig(75, False, "replay"), 75, False)
+    assert built(objective="regression", generation="blocks") == (GenerationConfig(30, False, "replay"), 75, False)
 
 
-def test_blocks_that_do_not_fit_are_refused(codec: FrozenCodec) -> None:
+def test_blocks_that_do_not_fit_are_refused(codec: Codec) -> None:
     with pytest.raises(EncoreError, match=r"^--block_seconds 1\.1: longer than the segments \(1 s\)"):
-        recipe_of(TrainConfig(block_seconds=1.1).resolved(), codec, 75)
+        generation_config(TrainConfig.from_flags(block_seconds=1.1).resolved(), codec, 75)
     torch.manual_seed(0)
-    segmented = FrozenCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
-    assert recipe_of(TrainConfig(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
+    segmented = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
+    assert generation_config(TrainConfig.from_flags(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
     for settings, frames in (({"block_seconds": 0.5}, 75), ({"generation": "whole"}, 70)):
-        with pytest.raises(EncoreError, match=r"^--generation .* works in pieces of 0\.2 s"):
-            recipe_of(TrainConfig(**settings).resolved(), segmented, frames)
+        with pytest.raises(EncoreError, match=r"^--generation .* works on segments of 0\.2 s"):
+            generation_config(TrainConfig.from_flags(**settings).resolved(), segmented, frames)
 
 
 def test_an_earlier_run_is_set_aside_and_not_overwritten(tmp_path: Path) -> None:
     for name in ("last.pt", "best_model.pt", "train.log", "notes.txt"):
         (tmp_path / name).write_text(name)
-    set_aside(tmp_path, tmp_path / "last.pt")
+    move_aside(tmp_path, tmp_path / "last.pt")
     assert (tmp_path / "last.pt").exists()
-    set_aside(tmp_path, None)
-    set_aside(tmp_path, None)
+    move_aside(tmp_path, None)
+    move_aside(tmp_path, None)
     moved = {path.name for path in (tmp_path / "earlier_1").iterdir()}
     assert moved == {"last.pt", "best_model.pt", "train.log"}
     assert {path.name for path in tmp_path.iterdir()} == {"earlier_1", "notes.txt"}
     (tmp_path / "last.pt").write_text("again")
-    set_aside(tmp_path, tmp_path / "earlier_1" / "last.pt")
+    move_aside(tmp_path, tmp_path / "earlier_1" / "last.pt")
     assert (tmp_path / "earlier_2" / "last.pt").read_text() == "again"
 
 
 def test_where_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = tmp_path / "last.pt"
-    auto = TrainConfig(checkpoint_dir=tmp_path, resume="auto")
+    auto = RunConfig(checkpoint_dir=tmp_path, resume="auto")
     assert resume_source(auto) is None
     last.touch()
     assert resume_source(auto) == last
-    assert resume_source(TrainConfig(checkpoint_dir=tmp_path)) is None
-    assert resume_source(TrainConfig(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
+    assert resume_source(RunConfig(checkpoint_dir=tmp_path)) is None
+    assert resume_source(RunConfig(checkpoint_dir=tmp_path, resume="x.pt")) == Path("x.pt")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert resume_source(TrainConfig(checkpoint_dir=tmp_path)) == last
+    assert resume_source(RunConfig(checkpoint_dir=tmp_path)) == last

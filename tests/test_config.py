@@ -10,18 +10,20 @@ import pytest
 from typer.testing import CliRunner
 
 import losses
-from encore import cli
-from encore.checks import validate
-from encore.config import ADVERSARIAL, TrainConfig, knobs, registered_name
+from encore.config import cli
+from encore.config.checks import validate
+from encore.config.components import ADVERSARIAL, registered_name
+from encore.config.knobs import knobs_of
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.launch import ranks_here
+from encore.training.launcher import ranks_here
 from tests.conftest import Door
 
 
 def parse(*flags: str) -> TrainConfig:
     app = cli.new_app()
     seen: list[TrainConfig] = []
-    cli.config_command(app, seen.append)
+    cli.add_command(app, TrainConfig, seen.append)
     result = CliRunner().invoke(app, flags, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     (config,) = seen
@@ -37,7 +39,7 @@ def test_flags_set_fields_with_underscores_dashes_and_booleans() -> None:
         *("--dataset_folder", "a b", "--loss-weight-mel", "0.25", "--unity_test", "true", "--compile", "False"),
         *("--max_steps", "7", "--resume", "auto"),
     )
-    expected = TrainConfig(
+    expected = TrainConfig.from_flags(
         dataset_folder=Path("a b"), loss_weight_mel=0.25, unity_test=True, compile=False, max_steps=7, resume="auto"
     )
     assert config == expected
@@ -48,37 +50,46 @@ def test_a_configuration_survives_flags_and_json() -> None:
         "dataset_folder": Path("x"), "codec_repository": Path("y z"), "decode_seconds": 1.5, "bf16": False,
         "world_size": 3, "run_name": "a run", "lr": 3e-5,
     }  # fmt: skip
-    config = dataclasses.replace(TrainConfig(), **changed)
+    config = TrainConfig().with_flags(**changed)
     assert parse(*config.to_argv()) == config
     assert TrainConfig.from_dict(config.to_dict()) == config
 
 
 def test_every_field_has_help_group_and_default() -> None:
-    for name, _, entry in knobs():
-        assert entry.metadata["help"] and entry.metadata["group"], name
-        assert entry.default is not dataclasses.MISSING, name
+    for one in knobs_of(TrainConfig):
+        assert one.help and one.panel, one.name
+        assert one.default is not dataclasses.MISSING, one.name
 
 
 def test_every_registered_loss_has_its_weight() -> None:
-    weights = {name.removeprefix("loss_weight_") for name, _, _ in knobs() if name.startswith("loss_weight_")}
+    weights = {
+        one.name.removeprefix("loss_weight_") for one in knobs_of(TrainConfig) if one.name.startswith("loss_weight_")
+    }
     assert weights == {"input", "target", *ADVERSARIAL} | set(losses.REGISTRY) - {"rms"}
-    assert {registered_name(name) for name in TrainConfig().loss_weights} - {*ADVERSARIAL} == set(losses.REGISTRY)
+    assert {registered_name(name) for name in TrainConfig().objective.weights} - {*ADVERSARIAL} == set(losses.REGISTRY)
 
 
 def test_components_have_the_weights_of_their_flags_and_name_them() -> None:
-    config = TrainConfig(loss_weight_input=0.5, loss_weight_mel=2.0, metrics=" mel, si_sdr,")
-    trained = {name: weight for name, weight in config.loss_weights.items() if weight}
+    config = TrainConfig.from_flags(loss_weight_input=0.5, loss_weight_mel=2.0, metrics=" mel, si_sdr,")
+    trained = {name: weight for name, weight in config.objective.weights.items() if weight}
     assert trained == {"rms_input": 0.5, "mel": 2.0}
-    assert config.metric_names == ("mel", "si_sdr") and TrainConfig(metrics="").metric_names == ()
-    flags = [config.flag_of(name) for name in ("rms_input", "mel", "si_sdr")]
+    assert (
+        config.objective.metric_names == ("mel", "si_sdr")
+        and TrainConfig.from_flags(metrics="").objective.metric_names == ()
+    )
+    flags = [config.objective.flag_of(name) for name in ("rms_input", "mel", "si_sdr")]
     assert flags == ["--loss_weight_input 0.5", "--loss_weight_mel 2", "--metrics si_sdr"]
 
 
 def test_what_is_left_open_follows_from_the_objective() -> None:
     def settled(**settings: Any) -> tuple[str | None, str | None, dict[str, float]]:
-        config = TrainConfig(**settings).resolved()
+        config = TrainConfig.from_flags(**settings).resolved()
         assert config.resolved() == config
-        return config.objective, config.generation, {name: w for name, w in config.loss_weights.items() if w}
+        return (
+            config.objective.kind,
+            config.model.generation,
+            {name: w for name, w in config.objective.weights.items() if w},
+        )
 
     assert settled() == ("energy", "blocks", {"spectral_energy": 1.0})
     assert settled(unity_test=True) == ("regression", "whole", {"rms_target": 1.0})
@@ -129,10 +140,10 @@ def test_what_is_left_open_follows_from_the_objective() -> None:
     ],
 )
 def test_a_bad_value_is_named_with_its_flag(changes: dict, flag: str, tmp_path: Path) -> None:
-    good = TrainConfig(dataset_folder=tmp_path, checkpoint_dir=tmp_path / "checkpoints")
+    good = TrainConfig.from_flags(dataset_folder=tmp_path, checkpoint_dir=tmp_path / "checkpoints")
     validate(good.resolved())
     with pytest.raises(EncoreError, match="(?s).*" + flag.replace("(", r"\(")) as caught:
-        validate(dataclasses.replace(good, **changes).resolved())
+        validate(good.with_flags(**changes).resolved())
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -158,4 +169,4 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # there is no such machine at hand
     assert ranks_here(TrainConfig()) == 2
     with pytest.raises(EncoreError, match="--world_size 3: this machine has 2 GPUs"):
-        ranks_here(TrainConfig(world_size=3))
+        ranks_here(TrainConfig.from_flags(world_size=3))

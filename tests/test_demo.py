@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from encore.demo import app, pluck
+from encore.data.demo import app, pluck
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,8 +60,8 @@ def test_a_pluck_sounds_at_its_pitch_and_fades() -> None:
 
 def test_as_a_command_where_the_folder_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    command = [sys.executable, "-m", "encore.demo", str(tmp_path / "file/music")]
+    command = [sys.executable, "-m", "encore.data.demo", str(tmp_path / "file/music")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "can't be written to" in done.stderr
+    assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr

@@ -12,7 +12,7 @@ from tests.conftest import ENVIRONMENT
 # An object that lives until the interpreter is torn down, and then aborts the process as a thread of gloo's may.
 RANK = """
 import atexit, os, sys
-from encore.distributed import end_process
+from encore.training.distributed import end_process
 
 class Late:
     def __del__(self):

@@ -135,6 +135,23 @@ def _mono(prediction: Tensor) -> int:
     return 1
 
 
+def test_a_loss_that_is_flat_where_it_should_be_trained_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(REGISTRY, "flat", entry(lambda p, t: (p - t).square().mean((1, 2)).clamp_max(1e-3)))
+    status, output = run("--only", "flat,rms", "--seconds", 0.05)
+    warning = "the gradient of 2 of 2 items is 0: training would learn nothing there"
+    assert status == 0 and f"! flat: noise: {warning}" in output and f"! flat: music: {warning}" in output
+    assert "rms: noise" not in output
+    tone, hiss = torch.sin(torch.arange(24000) * 0.26), torch.randn(24000, generator=torch.Generator().manual_seed(0))
+    for name, signal in (("tone", 0.1 * tone), ("noisy", 0.1 * tone + 0.07 * hiss)):
+        soundfile.write(tmp_path / f"{name}.wav", signal.numpy(), 24000)
+    files = ("--input", tmp_path / "noisy.wav", "--target", tmp_path / "tone.wav")
+    assert "! pesq: files: the gradient of 1 of 1 items is 0" in run(*files, "--only", "pesq")[1]
+    same = ("--input", tmp_path / "tone.wav", "--target", tmp_path / "tone.wav")
+    assert "the gradient" not in run(*same, "--only", "rms")[1]
+
+
 def test_a_loss_that_does_not_fall_towards_the_target_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "ill", entry(lambda p, t: (p * t).mean((1, 2)), None))
     status, output = run("--only", "ill", "--seconds", 0.05)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from encore.codec import load_codec
-from encore.demo import compose
-from encore.embeddings import (
+from encore.codecs import load_codec
+from encore.data.demo import compose
+from encore.errors import EncoreError
+from encore.evaluation.metrics.embeddings import (
     WEIGHTS,
     latent_deviation,
     latent_distance,
@@ -22,8 +23,7 @@ from encore.embeddings import (
     panns_models,
     pooled,
 )
-from encore.errors import EncoreError
-from encore.scores import energy_score
+from encore.evaluation.metrics.energy_score import energy_score
 
 RATE = 24000
 

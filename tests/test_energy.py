@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codec import load_codec
-from encore.generation import Recipe
-from encore.hearing import Hearing, Plan
-from encore.model import ContinuationTransformer
-from encore.objective import ATTRACTION, REPULSION, Combiner, Component, Objective
-from encore.optim import adamw
-from encore.pairs import Batch
+from encore.codecs import load_codec
+from encore.data.dataset import Batch
+from encore.models.generation import GenerationConfig
+from encore.models.transformer import ContinuationTransformer
+from encore.training.objective import ATTRACTION, REPULSION, Component, Objective
+from encore.training.optim import adamw
+from encore.training.synthesis import CropPlan, Synthesizer
 from tests.conftest import SAMPLE_RATE, melody
 from tests.signals import loss_named
 
@@ -32,15 +32,15 @@ class Given:
         self.audio, self.target, self.source = audio, target, source
         self.codec, self.samples = SimpleNamespace(sample_rate=SAMPLE_RATE), 1
 
-    def predict(self, model: nn.Module, batch: Batch, plan: Plan) -> Tensor:
+    def predict(self, model: nn.Module, batch: Batch, plan: CropPlan) -> Tensor:
         return self.audio
 
-    def references(self, batch: Batch, plan: Plan) -> tuple[Tensor, Tensor]:
+    def references(self, batch: Batch, plan: CropPlan) -> tuple[Tensor, Tensor]:
         return self.target, self.source
 
 
 def signals(samples: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Audio, target and source in double precision, as a `Hearing` gives them; the source is without a seam of 400."""
+    """Audio, target and source in float64, as a `Synthesizer` gives them; the source lacks a boundary of 400."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(ITEMS * samples * BLOCKS, LENGTH), (ITEMS * BLOCKS, LENGTH), (ITEMS * BLOCKS, LENGTH - 400)]
     audio, target, source = (
@@ -56,10 +56,13 @@ def component(name: str, weight: float = 1.0, against_input: bool = False) -> Co
 
 
 def objective(
-    hearing: Any, *components: Component, combiner: Combiner | None = None, adversary: Any = None
+    synthesizer: Any,
+    *components: Component,
+    combiner: losses.WeightedGradient | losses.LossBalancer | None = None,
+    adversary: Any = None,
 ) -> Objective:
     combiner = combiner or losses.WeightedGradient({c.name: c.weight for c in components})
-    return Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner, adversary)
+    return Objective(components, synthesizer, combiner, adversary)
 
 
 def batch_of(items: int) -> Batch:
@@ -97,19 +100,19 @@ def test_value_parts_and_gradient_are_those_of_the_formula(samples: int) -> None
     weights = {"spectral_energy": 1.0, "rms": 0.5, "mel": 2.0}
     components = [component(name, weight) for name, weight in weights.items()]
     terms = objective(Given(audio, target, source), *components)
-    outcome = terms(nn.Identity(), batch_of(ITEMS), Plan((0,), 0, 1))
+    forward = terms(nn.Identity(), batch_of(ITEMS), CropPlan((0,), 0, 1))
     total = torch.zeros(ITEMS, dtype=torch.float64)
     for name, weight in weights.items():
         value, near, apart = direct(name, audio, target, samples)
-        assert torch.allclose(outcome.values[name], value, rtol=1e-9)
-        assert torch.allclose(outcome.parts[name + ATTRACTION], near, rtol=1e-9)
-        assert torch.allclose(outcome.parts[name + REPULSION], apart, rtol=1e-9)
+        assert torch.allclose(forward.values[name], value, rtol=1e-9)
+        assert torch.allclose(forward.parts[name + ATTRACTION], near, rtol=1e-9)
+        assert torch.allclose(forward.parts[name + REPULSION], apart, rtol=1e-9)
         total = total + weight * value
     (expected,) = torch.autograd.grad(total.mean(), audio)
     for measure in (True, False):
         audio.grad = None
         for scale in (0.25, 0.75):  # as two batches of an optimiser step
-            terms.backward(terms(nn.Identity(), batch_of(ITEMS), Plan((0,), 0, 1)), scale, measure)
+            terms.backward(terms(nn.Identity(), batch_of(ITEMS), CropPlan((0,), 0, 1)), scale, measure)
         assert audio.grad is not None
         assert (audio.grad - expected).norm() <= 1e-9 * expected.norm()
 
@@ -118,15 +121,15 @@ def test_what_is_no_distance_only_attracts() -> None:
     samples = 3
     audio, target, source = signals(samples)
     components = [component("spectral"), component("waveform_mse"), component("rms", against_input=True)]
-    outcome = objective(Given(audio, target, source), *components)(nn.Identity(), batch_of(ITEMS), Plan((0,), 0, 1))
-    assert not outcome.parts
+    forward = objective(Given(audio, target, source), *components)(nn.Identity(), batch_of(ITEMS), CropPlan((0,), 0, 1))
+    assert not forward.parts
     for name in ("spectral", "waveform_mse"):
         expected, _, _ = direct(name, audio, target, samples, repelled=False)
-        assert torch.allclose(outcome.values[name], expected, rtol=1e-9)
+        assert torch.allclose(forward.values[name], expected, rtol=1e-9)
     beside = torch.cat([torch.zeros(ITEMS * BLOCKS, 1, 400).double(), source], -1)
-    mask = torch.cat([torch.zeros(400), torch.ones(LENGTH - 400)]).double()  # the seam takes no part
+    mask = torch.cat([torch.zeros(400), torch.ones(LENGTH - 400)]).double()  # the boundary takes no part
     expected, _, _ = direct("rms", audio * mask, beside, samples, repelled=False)
-    assert torch.allclose(outcome.values["rms_input"], expected * (LENGTH / (LENGTH - 400)) ** 0.5, rtol=1e-9)
+    assert torch.allclose(forward.values["rms_input"], expected * (LENGTH / (LENGTH - 400)) ** 0.5, rtol=1e-9)
 
 
 def test_measures_of_whole_continuations_are_the_same_formula_with_all_their_parts() -> None:
@@ -179,7 +182,7 @@ def test_the_balancers_shares_are_the_weights_of_whole_components() -> None:
     components = [component("rms", 1), component("mel", 3), component("spectral", 4)]
     balancer = losses.LossBalancer({c.name: c.weight for c in components})
     terms = objective(Given(audio, target, source), *components, combiner=balancer)
-    step = terms.backward(terms(nn.Identity(), batch_of(ITEMS), Plan((0,), 0, 1)), 1.0, measure=False)
+    step = terms.backward(terms(nn.Identity(), batch_of(ITEMS), CropPlan((0,), 0, 1)), 1.0, measure=False)
     assert step.shares == pytest.approx({"rms": 0.125, "mel": 0.375, "spectral": 0.5}) and step.finite
     assert step.values.keys() == {
         "rms", "rms_attraction", "rms_repulsion", "mel", "mel_attraction", "mel_repulsion", "spectral",
@@ -201,7 +204,7 @@ def test_a_component_that_is_not_finite_costs_the_step_or_is_left_out_with_its_p
     components = [component("rms"), Component("broken", "broken", 1.0, False, Broken(), distance=True)]
     combiner = (losses.LossBalancer if balanced else losses.WeightedGradient)({c.name: c.weight for c in components})
     terms = objective(Given(audio, target, source), *components, combiner=combiner)
-    step = terms.backward(terms(nn.Identity(), batch_of(ITEMS), Plan((0,), 0, 1)), 1.0, measure=False)
+    step = terms.backward(terms(nn.Identity(), batch_of(ITEMS), CropPlan((0,), 0, 1)), 1.0, measure=False)
     assert step.finite == balanced and step.left_out == (("broken",) if balanced else ())
     kept = {"rms", "rms_attraction", "rms_repulsion"}
     broken = {name.replace("rms", "broken") for name in kept}
@@ -222,15 +225,15 @@ def test_the_adversary_judges_every_sample() -> None:
         Component("feature_matching", "feature_matching", 1.0, False, None),
     ]
     terms = objective(Given(audio, target, source), *components, adversary=adversary)
-    outcome = terms(nn.Identity(), batch_of(ITEMS), Plan((0,), 0, 1))
+    forward = terms(nn.Identity(), batch_of(ITEMS), CropPlan((0,), 0, 1))
     each = torch.arange(ITEMS * BLOCKS).unflatten(0, (ITEMS, 1, BLOCKS)).expand(-1, samples, -1).flatten()
-    assert torch.equal(outcome.target, target[each])
+    assert torch.equal(forward.target, target[each])
     given = adversary(audio, target[each])
     for name in ("gan", "feature_matching"):
-        assert torch.allclose(outcome.values[name], given[name].unflatten(0, (ITEMS, -1)).mean(1), rtol=1e-5)
-        assert name + REPULSION not in outcome.parts
+        assert torch.allclose(forward.values[name], given[name].unflatten(0, (ITEMS, -1)).mean(1), rtol=1e-5)
+        assert name + REPULSION not in forward.parts
     before = [weight.clone() for weight in adversary.parameters()]
-    step = terms.backward(outcome, 1.0, measure=True)
+    step = terms.backward(forward, 1.0, measure=True)
     assert step.values["disc_loss"].shape == (ITEMS,) and step.finite
     assert sum(step.shares.values()) == pytest.approx(1) and all(share > 0 for share in step.shares.values())
     assert torch.allclose(step.total, step.values["rms"])
@@ -248,20 +251,24 @@ def test_the_first_step_moves(prior: str) -> None:
     model = ContinuationTransformer(128, 16, 2, 2, 0.0, window=75, start_at_prior=prior != "none")
     latents = batch.context.transpose(0, 1).flatten(1)
     model.set_statistics(latents.mean(1), latents.std(1))
-    hearing = Hearing(codec, Recipe(30, True, prior), 2, 8, 30, autocast=contextlib.nullcontext)
-    terms = objective(hearing, Component("e", "e", 1.0, False, losses.create("spectral_energy", 24000), distance=True))
-    optimizer, before = adamw(model, 1e-3, 0.01), hearing.sample(model, batch)
+    synthesizer = Synthesizer(
+        codec, GenerationConfig(30, True, prior), samples=2, margin=8, crop_frames=30, autocast=contextlib.nullcontext
+    )
+    terms = objective(
+        synthesizer, Component("e", "e", 1.0, False, losses.create("spectral_energy", 24000), distance=True)
+    )
+    optimizer, before = adamw(model, 1e-3, 0.01), synthesizer.sample(model, batch)
     for step in range(2):
-        outcome = terms(model, batch, Plan((30,), 0, 30))
-        terms.backward(outcome, 1.0, measure=False)
+        forward = terms(model, batch, CropPlan((30,), 0, 30))
+        terms.backward(forward, 1.0, measure=False)
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         # A last layer of zeros gives nothing back to the layers before it, until it has moved.
-        expected = {"leave.weight", "leave.bias"} if prior == "replay" and step == 0 else gradients.keys()
+        expected = {"out_proj.weight", "out_proj.bias"} if prior == "replay" and step == 0 else gradients.keys()
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
         moving = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
         assert moving >= expected
         optimizer.step()
         optimizer.zero_grad()
-        after = hearing.sample(model, batch)
+        after = synthesizer.sample(model, batch)
         assert (after - before).norm() > 1e-4 * before.norm()
         before = after

@@ -1,4 +1,4 @@
-"""Judging a model through the door, with one from a real training run."""
+"""Evaluating a model of a real training run through the entry point."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-import evaluate
 import losses
-from encore import cli
 from encore.audio import read_audio
-from encore.systems import BASELINES
+from encore.commands import evaluate
+from encore.config import cli
+from encore.evaluation.baselines import BASELINES
 from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Door
 from tests.test_page import Page
 
@@ -26,7 +26,7 @@ FAST = ("--candidates", 2, "--long_seconds", 3, "--long_items", 2, "--memorisati
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: Path) -> Path:
     """The tiny pairs as if they were of two recordings, the validation pairs of one each and then three of another."""
-    folder = shutil.copytree(tiny_pairs, tmp_path_factory.mktemp("judged") / "pairs")
+    folder = shutil.copytree(tiny_pairs, tmp_path_factory.mktemp("evaluated") / "pairs")
     rows = [f"pair_{n:04d},{'a' if n < 2 else 'b'}.wav,{n},val" for n in range(VAL_PAIRS)]
     (folder / "metadata.csv").write_text("\n".join(["pair,source_file,start_second,split", *rows]) + "\n")
     return folder
@@ -38,10 +38,10 @@ def checkpoint(trained: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(
+def evaluated(
     tmp_path_factory: pytest.TempPathFactory, door: Door, checkpoint: Path, pairs: Path, store: str
 ) -> tuple[Path, str]:
-    """The report of a run of the door, and what it printed."""
+    """The report of a run of evaluate.py, and what it printed."""
     folder = tmp_path_factory.mktemp("report")
     flags = ("--checkpoint", checkpoint, "--against", f"twin={checkpoint}", "--dataset_folder", pairs, *FAST)
     result = door("evaluate.py", *flags, "--mlflow_uri", store, "--output", folder / "new" / "report", cwd=folder)
@@ -50,12 +50,12 @@ def judged(
 
 
 @pytest.fixture(scope="module")
-def found(judged: tuple[Path, str]) -> dict[str, Any]:
-    return dict(json.loads((judged[0] / "evaluation.json").read_text()))
+def found(evaluated: tuple[Path, str]) -> dict[str, Any]:
+    return dict(json.loads((evaluated[0] / "evaluation.json").read_text()))
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
-    """The error lines of the door, run within this process."""
+    """The error lines of evaluate.py, run within this process."""
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *(str(argument) for argument in arguments)])
     with pytest.raises(SystemExit) as ended:
         cli.run(evaluate.app)
@@ -63,28 +63,28 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return capsys.readouterr().err.splitlines()
 
 
-def test_every_system_has_its_figures(found: dict[str, Any]) -> None:
+def test_every_continuer_has_its_values(found: dict[str, Any]) -> None:
     assert list(found["systems"]) == ["model", "twin", *BASELINES]
     assert (found["items"], found["candidates"], found["seconds"]) == (VAL_PAIRS, 2, 1.0)
-    judged = {f"{kind}_{name}" for kind in ("energy_score", "skill") for name in DISTANCES}
+    scores = {f"{kind}_{name}" for kind in ("energy_score", "skill") for name in DISTANCES}
     for name in ("model", "replay", "loop", "copy", "silence", "codec"):
-        assert judged <= found["systems"][name].keys(), name
+        assert scores <= found["systems"][name].keys(), name
         assert {"kernel_distance_codec", "frechet_log_mel", "patch_distance", "best_mel"} <= found["systems"][
             name
         ].keys()
         assert {"level_db", "texture_ratio", "seam_flux", "repetition", "memorisation"} <= found["systems"][name].keys()
-    assert judged.isdisjoint(found["systems"]["truth"]) and "onset_rate" in found["systems"]["truth"]
+    assert scores.isdisjoint(found["systems"]["truth"]) and "onset_rate" in found["systems"]["truth"]
     assert "kernel_distance_codec" not in found["systems"]["other_music"]
-    assert {name for name, figures in found["systems"].items() if "drift_level" in figures} == {
+    assert {name for name, values in found["systems"].items() if "drift_level" in values} == {
         *("model", "twin", "loop", "replay")
     }
-    for figures in found["systems"].values():
-        for name, figure in figures.items():
-            if figure["low"] is not None:
-                assert figure["low"] <= figure["high"], name
+    for values in found["systems"].values():
+        for name, value in values.items():
+            if value["low"] is not None:
+                assert value["low"] <= value["high"], name
 
 
-def test_figures_with_a_known_answer(found: dict[str, Any], pairs: Path) -> None:
+def test_values_with_a_known_answer(found: dict[str, Any], pairs: Path) -> None:
     systems = found["systems"]
     truths = [read_audio(pairs / "val" / f"pair_{n:04d}_output.wav", SAMPLE_RATE, 1)[None] for n in range(VAL_PAIRS)]
     inputs = [read_audio(pairs / "val" / f"pair_{n:04d}_input.wav", SAMPLE_RATE, 1)[None] for n in range(VAL_PAIRS)]
@@ -107,34 +107,34 @@ def test_figures_with_a_known_answer(found: dict[str, Any], pairs: Path) -> None
     assert systems["truth"]["memorisation"]["value"] == 1.0
 
 
-def test_a_twin_has_the_same_figures(found: dict[str, Any]) -> None:
+def test_a_twin_has_the_same_values(found: dict[str, Any]) -> None:
     assert found["systems"]["model"] == found["systems"]["twin"]
 
 
-def test_what_is_not_to_be_trusted_is_said(judged: tuple[Path, str], found: dict[str, Any]) -> None:
+def test_values_not_to_be_trusted_are_warned_of(evaluated: tuple[Path, str], found: dict[str, Any]) -> None:
     warnings = " ".join(found["warnings"])
     assert "5 validation pairs are few" in warnings and "2 recordings are few" in warnings and "Fréchet" in warnings
-    page = Page(judged[0] / "index.html")
-    assert all(warning in page.text and warning in judged[1] for warning in found["warnings"])
+    page = Page(evaluated[0] / "index.html")
+    assert all(warning in page.text and warning in evaluated[1] for warning in found["warnings"])
 
 
-def test_the_page_and_the_tables_show_the_systems(judged: tuple[Path, str]) -> None:
-    page = Page(judged[0] / "index.html")
+def test_the_page_and_the_tables_show_the_continuers(evaluated: tuple[Path, str]) -> None:
+    page = Page(evaluated[0] / "index.html")
     # Model, twin, loop, replay and truth after each of three pairs; the first four for long.
     assert len(page.audio) == 3 * 5 + 4
     assert len(page.images) == 3 + len(page.audio)
     assert page.elsewhere == []
     assert any(row[:1] == ["replay"] for row in page.rows)
-    assert max(map(len, judged[1].splitlines()[:60])) <= 100
+    assert max(map(len, evaluated[1].splitlines()[:60])) <= 100
 
 
-def test_the_training_run_has_the_figures(found: dict[str, Any], trained: Path, store: str) -> None:
+def test_the_training_run_has_the_values(found: dict[str, Any], trained: Path, store: str) -> None:
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("trained")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    figure = found["systems"]["model"]["energy_score_mel"]["value"]
-    assert run.data.metrics["eval_model_energy_score_mel"] == pytest.approx(figure)
+    value = found["systems"]["model"]["energy_score_mel"]["value"]
+    assert run.data.metrics["eval_model_energy_score_mel"] == pytest.approx(value)
     files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
     assert files == {"evaluation/evaluation.json", "evaluation/index.html"}
 
@@ -160,10 +160,10 @@ def test_a_name_that_is_taken_is_refused(
         (line,) = refused(
             monkeypatch, capsys, "--checkpoint", checkpoint, "--dataset_folder", pairs, "--against", against
         )
-        assert "already; give it a name: other=" in line
+        assert "is taken; give it another: other=" in line
 
 
-def test_a_run_that_is_not_there_is_said_before_anything_is_measured(
+def test_a_missing_run_is_reported_before_anything_is_computed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     checkpoint: Path,

@@ -1,19 +1,31 @@
-"""How continuations are drawn: their noise, their lag, and block after block."""
+"""How continuations are sampled: noise, the prior's guess, and block after block."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from encore.generation import PER_BLOCK, PER_CONTINUATION, Draw, Recipe, blocks, continuation, generators_of
-from encore.model import NOISE_CHANNELS, ContinuationTransformer
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import Architecture
+from encore.errors import EncoreError
+from encore.models.generation import (
+    PER_BLOCK,
+    PER_CONTINUATION,
+    GenerationConfig,
+    Sampler,
+    generate,
+    generate_blocks,
+    make_generators,
+)
+from encore.models.priors import Context
+from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer
 
 D, FRAMES, SIZE = 6, 20, 4
-CPU = torch.device("cpu")
-ENERGY, REGRESSION = Recipe(SIZE, True, "replay"), Recipe(SIZE, False, "replay")
+CODEC = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1)
+ENERGY, REGRESSION = GenerationConfig(SIZE, True, "replay"), GenerationConfig(SIZE, False, "replay")
 
 
 def new_model(window: int = 15) -> ContinuationTransformer:
@@ -25,19 +37,23 @@ def new_model(window: int = 15) -> ContinuationTransformer:
     return model
 
 
-def draw(*seeds: int, recipe: Recipe = ENERGY, **settings: Any) -> Draw:
-    return Draw(recipe, len(seeds), FRAMES, CPU, generators=generators_of(seeds), **settings)
+def new_sampler(
+    *seeds: int, config: GenerationConfig = ENERGY, context: Tensor | None = None, temperature: float = 1.0
+) -> Sampler:
+    latents = torch.zeros(len(seeds), D, FRAMES) if context is None else context
+    contexts = Context(latents, CODEC, lambda: torch.zeros(len(seeds), 1, FRAMES * 320))
+    return Sampler(config, contexts, make_generators(seeds), temperature)
 
 
-def noise_of(drawn: Draw, steps: int, count: int = 1) -> Tensor:
-    noise = drawn.noise(steps, count)
+def noise_of(sampler: Sampler, steps: int, count: int = 1) -> Tensor:
+    noise = sampler.noise(steps, count)
     assert noise is not None
     return noise
 
 
 def test_noise_lasts_for_a_continuation_a_block_or_a_frame() -> None:
-    drawn = draw(1, 2)
-    first, second = noise_of(drawn, SIZE, 3), noise_of(drawn, SIZE)
+    sampler = new_sampler(1, 2)
+    first, second = noise_of(sampler, SIZE, 3), noise_of(sampler, SIZE)
     assert first.shape == (2, NOISE_CHANNELS, 3 * SIZE) and second.shape == (2, NOISE_CHANNELS, SIZE)
     both = torch.cat([first, second], -1).unflatten(-1, (4, SIZE))
     lasting, block, frame = both.split([PER_CONTINUATION, PER_BLOCK, NOISE_CHANNELS - PER_CONTINUATION - PER_BLOCK], 1)
@@ -50,58 +66,69 @@ def test_noise_lasts_for_a_continuation_a_block_or_a_frame() -> None:
 
 def test_noise_is_normal_and_the_temperature_its_deviation() -> None:
     for temperature in (0.0, 1.0, 2.5):
-        noise = noise_of(draw(*range(20), temperature=temperature), 5, 40)
+        noise = noise_of(new_sampler(*range(20), temperature=temperature), 5, 40)
         for part in noise.split(16, 1):
             assert abs(part.std() - temperature) <= 0.1 * temperature and abs(part.mean()) <= 0.2 * temperature
 
 
-def test_a_row_follows_from_its_seed_alone() -> None:
-    several, alone, again = draw(5, 7, 9), draw(7), draw(7)
-    assert several.lags[1] == alone.lags[0]
+def test_a_row_depends_on_its_own_seed_only() -> None:
+    context = torch.randn(1, D, FRAMES)
+    several = new_sampler(5, 7, 9, context=context.expand(3, -1, -1))
+    alone, again = new_sampler(7, context=context), new_sampler(7, context=context)
+    guesses = several.prior(0, SIZE), alone.prior(0, SIZE)
+    assert guesses[0] is not None and guesses[1] is not None and torch.equal(guesses[0][1:2], guesses[1])
     for steps, count in ((SIZE, 2), (SIZE, 1)):
         one, noise = noise_of(alone, steps, count), noise_of(several, steps, count)
         assert torch.equal(noise[1:2], one) and torch.equal(noise_of(again, steps, count), one)
         assert not torch.equal(noise[0], noise[1])
-    assert len(draw(*range(50)).lags.unique()) > 10
+    first = new_sampler(*range(50), context=context.expand(50, -1, -1)).prior(0, 1)
+    assert first is not None and len(first[:, 0].unique()) > 10  # of frames that the replays start from
 
 
 def test_a_regression_has_no_noise_and_starts_from_the_context_frame_by_frame() -> None:
     context = torch.randn(2, D, FRAMES)
-    drawn = draw(1, 2, recipe=REGRESSION)
-    assert drawn.noise(SIZE) is None
-    prior = drawn.prior(context, 0, 2 * FRAMES)
+    fixed = new_sampler(1, 2, config=REGRESSION, context=context)
+    assert fixed.noise(SIZE) is None
+    prior = fixed.prior(0, 2 * FRAMES)
     assert prior is not None and torch.equal(prior, torch.cat([context, context], -1))
     model = new_model()
     one, other = (
-        continuation(model, REGRESSION, context, draw(*seeds, recipe=REGRESSION), 9) for seeds in ((1, 2), (3, 4))
+        generate(model, new_sampler(*seeds, config=REGRESSION, context=context), 9) for seeds in ((1, 2), (3, 4))
     )
     assert torch.equal(one, other)
 
 
-def test_without_a_prior_there_is_none() -> None:
+def test_without_a_prior_there_is_no_guess_and_the_noise_is_the_same() -> None:
     for generative in (True, False):
-        assert draw(1, recipe=Recipe(SIZE, generative, "none")).prior(torch.randn(1, D, FRAMES), 0, SIZE) is None
+        assert new_sampler(1, config=GenerationConfig(SIZE, generative, "none")).prior(0, SIZE) is None
+    bare = new_sampler(1, config=GenerationConfig(SIZE, True, "none"))
+    assert torch.equal(noise_of(bare, SIZE), noise_of(new_sampler(1), SIZE))
+
+
+def test_a_prior_that_is_not_registered_is_named_with_the_choices() -> None:
+    with pytest.raises(EncoreError, match=r"--prior replya: .*replay\?.* rhythm, replay, none"):
+        new_sampler(1, config=GenerationConfig(SIZE, True, "replya"))
 
 
 def test_a_continuation_is_its_blocks_cut_to_length() -> None:
     model, context = new_model(), torch.randn(3, D, FRAMES)
-    endless = blocks(model, ENERGY, context, draw(1, 2, 3))
+    endless = generate_blocks(model, new_sampler(1, 2, 3, context=context))
     expected = torch.cat(list(itertools.islice(endless, 30)), -1)
     assert expected.shape == (3, D, 120)
     for frames in (1, SIZE, 6 * SIZE + 1, 120):
-        made = continuation(model, ENERGY, context, draw(1, 2, 3), frames)
+        made = generate(model, new_sampler(1, 2, 3, context=context), frames)
         assert torch.equal(made, expected[..., :frames])
-    other = continuation(model, ENERGY, context, draw(1, 2, 4), 120)
+    other = generate(model, new_sampler(1, 2, 4, context=context), 120)
     assert torch.allclose(other[:2], expected[:2], atol=1e-5) and not torch.allclose(other[2], expected[2], atol=1e-2)
 
 
-def test_a_continuation_is_what_the_training_pass_makes_of_it() -> None:
-    """All blocks in one pass, given the frames that were made, with the same noise and lag: the same blocks."""
+def test_a_continuation_equals_the_single_pass_of_training() -> None:
+    """All blocks in one pass, given the generated frames, with the same noise and lag: the same blocks."""
     model, context, count = new_model(), torch.randn(3, D, FRAMES), 12
-    drawn, noises = draw(1, 2, 3), draw(1, 2, 3)
-    made = continuation(model, ENERGY, context, drawn, count * SIZE)
+    sampler, noises = new_sampler(1, 2, 3, context=context), new_sampler(1, 2, 3, context=context)
+    made = generate(model, sampler, count * SIZE)
     noise = torch.cat([noise_of(noises, SIZE) for _ in range(count)], -1)
-    prior = drawn.prior(context, 0, count * SIZE)
+    prior = sampler.prior(0, count * SIZE)
     starts = [FRAMES + SIZE * number for number in range(count)]
     with torch.no_grad():
         again = model(torch.cat([context, made], -1), SIZE, noise, prior, starts)

@@ -17,13 +17,13 @@ import torch
 from matplotlib.image import imread
 from mlflow.tracking import MlflowClient
 
-import inference_sample
 import losses
-from encore import cli
 from encore.audio import read_audio
-from encore.checkpoint import load_generator
-from encore.config import TrainConfig
-from encore.sampling import continue_song
+from encore.commands import sample as inference_sample
+from encore.config import cli
+from encore.config.schema import TrainConfig
+from encore.inference.continuation import continue_song
+from encore.models.loading import load_generator
 from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Door, command, melody
 from tests.test_page import Page
 
@@ -131,12 +131,12 @@ def test_the_page_has_players_and_pictures_of_all_signals(continued: tuple[Path,
 
 
 def test_the_table_is_of_what_a_run_was_trained_on_unless_told_otherwise(trained: Path) -> None:
-    config = TrainConfig(loss_weight_gan=1.0, loss_weight_esr=0.5, metrics="rms_input,phase")
-    assert config.loss_names == {"rms", "esr", "phase"}
+    config = TrainConfig.from_flags(loss_weight_gan=1.0, loss_weight_esr=0.5, metrics="rms_input,phase")
+    assert config.objective.loss_names == {"rms", "esr", "phase"}
     generator = load_generator(trained / "checkpoints" / "best_model.pt", torch.device("cpu"))
     truth = torch.from_numpy(melody(1, 3))[None]
-    assert list(inference_sample.measures_of(generator, None, truth)) == ["rms", "spectral", "mel"]
-    assert list(inference_sample.measures_of(generator, "mel, rms", truth)) == ["rms", "mel"]
+    assert list(inference_sample.table_losses(generator, None, truth)) == ["rms", "spectral", "mel"]
+    assert list(inference_sample.table_losses(generator, "mel, rms", truth)) == ["rms", "mel"]
 
 
 def test_a_run_id_fetches_the_best_checkpoint_of_that_run(

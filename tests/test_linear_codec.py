@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.codec import Architecture
-from encore.codec_texture import band_edges, initialise_texture
-from encore.codec_training import reconstruct, si_sdr
+from encore.codecs.starter.dct_init import coefficient_deviations, dct_basis, initialise_linear_path
+from encore.codecs.starter.texture_init import band_edges, initialise_texture
+from encore.codecs.starter.trainer import reconstruct, si_sdr
+from encore.codecs.starter.weights import Architecture
 from encore.errors import EncoreError
-from encore.linear_codec import coefficient_deviations, dct_basis, initialise_linear_path
 
 BLOCK, RATE = 320, 24000
 

@@ -180,7 +180,7 @@ import sys
 import torch
 import torch.distributed as dist
 import losses
-from encore.distributed import end_process, stop, total
+from encore.training.distributed import end_process, stop, total
 from tests.signals import loss_named, noise, second_call, shape_for
 
 def main():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.model import NOISE_CHANNELS, ContinuationTransformer, Memory, rotate
-from encore.optim import Schedule, adamw, averaged
+from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache, rotate
+from encore.training.optim import Schedule, adamw, averaged
 
 D, STEPS = 6, 4
 
@@ -47,13 +47,13 @@ def block(values: Tensor, number: int) -> Tensor:
 @torch.no_grad()
 def one_by_one(
     model: ContinuationTransformer, context: Tensor, following: Tensor, noise: Tensor, prior: Tensor
-) -> tuple[Tensor, Memory]:
-    """Blocks made one after the other with a memory that is given the true frames after each, and that memory."""
-    memory, made = model.remember(context), list[Tensor]()
+) -> tuple[Tensor, KVCache]:
+    """Blocks made one after the other with a cache that is given the true frames after each, and that cache."""
+    cache, made = model.prefill(context), list[Tensor]()
     for number in range(noise.shape[-1] // STEPS):
-        made.append(model.answer(memory, STEPS, block(noise, number), block(prior, number)))
-        memory = model.remember(block(following, number), memory)
-    return torch.cat(made, -1), memory
+        made.append(model.decode_block(cache, STEPS, block(noise, number), block(prior, number)))
+        cache = model.prefill(block(following, number), cache)
+    return torch.cat(made, -1), cache
 
 
 def test_shapes(model: ContinuationTransformer) -> None:
@@ -72,14 +72,14 @@ def test_blocks_in_one_pass_are_those_made_one_after_the_other(window: int) -> N
     model, count = new_model(window, layers=3), 30
     context, following = torch.randn(3, D, 20), torch.randn(3, D, count * STEPS)
     noise, prior = inputs(count)
-    expected, memory = one_by_one(model, context, following, noise, prior)
+    expected, cache = one_by_one(model, context, following, noise, prior)
     starts = [20 + STEPS * number for number in range(count)]
     with torch.no_grad():
         made = model(torch.cat([context, following], -1), STEPS, noise, prior, starts)
     assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert memory.end == 20 + count * STEPS
-    kept = min(window, memory.end)
-    assert {part.shape[2] for part in memory.keys + memory.values} == {kept}
+    assert cache.end == 20 + count * STEPS
+    kept = min(window, cache.end)
+    assert {part.shape[2] for part in cache.keys + cache.values} == {kept}
     # Blocks in any order and number, of contexts that are given once for all their rows.
     chosen = [number for number in (7, 2, 29)]
     parts = [torch.cat([block(values, number) for number in chosen], -1) for values in (noise, prior)]
@@ -135,7 +135,7 @@ def test_the_gate_and_the_residual_act_on_normalised_latents() -> None:
     model = new_model(start_at_prior=True)
     gate, residual = torch.randn(D), torch.randn(D)
     with torch.no_grad():
-        model.leave.bias.copy_(torch.cat([gate, residual]))
+        model.out_proj.bias.copy_(torch.cat([gate, residual]))
     _, prior = inputs(1)
     guess = (prior - model.mean) / model.std
     expected = ((1 + gate[:, None]) * guess + residual[:, None]) * model.std + model.mean
@@ -185,12 +185,12 @@ def test_a_continuation_of_days_is_as_exact_as_its_beginning(model: Continuation
     noise, prior = inputs(5)
     expected, _ = one_by_one(model, context, following, noise, prior)
     with torch.no_grad():
-        nothing = model.remember(context[..., :0])
-        memory, made = model.remember(context, Memory(nothing.keys, nothing.values, 10_000_000)), list[Tensor]()
+        nothing = model.prefill(context[..., :0])
+        cache, made = model.prefill(context, KVCache(nothing.keys, nothing.values, 10_000_000)), list[Tensor]()
         for number in range(5):
-            made.append(model.answer(memory, STEPS, block(noise, number), block(prior, number)))
-            memory = model.remember(block(following, number), memory)
-    assert memory.end == 10_000_020 + 5 * STEPS
+            made.append(model.decode_block(cache, STEPS, block(noise, number), block(prior, number)))
+            cache = model.prefill(block(following, number), cache)
+    assert cache.end == 10_000_020 + 5 * STEPS
     assert (torch.cat(made, -1) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
@@ -234,9 +234,9 @@ def test_averaged_weights_follow_the_formula(model: ContinuationTransformer) -> 
     expected = None
     for update in range(4):
         with torch.no_grad():
-            model.enter.weight.fill_(float(update))
+            model.in_proj.weight.fill_(float(update))
         ema.update_parameters(model)
         decay = min(0.15, (1 + update) / (10 + update))
         # The first update takes the weights as they are.
         expected = float(update) if expected is None else decay * expected + (1 - decay) * update
-    assert ema.module.get_parameter("enter.weight")[0, 0].item() == pytest.approx(expected)
+    assert ema.module.get_parameter("in_proj.weight")[0, 0].item() == pytest.approx(expected)

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codec import FrozenCodec, load_codec
-from encore.config import TrainConfig, knobs
+from encore.codecs import Codec, load_codec
+from encore.config.components import loss_knobs
+from encore.config.schema import TrainConfig
+from encore.data.dataset import Batch
 from encore.errors import EncoreError
-from encore.generation import Recipe
-from encore.hearing import Hearing, Plan
-from encore.objective import Component, Objective
-from encore.pairs import Batch
+from encore.models.generation import GenerationConfig
+from encore.training.build import build_adversary, build_components
+from encore.training.objective import Component, Objective
+from encore.training.synthesis import CropPlan, Synthesizer
 from losses import pesq
 from tests.conftest import melody
-from train_worker import adversary_of, components_of
 
 
 class Counted(nn.Module):
@@ -37,12 +38,12 @@ class Counted(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def codec() -> FrozenCodec:
+def codec() -> Codec:
     return load_codec("starter")
 
 
 @pytest.fixture(scope="module")
-def batch(codec: FrozenCodec) -> Batch:
+def batch(codec: Codec) -> Batch:
     source, target = (torch.stack([torch.from_numpy(melody(2, s))[None] for s in seeds]) for seeds in ((0, 1), (2, 3)))
     return Batch(codec.encode(source), source, target, codec.encode(target), torch.arange(2))
 
@@ -58,8 +59,8 @@ class Answer(nn.Module):
         return self.turn(prior)
 
 
-def crop(first: int, frames: int) -> Plan:
-    return Plan((0,), first, frames)
+def crop(first: int, frames: int) -> CropPlan:
+    return CropPlan((0,), first, frames)
 
 
 def weight_of(model: Answer) -> Tensor:
@@ -73,7 +74,7 @@ def gradient_of(model: Answer) -> Tensor:
 
 
 def objective(
-    codec: FrozenCodec,
+    codec: Codec,
     *components: Component,
     combiner: type[losses.WeightedGradient | losses.LossBalancer] = losses.WeightedGradient,
     adversary: losses.Adversary | None = None,
@@ -81,16 +82,18 @@ def objective(
 ) -> Objective:
     """For whole continuations that start from their context, or where there are several samples from replays of it."""
     weights = {component.name: component.weight for component in components}
-    recipe = Recipe(150, generative=samples > 1, prior="replay")
-    hearing = Hearing(codec, recipe, samples, 64, 150, autocast=contextlib.nullcontext)
-    return Objective(components, hearing, losses.shared_spectra, losses.shared_rows, combiner(weights), adversary)
+    generation = GenerationConfig(150, generative=samples > 1, prior="replay")
+    synthesizer = Synthesizer(
+        codec, generation, samples=samples, margin=64, crop_frames=150, autocast=contextlib.nullcontext
+    )
+    return Objective(components, synthesizer, combiner(weights), adversary)
 
 
-def components_for(codec: FrozenCodec, **settings: Any) -> list[Component]:
-    return components_of(TrainConfig(**settings).resolved(), codec, torch.zeros(1, 1, 9600))
+def components_for(codec: Codec, **settings: Any) -> list[Component]:
+    return build_components(TrainConfig.from_flags(**settings).resolved(), codec, torch.zeros(1, 1, 9600))
 
 
-def test_components_are_compared_with_their_references_and_weighted(codec: FrozenCodec, batch: Batch) -> None:
+def test_components_are_compared_with_their_references_and_weighted(codec: Codec, batch: Batch) -> None:
     near, far, off = Counted(), Counted(), Counted()
     terms = objective(
         codec,
@@ -101,8 +104,8 @@ def test_components_are_compared_with_their_references_and_weighted(codec: Froze
     values = terms(Answer(learns=False), batch, crop(40, 50)).values
     assert set(values) == {"a", "b"} and not off.calls  # a weight of 0 costs nothing
     (audio, source), (same, target) = near.calls[0], far.calls[0]
-    seam = terms.hearing.seam * 320  # of it, only the target knows what it should be
-    assert seam == 8 * 320 and torch.equal(audio, same[..., seam:])
+    boundary = terms.synthesizer.boundary * 320  # of it, only the target knows what it should be
+    assert boundary == 8 * 320 and torch.equal(audio, same[..., boundary:])
     assert torch.equal(source, batch.input_audio[..., 40 * 320 : 90 * 320])
     assert torch.equal(target, batch.target_audio[..., 32 * 320 : 90 * 320])
     whole = codec.decode(torch.cat([batch.context, batch.context], -1))[..., (150 + 32) * 320 : (150 + 90) * 320]
@@ -111,7 +114,7 @@ def test_components_are_compared_with_their_references_and_weighted(codec: Froze
     assert set(terms.measure(batch.target_audio, batch)) == {"a", "b", "c"}
 
 
-def test_floor_and_copy(codec: FrozenCodec, batch: Batch) -> None:
+def test_floor_and_copy(codec: Codec, batch: Batch) -> None:
     terms = objective(codec, *components_for(codec, objective="regression"))
     floor, copy = terms.floor(batch), terms.measure(batch.input_audio, batch)
     rms = losses.create("rms", codec.sample_rate)
@@ -123,29 +126,29 @@ def test_floor_and_copy(codec: FrozenCodec, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-def test_gradients_reach_the_model_through_the_decoder(codec: FrozenCodec, batch: Batch, samples: int) -> None:
+def test_gradients_reach_the_model_through_the_decoder(codec: Codec, batch: Batch, samples: int) -> None:
     """Measured or not, in two halves or at once: always the gradient of the weighted mean."""
     chosen = components_for(codec, loss_weight_target=1, loss_weight_spectral=1, loss_weight_mel=2)
     terms, model = objective(codec, *chosen, samples=samples), Answer()
 
-    def outcome_of_the_same_draw() -> Any:
+    def same_draw() -> Any:
         torch.manual_seed(0)
         return terms(model, batch, crop(0, 60))
 
-    outcome = outcome_of_the_same_draw()
-    terms.total(outcome.values).mean().backward()
+    forward = same_draw()
+    terms.total(forward.values).mean().backward()
     expected, gradients = gradient_of(model), list[Tensor]()
     assert expected.isfinite().all() and expected.abs().sum() > 0
     for measure in (True, False):
         model.zero_grad()
         for _ in range(2):
-            step = terms.backward(outcome_of_the_same_draw(), 0.5, measure)
+            step = terms.backward(same_draw(), 0.5, measure)
         gradients.append(gradient_of(model))
         names = {"rms_target", "spectral", "mel"}
         parts = {name + part for name in ("rms_target", "mel") for part in ("_attraction", "_repulsion")}
         assert step.values.keys() == names | (parts if samples > 1 else set())
         assert step.shares.keys() == (names if measure else set())
-        assert step.finite and torch.allclose(step.total, terms.total(outcome.values), rtol=1e-5)
+        assert step.finite and torch.allclose(step.total, terms.total(forward.values), rtol=1e-5)
         assert not any(value.requires_grad for value in step.values.values())
     for gradient in gradients:
         assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
@@ -154,25 +157,25 @@ def test_gradients_reach_the_model_through_the_decoder(codec: FrozenCodec, batch
 
 
 def test_losses_that_cannot_be_computed_here_are_named_with_their_flags(
-    codec: FrozenCodec, monkeypatch: pytest.MonkeyPatch
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_pesq", None)  # as if it were not installed
     pesq._measure.cache_clear()
-    config = TrainConfig(loss_weight_sum_and_difference_stft=0.5, metrics="pesq,mel,multi_mel").resolved()
+    config = TrainConfig.from_flags(loss_weight_sum_and_difference_stft=0.5, metrics="pesq,mel,multi_mel").resolved()
     with pytest.raises(EncoreError) as caught:
-        components_of(config, codec, torch.zeros(1, 1, 6000))
+        build_components(config, codec, torch.zeros(1, 1, 6000))
     stereo, package = str(caught.value).splitlines()
     assert stereo.startswith("--loss_weight_sum_and_difference_stft 0.5: ") and "stereo" in stereo
     assert package.startswith("--metrics pesq: ") and "pip install" in package
     with pytest.raises(EncoreError, match="^--metrics mel: .*at least 513 samples"):
-        components_of(TrainConfig(metrics="mel", loss_weight_target=1), codec, torch.zeros(1, 1, 512))
+        build_components(TrainConfig.from_flags(metrics="mel", loss_weight_target=1), codec, torch.zeros(1, 1, 512))
     with pytest.raises(EncoreError, match="^--discriminator msstft: .*samples"):
-        adversary_of(TrainConfig(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
+        build_adversary(TrainConfig.from_flags(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
 
 
-def test_every_loss_is_known_to_configuration_and_door(codec: FrozenCodec) -> None:
+def test_every_loss_is_known_to_configuration_and_door(codec: Codec) -> None:
     """By flag and by --metrics; the codec's embedding gets the codec that is trained with."""
-    weights = {name: 1.0 for name, _, _ in knobs() if name.startswith("loss_weight_") and "pesq" not in name}
+    weights = {one.name: 1.0 for one in loss_knobs() if "pesq" not in one.name}
     weights["loss_weight_sum_and_difference_stft"] = 0.0
     components = components_for(codec, **weights, metrics="")
     names = ["rms_input", "rms_target", *losses.REGISTRY, "gan", "feature_matching"]
@@ -182,7 +185,7 @@ def test_every_loss_is_known_to_configuration_and_door(codec: FrozenCodec) -> No
         "snr": "snr_db", "si_sdr": "si_sdr_db", "sd_sdr": "sd_sdr_db"
     }  # fmt: skip
     (embedding,) = (c.loss for c in components if c.name == "embedding")
-    assert embedding is not None and next(codec.encoder.parameters()) is next(embedding.parameters())
+    assert embedding is not None and next(codec.feature_encoder().parameters()) is next(embedding.parameters())
     terms = objective(codec, *(c for c in components if c.loss is not None))
     assert terms.state_dict().keys() == {"losses.random_resolution_stft"}  # no network's weights
 
@@ -192,9 +195,7 @@ class Broken(nn.Module):
         return prediction.flatten(1).mean(1) * torch.nan
 
 
-def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer(
-    codec: FrozenCodec, batch: Batch
-) -> None:
+def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer(codec: Codec, batch: Batch) -> None:
     components = (Component("a", "a", 1.0, False, Counted()), Component("b", "b", 1.0, False, Broken()))
     for combiner in (losses.WeightedGradient, losses.LossBalancer):
         model, terms = Answer(), objective(codec, *components, combiner=combiner)
@@ -209,7 +210,7 @@ def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer
     assert not step.finite and step.left_out == ("b",)
 
 
-def adversarial(codec: FrozenCodec, start_step: int = 0) -> Objective:
+def adversarial(codec: Codec, start_step: int = 0) -> Objective:
     torch.manual_seed(0)
     judge = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
     components = components_for(codec, loss_weight_target=1, loss_weight_gan=1, loss_weight_feature_matching=2)
@@ -217,7 +218,7 @@ def adversarial(codec: FrozenCodec, start_step: int = 0) -> Objective:
     return objective(codec, *components, combiner=losses.LossBalancer, adversary=adversary)
 
 
-def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: FrozenCodec, batch: Batch) -> None:
+def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: Codec, batch: Batch) -> None:
     terms, model = adversarial(codec, start_step=1), Answer()
     names = {"rms_target", "gan", "feature_matching"}
     for number in range(3):
@@ -236,7 +237,7 @@ def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: F
     assert "gan" not in terms.measure(whole, batch) and "gan" not in terms.floor(batch)
 
 
-def test_its_state_is_that_of_balancer_and_adversary(codec: FrozenCodec, batch: Batch, tmp_path: Path) -> None:
+def test_its_state_is_that_of_balancer_and_adversary(codec: Codec, batch: Batch, tmp_path: Path) -> None:
     """Saved after two of four steps and loaded into a new one: the same gradients and the same discriminator."""
     results = []
     for pause in (False, True):
@@ -256,7 +257,7 @@ def test_its_state_is_that_of_balancer_and_adversary(codec: FrozenCodec, batch: 
     assert all(torch.equal(ours, uninterrupted) for ours, uninterrupted in zip(*results, strict=True))
 
 
-def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: FrozenCodec, batch: Batch) -> None:
+def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: Codec, batch: Batch) -> None:
     """A run goes on with another way to combine its losses, in both directions."""
     balanced, model = adversarial(codec), Answer()
     balanced.backward(balanced(model, batch, crop(0, 30)), 1.0, measure=False)
@@ -265,4 +266,5 @@ def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: Froze
     assert not plain.state_dict()
     again = adversarial(codec)
     again.load_state_dict(plain.state_dict())
-    assert all(average.steps == 0 for average in again.combiner.averages.values())  # type: ignore[attr-defined]
+    assert isinstance(again.combiner, losses.LossBalancer)
+    assert all(average.steps == 0 for average in again.combiner.averages.values())

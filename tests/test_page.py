@@ -13,7 +13,7 @@ import soundfile
 import torch
 from matplotlib.image import imread
 
-from encore.page import Exhibit, Table, write_page
+from encore.reporting.html import AudioSample, Table, write_page
 
 RATE = 24000
 NASTY = "a <script>alert('1')</script> & \"b\""
@@ -21,7 +21,7 @@ VOID = {"meta", "img", "br", "link"}
 
 
 class Page(HTMLParser):
-    """Collects what the tests ask for: media, table rows, all text, links to elsewhere."""
+    """Collects what the tests ask for: media, table rows, best cells (row, column), all text, links to elsewhere."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -31,6 +31,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.open: list[str] = []
         self.elsewhere: list[str] = []
+        self.best: list[tuple[int, int]] = []
         self.text = ""
         self.feed(path.read_text(encoding="utf-8"))
         assert self.open == []
@@ -59,33 +60,35 @@ class Page(HTMLParser):
         self.text += data
         if self.open[-1:] in (["td"], ["th"], ["strong"]):
             self.rows[-1][-1] += data
+        if self.open[-1:] == ["strong"]:
+            self.best.append((len(self.rows) - 1, len(self.rows[-1]) - 1))
 
 
 @pytest.fixture
-def exhibits() -> list[Exhibit]:
+def samples() -> list[AudioSample]:
     generator = torch.Generator().manual_seed(0)
     return [
-        Exhibit(f"{NASTY} {number}", f"note {NASTY}", 0.3 * torch.randn(channels, RATE, generator=generator))
+        AudioSample(f"{NASTY} {number}", f"note {NASTY}", 0.3 * torch.randn(channels, RATE, generator=generator))
         for number, channels in enumerate((1, 2))
     ]
 
 
-def test_players_hold_the_audio_and_pictures_are_pictures(tmp_path: Path, exhibits: list[Exhibit]) -> None:
-    write_page(tmp_path / "index.html", NASTY, {NASTY: NASTY}, exhibits, RATE)
+def test_players_hold_the_audio_and_pictures_are_pictures(tmp_path: Path, samples: list[AudioSample]) -> None:
+    write_page(tmp_path / "index.html", NASTY, {NASTY: NASTY}, samples, RATE)
     page = Page(tmp_path / "index.html")
     assert len(page.audio) == len(page.images) == 2
-    for content, exhibit in zip(page.audio, exhibits, strict=True):
-        samples, rate = soundfile.read(io.BytesIO(content), always_2d=True)
+    for content, sample in zip(page.audio, samples, strict=True):
+        stored, rate = soundfile.read(io.BytesIO(content), always_2d=True)
         assert rate == RATE
-        np.testing.assert_allclose(samples.T, exhibit.audio.clamp(-1, 1).numpy(), atol=1 / 2**15)
+        np.testing.assert_allclose(stored.T, sample.audio.clamp(-1, 1).numpy(), atol=1 / 2**15)
     for content in page.images:
         assert min(imread(io.BytesIO(content)).shape[:2]) > 200
     assert "table" not in page.tags
 
 
-def test_all_text_is_escaped_and_nothing_comes_from_elsewhere(tmp_path: Path, exhibits: list[Exhibit]) -> None:
+def test_all_text_is_escaped_and_nothing_comes_from_elsewhere(tmp_path: Path, samples: list[AudioSample]) -> None:
     table = Table(NASTY, [NASTY], {NASTY: [1.0]}, {NASTY: NASTY})
-    write_page(tmp_path / "index.html", NASTY, {NASTY: NASTY}, exhibits, RATE, table)
+    write_page(tmp_path / "index.html", NASTY, {NASTY: NASTY}, samples, RATE, table)
     page = Page(tmp_path / "index.html")
     assert page.tags.count("script") == 1
     # Title, heading, fact (2), titles and notes (4), legend, caption, column, row and its note.
@@ -94,27 +97,25 @@ def test_all_text_is_escaped_and_nothing_comes_from_elsewhere(tmp_path: Path, ex
     assert "://" not in (tmp_path / "index.html").read_text()
 
 
-def test_the_table_has_a_row_per_loss_and_a_column_per_signal(tmp_path: Path, exhibits: list[Exhibit]) -> None:
+def test_the_table_has_a_row_per_loss_and_a_column_per_signal(tmp_path: Path, samples: list[AudioSample]) -> None:
     table = Table("read so", ["mine", "other"], {"rms": [0.12345, 2], "mel": [1, 0]}, {"rms": "(r)", "mel": "(m)"})
-    write_page(tmp_path / "index.html", "title", {}, exhibits, RATE, table)
+    write_page(tmp_path / "index.html", "title", {}, samples, RATE, table)
     page = Page(tmp_path / "index.html")
     assert page.rows == [["Loss", "mine", "other"], ["rms", "0.1235", "2.0000"], ["mel", "1.0000", "0.0000"]]
     assert "(r)" in page.text and "read so" in page.text
 
 
-def test_candidates_come_first_and_the_best_rival_of_a_row_is_marked(tmp_path: Path, exhibits: list[Exhibit]) -> None:
+def test_candidates_come_first_and_the_best_of_a_row_is_marked(tmp_path: Path, samples: list[AudioSample]) -> None:
     rows = {"rms": [0.3, 0.2, 0.1], "mel": [0.5, 0.5, 0.9], "nan": [float("nan"), 7, 1]}
     table = Table("", ["one", "two", "codec"], rows, dict.fromkeys(rows, ""), rivals=2)
     assert [table.best(name) for name in rows] == [1, 0, 1]
-    candidate = Exhibit(NASTY, NASTY, torch.zeros(1, 500))
-    write_page(tmp_path / "index.html", "title", {}, exhibits, RATE, table, [candidate, candidate])
+    candidate = AudioSample(NASTY, NASTY, torch.zeros(1, 500))
+    write_page(tmp_path / "index.html", "title", {}, samples, RATE, table, [candidate, candidate])
     page = Page(tmp_path / "index.html")
     assert [len(soundfile.read(io.BytesIO(content))[0]) for content in page.audio] == [500, 500, RATE, RATE]
-    assert page.tags.count("strong") == 3
-    assert page.text.count(NASTY) == 4 + 5  # title and note of each candidate; of each exhibit, and the legend
-    text = (tmp_path / "index.html").read_text()
-    assert "<strong>0.2000</strong>" in text and "<strong>0.5000</strong></td><td>0.5000" in text
+    assert page.text.count(NASTY) == 4 + 5  # title and note of each candidate; of each sample, and the legend
+    assert page.best == [(1, 2), (2, 1), (3, 2)]  # row and column; of equals the first one
 
     alone = Table("", ["one", "codec"], {"rms": [0.1, 0.2]}, {"rms": ""}, rivals=1)
-    write_page(tmp_path / "index.html", "title", {}, exhibits, RATE, alone)
+    write_page(tmp_path / "index.html", "title", {}, samples, RATE, alone)
     assert "strong" not in Page(tmp_path / "index.html").tags

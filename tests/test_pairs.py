@@ -9,10 +9,10 @@ import pytest
 import soundfile
 import torch
 
-from encore.codec import load_codec
+from encore.codecs import load_codec
+from encore.data.dataset import EpochSampler, PairDataset, collate, find_pairs, segment_frames
+from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
-from encore.latents import LatentCache
-from encore.pairs import EpochSampler, PairDataset, collate, find_pairs, segment_frames
 from tests.conftest import SAMPLE_RATE, Door, write_pairs
 
 

@@ -14,9 +14,9 @@ import soundfile
 from typer.testing import CliRunner
 
 from encore.audio import read_audio
+from encore.commands.prepare import app
+from encore.data.dataset import find_pairs
 from encore.errors import EncoreError
-from encore.pairs import find_pairs
-from prepare_data import app
 
 ROOT = Path(__file__).parents[1]
 STEP = 2 / 32768  # 16 bits, rounded when written and again by the reader's other scale
@@ -242,7 +242,7 @@ def test_an_output_that_holds_something_is_left_alone(music: Path, tmp_path: Pat
         (("--val_fraction", "0"), "--val_fraction 0.0: must be between 0 and 1"),
         (("--output", "{music}/pairs"), "lies inside the music folder"),
         (("--output", "{music}/a.wav"), "is a file"),
-        (("--output", "/proc/pairs"), "--output /proc/pairs: can't be written"),
+        (("--output", "/proc/pairs"), "--output /proc/pairs: cannot be written"),
     ],
 )
 def test_bad_settings_are_named(music: Path, tmp_path: Path, flags: tuple[str, str], message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encore.prior import Rhythm, draw_lags, lag_odds, replay
+from encore.models.priors import FrameOrder, draw_lags, lag_probs, replay
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 1000])
@@ -28,30 +28,30 @@ def test_lags_are_uniform_from_a_quarter_of_the_context_to_the_whole() -> None:
     assert draw_lags(5, 1).tolist() == [1] * 5
 
 
-def test_the_odds_of_lags_are_where_the_music_repeats_itself() -> None:
+def test_the_probs_of_lags_are_where_the_music_repeats_itself() -> None:
     decay = torch.linspace(1, 0.05, 36 * 320)
     pattern = decay * torch.randn(1, 1, 36 * 320, generator=torch.Generator().manual_seed(0))
-    odds = lag_odds(pattern.repeat(1, 1, 5), 320, 75.0)
-    assert odds.shape == (1, 181) and odds.sum().item() == pytest.approx(1)
-    assert odds[0, 36::36].sum() > 0.99 and odds[0, 36] > odds[0, 144]  # a long lag is seen less often
-    assert not odds[0, :19].any() and not odds[0, 163:].any()  # from 0.25 s to nine tenths
+    probs = lag_probs(pattern.repeat(1, 1, 5), 320, 75.0)
+    assert probs.shape == (1, 181) and probs.sum().item() == pytest.approx(1)
+    assert probs[0, 36::36].sum() > 0.99 and probs[0, 36] > probs[0, 144]  # a long lag is seen less often
+    assert not probs[0, :19].any() and not probs[0, 163:].any()  # from 0.25 s to nine tenths
 
 
 def test_silence_repeats_itself_at_every_lag() -> None:
-    odds = lag_odds(torch.zeros(2, 1, 75 * 320), 320, 75.0)
-    assert odds.isfinite().all()
-    assert torch.equal(odds[0, 19:68], odds[1, 19:68]) and odds[0, 19:68].std() < 1e-6
+    probs = lag_probs(torch.zeros(2, 1, 75 * 320), 320, 75.0)
+    assert probs.isfinite().all()
+    assert torch.equal(probs[0, 19:68], probs[1, 19:68]) and probs[0, 19:68].std() < 1e-6
 
 
 def test_a_rhythm_keeps_its_phase_and_takes_any_earlier_repeat() -> None:
-    odds = torch.zeros(151)
-    odds[36] = 1
+    probs = torch.zeros(151)
+    probs[36] = 1
     n, places = torch.arange(400), set[int]()
     for seed in range(5):
-        rhythm = Rhythm(odds, torch.Generator().manual_seed(seed), rhythmic=1.0)
+        rhythm = FrameOrder(probs, torch.Generator().manual_seed(seed), rhythmic=1.0)
         parts = [rhythm.indices(0, 30), rhythm.indices(30, 170), rhythm.indices(200, 200)]
         index = torch.cat(parts)
-        assert torch.equal(index, Rhythm(odds, torch.Generator().manual_seed(seed), rhythmic=1.0).indices(0, 400))
+        assert torch.equal(index, FrameOrder(probs, torch.Generator().manual_seed(seed), rhythmic=1.0).indices(0, 400))
         assert index.min() >= 0 and index.max() < 150
         assert torch.equal((index - 150) % 36, n % 36)
         places.update(index[::36].tolist())
@@ -59,7 +59,7 @@ def test_a_rhythm_keeps_its_phase_and_takes_any_earlier_repeat() -> None:
 
 
 def test_what_follows_no_rhythm_is_a_replay() -> None:
-    odds = torch.full((151,), 1 / 151)
-    index = Rhythm(odds, torch.Generator().manual_seed(3), rhythmic=0.0).indices(0, 300)
+    probs = torch.full((151,), 1 / 151)
+    index = FrameOrder(probs, torch.Generator().manual_seed(3), rhythmic=0.0).indices(0, 300)
     lag = 150 - int(index[0])
     assert 38 <= lag <= 150 and torch.equal(index, 150 - lag + torch.arange(300) % lag)

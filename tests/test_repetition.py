@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.demo import compose
+from encore.data.demo import compose
 from encore.errors import EncoreError
-from encore.mel import log_mel
-from encore.repetition import Repetition, best_lag, repetition
+from encore.evaluation.metrics.log_mel import log_mel
+from encore.evaluation.metrics.repetition import Repetition, best_lag, repetition
 
 RATE = 24000
 FRAME = RATE // 150

@@ -12,11 +12,12 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
-from encore.measures import Measure, catalogue
-from encore.page import Exhibit
-from encore.report import Listening, write_report
-from encore.results import Results, print_tables, shown, write_json
-from encore.scores import Interval
+from encore.evaluation.catalog import catalogue
+from encore.evaluation.metrics import MetricSpec
+from encore.evaluation.report import write_report
+from encore.evaluation.results import Results, format_value, print_tables, write_json
+from encore.reporting.html import AudioSample, SampleGroup
+from encore.statistics import Interval
 from tests.test_page import NASTY, RATE, Page
 
 GOALS = ("low", "high", "zero", "one", "truth", None)
@@ -24,50 +25,50 @@ GOALS = ("low", "high", "zero", "one", "truth", None)
 
 @pytest.fixture
 def results() -> Results:
-    """A measure per goal, whose best system among a, b and c is known."""
-    values = {
+    """A metric per goal, whose best continuer among a, b and c is known."""
+    rows = {
         "a": (1.0, 1.0, 0.5, 0.25, 3.0, 1.0),
         "b": (2.0, 3.0, -0.25, 2.0, 4.1, 2.0),
         "c": (math.nan, 2.0, 0.75, 9.0, 9.0, 3.0),
         "truth": (0.0, 9.0, 0.0, 1.0, 4.0, 4.0),
     }
-    systems = {}
-    for name, row in values.items():
-        systems[name] = {
+    values = {}
+    for name, row in rows.items():
+        values[name] = {
             f"is_{goal}": Interval(value, *((None, None) if name == "b" else (value - 0.5, value + 0.5)))
             for goal, value in zip(GOALS, row, strict=True)
         }
-    systems["a"]["skill_x"] = Interval(-9.0, -10.0, -8.0)
-    systems["b"]["skill_x"] = Interval(0.25, 0.125, 0.5)
-    measures = [Measure(f"is_{goal}", f"title {goal}", "group", f"note of {goal}", goal) for goal in GOALS]
-    measures.append(Measure("skill_x", "x", "Skill", "skill", "high"))
+    values["a"]["skill_x"] = Interval(-9.0, -10.0, -8.0)
+    values["b"]["skill_x"] = Interval(0.25, 0.125, 0.5)
+    specs = [MetricSpec(f"is_{goal}", f"title {goal}", "group", f"note of {goal}", goal) for goal in GOALS]
+    specs.append(MetricSpec("skill_x", "x", "Skill", "skill", "high"))
     return Results(
-        facts={"Name": NASTY, "Checkpoint": "some.pt"},
+        metadata={"Name": NASTY, "Checkpoint": "some.pt"},
         items=2,
         candidates=4,
         seconds=1.0,
-        measures=measures,
-        systems=systems,
+        specs=specs,
+        values=values,
         per_item={"is_low": {"a": [1.0, math.nan]}},
         pairs=["pair_0000", "pair_0001"],
         recordings=["one", "two"],
-        courses={"Level": {"a": [0.0, 1.0], "b": [1.0, 0.0]}},
+        contours={"Level": {"a": [0.0, 1.0], "b": [1.0, 0.0]}},
         warnings=[f"few {NASTY}"],
         notes={"a": "the first"},
     )
 
 
 def test_the_best_is_what_the_goal_says_and_never_the_truth(results: Results) -> None:
-    best = {measure.goal: results.best(measure) for measure in results.measures[: len(GOALS)]}
+    best = {spec.goal: results.best(spec) for spec in results.specs[: len(GOALS)]}
     assert best == {"low": {"a"}, "high": {"b"}, "zero": {"b"}, "one": {"b"}, "truth": {"b"}, None: set()}
 
 
-def test_equally_good_systems_are_all_best(results: Results) -> None:
-    results.systems["c"]["is_low"] = Interval(1.0 + 1e-9, None, None)
-    assert results.best(results.measures[0]) == {"a", "c"}
+def test_equally_good_continuers_are_all_best(results: Results) -> None:
+    results.values["c"]["is_low"] = Interval(1.0 + 1e-9, None, None)
+    assert results.best(results.specs[0]) == {"a", "c"}
 
 
-def test_json_holds_every_figure_and_no_nan(results: Results, tmp_path: Path) -> None:
+def test_json_holds_every_value_and_no_nan(results: Results, tmp_path: Path) -> None:
     write_json(results, tmp_path / "evaluation.json")
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["checkpoint"] == "some.pt" and content["items"] == 2 and content["warnings"] == results.warnings
@@ -78,13 +79,13 @@ def test_json_holds_every_figure_and_no_nan(results: Results, tmp_path: Path) ->
     assert content["courses"]["Level"]["b"] == [1.0, 0.0]
 
 
-def test_metrics_are_the_finite_figures(results: Results) -> None:
-    metrics = results.metrics()
+def test_finite_values_are_tracked(results: Results) -> None:
+    metrics = results.tracked()
     assert metrics["eval_a_is_low"] == 1.0 and metrics["eval_b_skill_x"] == 0.25
     assert "eval_c_is_low" not in metrics
 
 
-def test_tables_have_systems_as_rows_and_fit(results: Results) -> None:
+def test_tables_have_continuers_as_rows_and_fit(results: Results) -> None:
     text = io.StringIO()
     print_tables(results, Console(file=text, width=100, highlight=False))
     lines = text.getvalue().splitlines()
@@ -97,22 +98,21 @@ def test_tables_have_systems_as_rows_and_fit(results: Results) -> None:
 
 
 def test_the_page_shows_it_all_and_needs_no_network(results: Results, tmp_path: Path) -> None:
-    exhibits = [Exhibit(name, "", 0.1 * torch.randn(1, RATE)) for name in ("truth", NASTY)]
-    write_report(results, [Listening(f"pair {NASTY}", exhibits)], RATE, tmp_path / "index.html")
+    samples = [AudioSample(name, "", 0.1 * torch.randn(1, RATE)) for name in ("truth", NASTY)]
+    write_report(results, [SampleGroup(f"pair {NASTY}", samples)], RATE, tmp_path / "index.html")
     page = Page(tmp_path / "index.html")
     assert page.elsewhere == [] and "://" not in (tmp_path / "index.html").read_text()
     assert len(page.audio) == 2 and len(page.images) == 5  # skill, score and drift; two spectrograms
     for content in page.images:
         assert imread(io.BytesIO(content)).std() > 0.02
-    assert page.text.count(NASTY) == 6  # title, heading, fact, warning, item and exhibit
+    assert page.text.count(NASTY) == 6  # title, heading, metadata, warning, group and sample
     assert page.rows[0][:2] == ["System", "title low"] and page.rows[2][:2] == ["b", "2.00"]
     assert "★ 1.00" in page.text and "0.500 … 1.50" in page.text and "lower is better" in page.text
     assert "note of low" in page.text and "the first" in page.text
 
 
-def test_the_catalogue_names_every_measure_once() -> None:
-    measures = catalogue(["mel", "codec"], {"rms": "an error"}, ["codec", "log_mel"], 60)
-    names = [measure.name for measure in measures]
+def test_the_catalogue_names_every_metric_once() -> None:
+    names = [spec.name for spec in catalogue(["mel", "codec"], {"rms": "an error"}, ["codec", "log_mel"], 60)]
     assert len(set(names)) == len(names)
     assert {"skill_mel", "energy_score_codec", "kernel_distance_log_mel", "best_rms", "drift_level"} <= set(names)
 
@@ -129,5 +129,5 @@ def test_the_catalogue_names_every_measure_once() -> None:
         (0.99999, "1.000"),
     ],
 )
-def test_figures_are_shown_with_three_digits(value: float, text: str) -> None:
-    assert shown(value) == text
+def test_values_are_formatted_with_three_digits(value: float, text: str) -> None:
+    assert format_value(value) == text

@@ -11,58 +11,66 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from encore.checkpoint import Generator, build_model
-from encore.codec import Architecture, FrozenCodec, load_codec
-from encore.config import TrainConfig
+from encore.codecs import Codec, load_codec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import Architecture
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.hearing import join
-from encore.sampling import Continuation, continue_latents, continue_song, crossfade, reconstruct, stream_song
+from encore.inference.continuation import (
+    Continuation,
+    continue_latents,
+    continue_song,
+    crossfade,
+    reconstruct,
+    stream_song,
+)
+from encore.models.loading import Generator, build_model
 from tests.conftest import SAMPLE_RATE, melody
 
 HOP = 320
 SEGMENT = 100  # frames
 FADE = 2 * HOP
-TINY = TrainConfig(d_model=16, nhead=2, num_layers=2, dropout=0.0)
+TINY = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=2, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
-def codec() -> FrozenCodec:
+def codec() -> SEANetCodec:
     torch.manual_seed(0)
-    return FrozenCodec(*Architecture(n_filters=2).build(), sample_rate=SAMPLE_RATE, channels=1)
+    return SEANetCodec(*Architecture(n_filters=2).build(), sample_rate=SAMPLE_RATE, channels=1)
 
 
 @pytest.fixture(scope="module")
-def segmented() -> FrozenCodec:
+def segmented() -> Codec:
     """A codec that works on segments of 0.2 s (15 frames), each with its own scale."""
     torch.manual_seed(0)
-    return FrozenCodec(*Architecture(n_filters=2).build(), sample_rate=SAMPLE_RATE, channels=1, segment_seconds=0.2)
+    return SEANetCodec(*Architecture(n_filters=2).build(), sample_rate=SAMPLE_RATE, channels=1, segment_seconds=0.2)
 
 
 @pytest.fixture(scope="module")
-def starter() -> FrozenCodec:
+def starter() -> Codec:
     """Other latents sound otherwise with it, which can't be said of random weights."""
     return load_codec("starter")
 
 
-def repeating(codec: FrozenCodec, segment_frames: int = SEGMENT) -> Generator:
+def repeating(codec: Codec, segment_frames: int = SEGMENT) -> Generator:
     """A model that continues a context by itself: a regression whose answer is its prior, unchanged."""
-    config = replace(TINY, objective="regression", prior="replay").resolved()
+    config = TINY.with_flags(objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, segment_frames).eval(), codec, config, segment_frames)
-    nn.init.zeros_(generator.model.leave.weight)
+    nn.init.zeros_(generator.model.out_proj.weight)
     return generator
 
 
 def drawing(
-    codec: FrozenCodec, prior: str = "replay", block_seconds: float = 0.4, context_seconds: float | None = None
+    codec: Codec, prior: str = "replay", block_seconds: float = 0.4, context_seconds: float | None = None
 ) -> Generator:
     """An untrained model of the objective energy; its samples differ, whatever its prior."""
-    config = replace(
-        TINY, objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
+    config = TINY.with_flags(
+        objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
     ).resolved()
     torch.manual_seed(1)
     generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT)
-    nn.init.normal_(generator.model.leave.weight, std=0.3)
+    nn.init.normal_(generator.model.out_proj.weight, std=0.3)
     return generator
 
 
@@ -73,11 +81,11 @@ class Oracle(nn.Module):
         super().__init__()
         self.latents = latents
 
-    def remember(self, latents: Tensor, memory: int = 0) -> int:
-        return memory + latents.shape[-1]
+    def prefill(self, latents: Tensor, cache: int = 0) -> int:
+        return cache + latents.shape[-1]
 
-    def answer(self, memory: int, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
-        return self.latents[..., memory : memory + steps]
+    def decode_block(self, cache: int, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+        return self.latents[..., cache : cache + steps]
 
 
 def song(samples: int) -> Tensor:
@@ -90,7 +98,7 @@ def relative_db(signal: Tensor, reference: Tensor) -> float:
 
 @pytest.mark.parametrize("samples", [SEGMENT * HOP, SEGMENT * HOP + 123, 3 * SEGMENT * HOP - 1, 30000])
 @pytest.mark.parametrize("seconds", [0.0101, 1.0, 3.21987])
-def test_lengths_are_exact_and_the_context_ends_with_the_song(codec: FrozenCodec, samples: int, seconds: float) -> None:
+def test_lengths_are_exact_and_the_context_ends_with_the_song(codec: Codec, samples: int, seconds: float) -> None:
     audio = song(samples)
     made = continue_song(repeating(codec), audio, seconds)
     frames = min(SEGMENT, samples // HOP)
@@ -102,7 +110,7 @@ def test_lengths_are_exact_and_the_context_ends_with_the_song(codec: FrozenCodec
     torch.testing.assert_close(made.full[0, :, :untouched], made.context[:, :untouched], rtol=0, atol=0)
 
 
-def test_a_model_that_repeats_gives_the_decoding_of_repeated_latents(codec: FrozenCodec) -> None:
+def test_a_model_that_repeats_gives_the_decoding_of_repeated_latents(codec: Codec) -> None:
     audio, seconds = song(SEGMENT * HOP), 4.1
     made = continue_song(repeating(codec), audio, seconds)
     whole = codec.decode(codec.encode(audio[None]).repeat(1, 1, 5))
@@ -115,7 +123,7 @@ def test_a_model_that_repeats_gives_the_decoding_of_repeated_latents(codec: Froz
 
 
 @pytest.mark.parametrize(("frames", "heard"), [(90, 90), (97, 90), (20, 15)])
-def test_a_codec_that_works_in_segments_is_joined_exactly(segmented: FrozenCodec, frames: int, heard: int) -> None:
+def test_a_codec_that_works_in_segments_is_joined_exactly(segmented: Codec, frames: int, heard: int) -> None:
     """Also where the song is no whole number of the codec's segments long: the context's end is, then."""
     audio = song(frames * HOP)
     made = continue_song(repeating(segmented, 15 * (frames // 15)), audio, 3.0)
@@ -128,13 +136,13 @@ def test_a_codec_that_works_in_segments_is_joined_exactly(segmented: FrozenCodec
 
 
 @pytest.mark.parametrize("frames", [10, 15, 40])
-def test_what_follows_a_context_is_decoded_from_a_segments_beginning(segmented: FrozenCodec, frames: int) -> None:
+def test_what_follows_a_context_is_decoded_from_a_segments_beginning(segmented: Codec, frames: int) -> None:
     latents = segmented.encode(song(90 * HOP)[None])
-    made = join(segmented, latents[..., :frames], latents[..., :30], margin=0)
+    made = segmented.decode_continuation(latents[..., :frames], latents[..., :30], margin=0)
     torch.testing.assert_close(made, segmented.decode(latents[..., :30]))
 
 
-def test_the_true_latents_give_the_song_through_the_codec_with_no_step(codec: FrozenCodec) -> None:
+def test_the_true_latents_give_the_song_through_the_codec_with_no_step(codec: Codec) -> None:
     audio, end = song(5 * SEGMENT * HOP), 2 * SEGMENT * HOP
     start = end - SEGMENT * HOP
     latents = codec.encode(audio[None, :, start:])
@@ -153,7 +161,7 @@ def test_the_true_latents_give_the_song_through_the_codec_with_no_step(codec: Fr
         assert relative_db(made.full[0, :, seam], expected) < -50
 
 
-def test_blocks_may_be_shorter_than_a_cross_fade(codec: FrozenCodec) -> None:
+def test_blocks_may_be_shorter_than_a_cross_fade(codec: Codec) -> None:
     latents = codec.encode(song(3 * SEGMENT * HOP)[None])
     config = drawing(codec, block_seconds=0.01).config  # one frame
     generator = Generator(Oracle(latents), codec, config, SEGMENT)  # type: ignore[arg-type]
@@ -161,14 +169,14 @@ def test_blocks_may_be_shorter_than_a_cross_fade(codec: FrozenCodec) -> None:
     assert relative_db(made.audio, codec.decode(latents)[..., SEGMENT * HOP :][..., :12000]) < -50
 
 
-def test_a_short_song_is_a_short_context(codec: FrozenCodec, segmented: FrozenCodec) -> None:
+def test_a_short_song_is_a_short_context(codec: Codec, segmented: Codec) -> None:
     assert continue_song(repeating(codec, 200), song(80 * HOP), 1.5).context.shape[1] == 80 * HOP
     # Segments of less than a second are context enough.
     assert continue_song(repeating(codec, 10), song(10 * HOP), 0.5).context.shape[1] == 10 * HOP
     assert continue_song(repeating(segmented, 150), song(89 * HOP), 1.0).context.shape[1] == 75 * HOP
 
 
-def test_too_little_song_is_an_error(codec: FrozenCodec) -> None:
+def test_too_little_song_is_an_error(codec: Codec) -> None:
     with pytest.raises(EncoreError, match=r"0\.50 s long .* at least 1\.00 s .*--input.*--start"):
         continue_song(repeating(codec), song(12000), 1.0)
 
@@ -178,7 +186,7 @@ def continued(generator: Generator, seeds: Sequence[int], temperature: float = 1
 
 
 @pytest.mark.parametrize("prior", ["replay", "rhythm", "none"])
-def test_a_candidate_follows_from_its_seed_alone(starter: FrozenCodec, prior: str) -> None:
+def test_a_candidate_follows_from_its_seed_alone(starter: Codec, prior: str) -> None:
     generator = drawing(starter, prior)
     three = continued(generator, [5, 6, 7])
     for number, seed in enumerate([5, 6, 7]):
@@ -192,7 +200,7 @@ def test_a_candidate_follows_from_its_seed_alone(starter: FrozenCodec, prior: st
     assert relative_db(both[0], both[1]) > -20
 
 
-def test_temperature_scales_the_noise_and_leaves_the_lag_to_the_seed(starter: FrozenCodec) -> None:
+def test_temperature_scales_the_noise_and_leaves_the_lag_to_the_seed(starter: Codec) -> None:
     free = drawing(starter, "none")
     cold, warm = continued(free, [1, 2], 0.0).audio, continued(free, [1, 2], 0.5).audio
     assert relative_db(cold[0], cold[1]) < -80
@@ -209,7 +217,7 @@ def living() -> int:
 
 
 @pytest.mark.parametrize("prior", ["replay", "rhythm"])
-def test_a_block_costs_the_same_however_many_came_before(codec: FrozenCodec, prior: str) -> None:
+def test_a_block_costs_the_same_however_many_came_before(codec: SEANetCodec, prior: str) -> None:
     generator = drawing(codec, prior, context_seconds=0.8)
     attended: list[int] = []
     decoded: list[int] = []
@@ -233,7 +241,7 @@ def test_a_block_costs_the_same_however_many_came_before(codec: FrozenCodec, pri
 
 
 @pytest.mark.parametrize("samples", [7, SEGMENT * HOP, SEGMENT * HOP + 7, 2 * SEGMENT * HOP + 5000])
-def test_reconstruction_is_that_of_each_segment(codec: FrozenCodec, samples: int) -> None:
+def test_reconstruction_is_that_of_each_segment(codec: Codec, samples: int) -> None:
     audio = song(samples)
     made = reconstruct(codec, audio, SEGMENT)
     assert made.shape == audio.shape

@@ -133,7 +133,7 @@ def test_what_says_that_it_is_a_distance_is_one_of_negative_type(name: str) -> N
 def test_what_is_normalised_by_its_target_is_none_and_does_not_say_so(name: str) -> None:
     asymmetry, positive, _ = faults(name)
     assert not losses.REGISTRY[name].distance
-    assert asymmetry > 0.01 and positive > 1e-3
+    assert asymmetry > 0.01 and positive > 1e-4  # that of a distance of negative type is 1e-15, by rounding
 
 
 def test_a_square_is_none_and_does_not_say_so() -> None:

@@ -194,7 +194,7 @@ def test_a_silent_target_counts_as_quiet_noise() -> None:
         assert loss_named(name)(prediction, silence).item() == pytest.approx(math.pi**0.5 / 2, rel=0.05)
 
 
-def test_loudness_hears_1_khz_above_20_hz_and_what_is_loud() -> None:
+def test_loudness_weights_the_bands_of_the_ear_and_what_is_loud() -> None:
     target = noise((1, 1, 24000), 5)[1].double()
 
     def halved(low: float, high: float) -> Tensor:
@@ -204,9 +204,9 @@ def test_loudness_hears_1_khz_above_20_hz_and_what_is_loud() -> None:
     def compared(name: str, *bands: tuple[float, float]) -> list[float]:
         return [loss_named(name)(halved(*band), target).item() for band in bands]
 
-    low, middle, high = compared("loudness", (0, 150), (1000, 1150), (2500, 2650))
-    assert 10 * low < middle < high  # the ear is keenest at 2.5 kHz
-    low, middle, _ = plain = compared("log_spectrogram", (50, 200), (1000, 1150), (2500, 2650))
+    low, middle, high = compared("loudness", (0, 150), (300, 450), (2500, 2650))
+    assert 3 * low < middle < high  # A-weighting: below -17 dB, about -6 dB, +1.3 dB
+    low, middle = plain = compared("log_spectrogram", (50, 200), (300, 450))
     assert low == pytest.approx(middle, rel=0.2), plain
     quiet = target * torch.cat([torch.full((12000,), 0.01), torch.ones(12000)])
     early, late = quiet.clone(), quiet.clone()
@@ -231,13 +231,15 @@ def test_presets_equal_korvax(preset: str) -> None:
         derived = jax.jit(jax.vmap(jax.value_and_grad(theirs)))
         expected, reference = (np.array(result) for result in derived(prediction.numpy(), target.numpy()))
     module = {"mrstft": losses.MRSTFTLoss, "smooth_mrstft": losses.SmoothMRSTFTLoss}[preset]
-    # The gradient of ln(|X| + 1e-7) is ill-conditioned in float32, at bins near 0; that of ln(|X| + 1) is not.
-    single = 1e-3 if preset == "mrstft" else 1e-4
-    for dtype, limit, slack in ((torch.float64, 1e-10, 1e-9), (torch.float32, 1e-5, single)):
+    for dtype, limit, slack in ((torch.float64, 1e-10, 1e-9), (torch.float32, 1e-5, 1e-4)):
         parameter = prediction.to(dtype, copy=True).requires_grad_()
         values = module(reduction="none")(parameter, target.to(dtype))
         values.sum().backward()
         assert values.tolist() == pytest.approx(expected.tolist(), rel=limit)
         assert parameter.grad is not None
-        error = np.linalg.norm(parameter.grad.double().numpy() - reference)
-        assert error <= slack * np.linalg.norm(reference), dtype
+        # Stretch by stretch: in float32 the gradient of ln(|X| + 1e-7) is ill-conditioned at the few bins near 0.
+        error, scale = (
+            np.linalg.norm(signal.reshape(-1, 250), axis=1)
+            for signal in (parameter.grad.double().numpy() - reference, reference)
+        )
+        assert np.median(error / scale) <= slack and (dtype == torch.float32 or (error / scale).max() <= slack)

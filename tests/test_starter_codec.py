@@ -11,14 +11,15 @@ from torch import Tensor
 
 from benchmarks.bench_codec import figures, untrained_codec
 from encore.audio import read_audio
-from encore.codec import STARTER_WEIGHTS, FrozenCodec, load_codec
+from encore.codecs import Codec, load_codec
+from encore.codecs.starter.weights import STARTER_WEIGHTS
 
 ASSETS = STARTER_WEIGHTS.parent
 RATE = 24000
 
 
 @pytest.fixture(scope="module")
-def codec() -> FrozenCodec:
+def codec() -> Codec:
     return load_codec("starter")
 
 
@@ -31,7 +32,7 @@ def rms_db(audio: Tensor) -> float:
     return float(20 * audio.square().mean().sqrt().clamp(min=1e-9).log10())
 
 
-def test_the_bundled_second_has_the_figures_of_the_card(codec: FrozenCodec, music: Tensor) -> None:
+def test_the_bundled_second_has_the_figures_of_the_card(codec: Codec, music: Tensor) -> None:
     row = re.search(r"^\| bundled second, trained \|(.*)\|$", (ASSETS / "README.md").read_text(), re.M)
     assert row is not None
     published = [float(cell) for cell in row[1].split("|")]
@@ -39,7 +40,7 @@ def test_the_bundled_second_has_the_figures_of_the_card(codec: FrozenCodec, musi
     assert list(measured.values()) == pytest.approx(published, rel=0.02, abs=0.05)
 
 
-def test_training_paid(codec: FrozenCodec, music: Tensor) -> None:
+def test_training_paid(codec: Codec, music: Tensor) -> None:
     """Beside the untrained linear codec: the spectrum above its band is there, and the waveform hardly further off."""
     linear = untrained_codec([music], 120, texture=False)
     before, after = (figures(c.decode(c.encode(music))[..., : music.shape[-1]], music, RATE) for c in (linear, codec))
@@ -54,11 +55,11 @@ def test_weights_are_half_precision_and_small() -> None:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118 (not a dict)
 
 
-def test_silence_decodes_to_silence(codec: FrozenCodec) -> None:
+def test_silence_decodes_to_silence(codec: Codec) -> None:
     assert codec.decode(codec.encode(torch.zeros(1, 1, RATE))).abs().max() < 1e-3  # -60 dBFS
 
 
-def test_decoder_is_causal(codec: FrozenCodec, music: Tensor) -> None:
+def test_decoder_is_causal(codec: Codec, music: Tensor) -> None:
     latents = codec.encode(music)
     changed = latents.clone()
     changed[..., 40:] = torch.randn(latents[..., 40:].shape, generator=torch.Generator().manual_seed(0))
@@ -67,7 +68,7 @@ def test_decoder_is_causal(codec: FrozenCodec, music: Tensor) -> None:
     assert (before[..., 40 * 320 :] - after[..., 40 * 320 :]).abs().max() > 0.01
 
 
-def test_error_grows_in_proportion_to_an_error_of_the_latents(codec: FrozenCodec, music: Tensor) -> None:
+def test_error_grows_in_proportion_to_an_error_of_the_latents(codec: Codec, music: Tensor) -> None:
     """As a transformer's predictions are off: three times the noise, about 9.5 dB more error, and no blow-ups."""
     latents = codec.encode(music.repeat(1, 1, 4))
     clean = codec.decode(latents)
@@ -78,7 +79,7 @@ def test_error_grows_in_proportion_to_an_error_of_the_latents(codec: FrozenCodec
     assert codec.decode(5 * torch.randn(1, 128, 75, generator=torch.Generator().manual_seed(1))).abs().max() < 10
 
 
-def test_gradients_reach_the_latents(codec: FrozenCodec, music: Tensor) -> None:
+def test_gradients_reach_the_latents(codec: Codec, music: Tensor) -> None:
     latents = codec.encode(music).requires_grad_()
     (codec.decode(latents) - music[..., : latents.shape[-1] * 320]).square().mean().backward()
     assert latents.grad is not None and torch.isfinite(latents.grad).all()

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from encore.audio import start_wav
-from encore.streaming import Recording, record, wav_name
+from encore.inference.streaming import Recording, record, wav_name
 
 RATE, PIECE, PIECES = 8000, 1000, 20
 CONTEXT = torch.linspace(-1, 1, 3000)[None]

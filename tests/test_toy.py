@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from encore.codec import FrozenCodec
-from encore.generation import Recipe
-from encore.hearing import Hearing
-from encore.model import ContinuationTransformer
-from encore.objective import Component, Objective
-from encore.optim import Schedule, adamw
-from encore.pairs import Batch
+from encore.codecs.encodec import SEANetCodec
+from encore.data.dataset import Batch
+from encore.models.generation import GenerationConfig
+from encore.models.transformer import ContinuationTransformer
+from encore.training.objective import Component, Objective
+from encore.training.optim import Schedule, adamw
+from encore.training.synthesis import Synthesizer
 
 RATE, HOP, FRAMES = 160, 32, 1  # Hz, samples, frames: contexts and futures of 0.2 s
 ITEMS, STEPS, DRAWN, LR = 64, 500, 400, 1e-2
@@ -43,16 +43,18 @@ class Pieces(nn.Module):
 def trained_on_two_futures(samples: int) -> tuple[Tensor, Tensor]:
     """RMS distances of what a model draws then to each of the futures, `[2, DRAWN]`, and of these to one another."""
     torch.manual_seed(0)
-    codec = FrozenCodec(Pieces(inverse=False), Pieces(inverse=True), RATE, channels=1)
+    codec = SEANetCodec(Pieces(inverse=False), Pieces(inverse=True), RATE, channels=1)
     time = torch.arange(FRAMES * HOP) / RATE
     tones = [0.4 * torch.sin(2 * math.pi * pitch * time) for pitch in (5, 10, 25)]
     source, futures = tones[0], torch.stack(tones[1:])[:, None]
-    recipe = Recipe(FRAMES, generative=samples > 1, prior="none")
-    hearing = Hearing(codec, recipe, samples, margin=0, heard_frames=FRAMES, autocast=contextlib.nullcontext)
+    generation = GenerationConfig(FRAMES, generative=samples > 1, prior="none")
+    synthesizer = Synthesizer(
+        codec, generation, samples=samples, margin=0, crop_frames=FRAMES, autocast=contextlib.nullcontext
+    )
     rms = losses.create("rms", RATE)
     component = Component("rms_target", "rms", 1.0, False, rms, distance=losses.REGISTRY["rms"].distance)
     combiner = losses.WeightedGradient({component.name: component.weight})
-    objective = Objective([component], hearing, losses.shared_spectra, losses.shared_rows, combiner)
+    objective = Objective([component], synthesizer, combiner)
     model = ContinuationTransformer(HOP, d_model=32, nhead=2, num_layers=2, dropout=0.0, window=FRAMES)
 
     def batch_of(target: Tensor) -> Batch:
@@ -64,15 +66,15 @@ def trained_on_two_futures(samples: int) -> tuple[Tensor, Tensor]:
     model.set_statistics(latents.mean(1), latents.std(1))
     optimizer, schedule = adamw(model, LR, 0.01), Schedule("cosine", LR, 20, STEPS)
     for step in range(STEPS):
-        outcome = objective(model, batch, hearing.plan(FRAMES))
-        objective.backward(outcome, 1.0, measure=False)
+        forward = objective(model, batch, synthesizer.plan(FRAMES))
+        objective.backward(forward, 1.0, measure=False)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr(step)
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    drawn = hearing.sample(model, batch_of(futures[:1].expand(DRAWN, -1, -1)))[:: hearing.samples]
+    drawn = synthesizer.sample(model, batch_of(futures[:1].expand(DRAWN, -1, -1)))[:: synthesizer.samples]
     return torch.stack([rms(drawn, future.expand_as(drawn)) for future in futures]), rms(futures[:1], futures[1:])
 
 

@@ -1,4 +1,4 @@
-"""Tracking: nothing is lost when MLflow can't be reached, and training goes on."""
+"""Tracking: nothing is lost while MLflow cannot be reached, and a tracker of one's own can take its place."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from encore.tracking import Tracker
-from tests.conftest import ENVIRONMENT, Door
+from encore.config.schema import TrackingConfig
+from encore.tracking import MlflowTracker
+from tests.conftest import ENVIRONMENT, ROOT, Door
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on this port
 
 
-def test_a_run_without_its_server_ends_well_and_is_logged_later(
+def settings(uri: str, experiment: str, run_name: str | None = None) -> TrackingConfig:
+    return TrackingConfig(mlflow_uri=uri, experiment=experiment, run_name=run_name)
+
+
+def test_a_run_whose_server_is_down_finishes_and_is_logged_later(
     tmp_path: Path, door: Door, train_flags: list[object], store: str
 ) -> None:
     flags = (*train_flags, "--epochs", 2, "--mlflow_uri", NOWHERE, "--experiment", "later", "--run_name", "offline")
     result = door("train_ddp.py", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     journal = tmp_path / "checkpoints" / "missed_mlflow.jsonl"
-    assert result.stdout.count("MLflow can't be reached") == 1 and journal.name in result.stdout
+    assert result.stdout.count("MLflow cannot be reached") == 1 and journal.name in result.stdout
     assert "Traceback" not in result.stderr and "Epoch 2/2" in result.stdout
 
     refused = door("-m", "encore.tracking", journal, "--mlflow_uri", NOWHERE, cwd=tmp_path)
@@ -87,27 +92,27 @@ class Server:
             urllib.request.urlopen(self.uri, timeout=5)
 
 
-def test_a_server_that_goes_away_and_comes_back_gets_everything_in_order(tmp_path: Path, store: str) -> None:
-    server, journal = Server(tmp_path, store), tmp_path / "missed.jsonl"
-    said: list[str] = []
+def test_a_server_that_comes_back_gets_all_records_in_order(tmp_path: Path, store: str) -> None:
+    server, journal = Server(tmp_path, store), tmp_path / "missed_mlflow.jsonl"
+    logged: list[str] = []
     note = tmp_path / "note.txt"
     note.write_text("kept")
     with server:
-        tracker = Tracker(server.uri, "away", "run", None, journal, said.append)
+        tracker = MlflowTracker(settings(server.uri, "away", "run"), None, tmp_path, logged.append)
         tracker.params({"lr": 0.1, "path": Path("x")})
         tracker.metrics({"loss": 3.0}, step=1)
         tracker.flush()
-        assert not said and not journal.exists()
+        assert not logged and not journal.exists()
     for step in (2, 3):
         tracker.metrics({"loss": 3.0 - step / 2}, step=step)
         tracker.artifact(note, "notes")
         tracker.flush()
-    assert len(said) == 1 and "can't be reached" in said[0]
+    assert len(logged) == 1 and "cannot be reached" in logged[0]
     kinds = [json.loads(line).get("kind") for line in journal.read_text().splitlines()]
     assert kinds == [None, "metrics", "artifact", "metrics", "artifact"]
     with server:
         tracker.close("FINISHED")
-        assert len(said) == 2 and "again" in said[1] and not journal.exists()
+        assert len(logged) == 2 and "again" in logged[1] and not journal.exists()
         client = MlflowClient(server.uri)
         assert tracker.run_id is not None
         run = client.get_run(tracker.run_id)
@@ -117,11 +122,11 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_in_order(tmp_pat
         assert [item.path for item in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
 
 
-def test_a_resumed_run_goes_on_and_marks_what_it_does_differently(tmp_path: Path, store: str) -> None:
-    first = Tracker(store, "resume", None, None, tmp_path / "missed.jsonl", print)
+def test_a_resumed_run_continues_and_tags_changed_parameters(tmp_path: Path, store: str) -> None:
+    first = MlflowTracker(settings(store, "resume"), None, tmp_path, print)
     first.params({"lr": 0.1, "epochs": 3})
     first.close("KILLED")
-    second = Tracker(store, "resume", None, first.run_id, tmp_path / "missed.jsonl", print)
+    second = MlflowTracker(settings(store, "resume"), first.run_id, tmp_path, print)
     second.params({"lr": 0.1, "epochs": 6})
     second.flush()
     client = MlflowClient(store)
@@ -132,3 +137,26 @@ def test_a_resumed_run_goes_on_and_marks_what_it_does_differently(tmp_path: Path
     assert run.info.status == "FINISHED"
     assert run.data.params == {"lr": "0.1", "epochs": "3"}
     assert run.data.tags["resumed_epochs"] == "6" and "resumed_lr" not in run.data.tags
+
+
+def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
+    tmp_path: Path, door: Door, train_flags: list[object]
+) -> None:
+    section = (ROOT / "docs" / "extending.md").read_text().partition("\n## A tracker\n")[2].partition("\n## ")[0]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    assert 0 < len(code.strip().splitlines()) <= 15
+    (tmp_path / "my_tracker.py").write_text(code)
+    flags = (*train_flags, "--epochs", 2, "--mlflow_uri", "sqlite:///unused.db", "--plugins", "my_tracker.py")
+    result = door("train_ddp.py", *flags, "--tracker", "json_lines", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    log = (tmp_path / "checkpoints" / "train.log").read_text()
+    assert losses.keys() == {1, 2}
+    assert [f"{losses[epoch]:.4f}" for epoch in (1, 2)] == [
+        line.split()[2] for line in log.splitlines() if line.startswith("  Val Loss:")
+    ]
+    assert not (tmp_path / "unused.db").exists()
+
+    unknown = door("train_ddp.py", *flags[:-2], "--tracker", "json_lines", cwd=tmp_path)
+    assert unknown.returncode == 2 and "--tracker json_lines" in unknown.stderr

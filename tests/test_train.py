@@ -14,9 +14,9 @@ import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from encore.checkpoint import load_generator, read
-from encore.config import TrainConfig
-from encore.generation import Recipe
+from encore.config.schema import TrainConfig
+from encore.models.generation import GenerationConfig
+from encore.models.loading import load_generator, read
 from tests.conftest import ENVIRONMENT, VAL_PAIRS, Door, command
 
 COMPONENTS = ("rms_input", "rms_target", "spectral", "mel")
@@ -70,7 +70,7 @@ def test_mlflow_holds_parameters_components_baselines_and_artifacts(
     client, run = MlflowClient(store), only_run(store, experiment)
     assert run.info.status == "FINISHED"
     config = TrainConfig.from_dict(json.loads((folder / "checkpoints" / "config.json").read_text()))
-    assert config.objective == ("energy" if energy else "regression")
+    assert config.objective.kind == ("energy" if energy else "regression")
     assert run.data.params == {name: str(value) for name, value in config.to_dict().items()}
     names = ["train_loss", "val_loss", "learning_rate", "throughput", "grad_norm", *(f"val_{c}" for c in COMPONENTS)]
     parts = [f"{c}_{part}" for c in ("rms_target", "mel") for part in ("attraction", "repulsion")]
@@ -203,7 +203,7 @@ def test_whole_segments_without_a_prior_and_more_samples(
     attraction, repulsion = (metrics[f"train_spectral_energy_{part}"] for part in ("attraction", "repulsion"))
     assert metrics["train_loss"] == pytest.approx(attraction - repulsion / 2, rel=1e-5) and repulsion > 0
     generator = load_generator(tmp_path / "checkpoints" / "last.pt", torch.device("cpu"))
-    assert generator.recipe == Recipe(75, generative=True, prior="none")
+    assert generator.generation == GenerationConfig(75, generative=True, prior="none")
 
 
 def test_unity_reaches_the_codecs_floor(tmp_path: Path, door: Door, train_flags: list[object], store: str) -> None:

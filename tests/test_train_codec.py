@@ -7,10 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import train_codec
 from encore.audio import write_wav
-from encore.codec import load_codec, load_codec_file
-from encore.codec_training import (
+from encore.codecs import load_codec
+from encore.codecs.starter.trainer import (
     CodecTrainer,
     CodecTraining,
     CropSampler,
@@ -19,6 +18,8 @@ from encore.codec_training import (
     split_files,
     validation_crops,
 )
+from encore.codecs.starter.weights import load_codec_file
+from encore.commands import train_codec
 from encore.errors import EncoreError
 from tests.conftest import Door
 

@@ -16,6 +16,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 import losses
 from losses import base, waveform
 from losses.dsp import filters
+from tests.signals import seeded
 
 SHAPES = [(1, 1, 333), (3, 2, 4000), (2, 5, 12000)]
 RATIOS = (waveform.snr, waveform.si_sdr, waveform.sd_sdr)
@@ -44,7 +45,7 @@ NAMES = list(CLASSES)
 
 def signals(seed: int = 0, shape: tuple[int, ...] = (3, 2, 4000), dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """A prediction and its target: noise with an offset, alike enough for ratios around 0 dB."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     target, noise = (0.2 * torch.randn(shape, generator=generator, dtype=torch.float64) + 0.01 for _ in range(2))
     return [(0.7 * target + 0.5 * noise).to(dtype), target.to(dtype)]
 
@@ -93,7 +94,8 @@ def test_ratios_are_minus_those_of_auraloss_and_torchmetrics(shape: tuple[int, .
 def test_log_cosh_equals_auraloss_for_other_a() -> None:
     for a in (0.5, 5.0):
         prediction, target = signals(3, dtype=torch.float64)
-        assert_same(lambda p, t, a=a: waveform.log_cosh(p, t, a), auraloss.time.LogCoshLoss(a=a), prediction, target)
+        reference = auraloss.time.LogCoshLoss(a=a, eps=0)  # its eps would outweigh float64's digits
+        assert_same(lambda p, t, a=a: waveform.log_cosh(p, t, a), reference, prediction, target)
 
 
 def test_values_by_hand() -> None:

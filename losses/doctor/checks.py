@@ -50,17 +50,17 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     step: Callable[[], None] | None = None
 
-    def trial(self, what: str, loss: Step, prediction: Tensor, target: Tensor) -> tuple[float, float] | None:
-        """The value and the norm of its gradient; None, with a problem noted, unless both are finite."""
+    def trial(self, what: str, loss: Step, prediction: Tensor, target: Tensor) -> tuple[float, Tensor] | None:
+        """The value and the norms of the items' gradients; None, with a problem noted, unless all are finite."""
         try:
             value, gradient = value_and_gradient(loss, prediction, target)
         except Exception as error:  # whatever it is, it is what is to be reported
             self.problems.append(f"{what}: {type(error).__name__}: {_line(error)}")
             return None
-        norm = gradient.flatten(1).norm(dim=1).mean().item() * len(gradient)  # of an item's own loss
-        if math.isfinite(value) and math.isfinite(norm):
-            return value, norm
-        self.problems.append(f"{what}: the value is {value:.3g}, the gradient's norm {norm:.3g}")
+        norms = gradient.flatten(1).norm(dim=1) * len(gradient)  # of an item's own loss
+        if math.isfinite(value) and norms.isfinite().all():
+            return value, norms
+        self.problems.append(f"{what}: the value is {value:.3g}, the gradient's norm {norms.mean().item():.3g}")
         return None
 
 
@@ -118,7 +118,11 @@ def _examine(report: Report, loss: nn.Module, entry: Entry, pairs: Pairs, device
         found = report.trial(what, loss, prediction, target)
         if found:
             report.values[what] = found[0]
-            report.gradient = found[1] if math.isnan(report.gradient) else report.gradient
+            report.gradient = found[1].mean().item() if math.isnan(report.gradient) else report.gradient
+            flat = (found[1] == 0) & (prediction != target).flatten(1).any(1)
+            if flat.any():
+                items = f"{int(flat.sum())} of {len(flat)} items"
+                report.warnings.append(f"{what}: the gradient of {items} is 0: training would learn nothing there")
     prediction, target = next(iter(pairs.values()))
     _identity(report, loss, entry, target)
 

@@ -1,0 +1,162 @@
+"""The report of an ablation: `ablation.json`, and a page with the runs' continuations and the table of metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encore.ablation.comparison import Comparison
+from encore.ablation.plan import Plan
+from encore.ablation.runner import AblationRun, duration
+from encore.audio import read_audio
+from encore.data.dataset import find_pairs
+from encore.evaluation.metrics.registry import GOALS, MetricSpec
+from encore.evaluation.results import format_value
+from encore.inference.continuation import continue_song
+from encore.models.loading import Generator, choose_device, load_generator
+from encore.reporting.html import AudioSample, Cell, SampleGroup, card_groups, render
+
+MAX_PLAYERS, MAX_PAIRS = 40, 3  # on the page
+LEAD_SECONDS = 2.0  # of the input, before each continuation
+
+
+def write_json(comparison: Comparison, runs: Sequence[AblationRun], run_id: str, path: Path) -> None:
+    """Writes the metrics and settings of all runs as JSON: to a temporary name, then renamed."""
+    content = {
+        "run_id": run_id,
+        "runs": {
+            run.name: {
+                "run_id": run.state.run_id,
+                "failure": run.failure,
+                "settings": run.config.to_dict(),
+                "measures": {name: asdict(interval) for name, interval in comparison.runs[run.name].items()},
+            }
+            for run in runs
+        },
+        "baselines": {
+            system: {name: asdict(interval) for name, interval in values.items()}
+            for system, values in comparison.baselines.items()
+        },
+        "measures": {m.name: {"group": m.group, "note": m.note, "goal": m.goal} for m in comparison.metrics},
+        "best": {metric.name: sorted(comparison.best(metric)) for metric in comparison.metrics},
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_report(comparison: Comparison, plan: Plan, runs: Sequence[AblationRun], path: Path) -> None:
+    """Writes the page, with the same validation pairs continued by every run that has not failed."""
+    completed = [run for run in runs if run.failure is None]
+    samples, sample_rate = continuations(completed)
+    settings = {run.name: describe_settings(plan.grid.runs[run.name], run) for run in runs}
+    write_page(comparison, samples, sample_rate, settings, metadata_of(plan, completed), path)
+
+
+def write_page(
+    comparison: Comparison,
+    samples: Sequence[SampleGroup],
+    sample_rate: int,
+    settings: Mapping[str, str],
+    metadata: Mapping[str, str],
+    path: Path,
+) -> None:
+    """Writes the page: warnings, the audio samples side by side, the table, the settings of each run, and metadata."""
+    columns = [
+        {"name": name, "class": "" if name in comparison.runs else "baseline", "failed": name in comparison.failures}
+        for name in [*comparison.runs, *comparison.baselines]
+    ]
+    page = render(
+        "ablation.html.j2",
+        title="Side by side",
+        warnings=[*(f"{name}: {reason}" for name, reason in comparison.failures.items()), *comparison.warnings],
+        listening=card_groups(samples, sample_rate),
+        columns=columns,
+        groups=[
+            {"title": group, "rows": [_row(comparison, metric) for metric in metrics]}
+            for group, metrics in groupby(comparison.metrics, lambda metric: metric.group)
+        ],
+        settings=settings,
+        metadata=metadata,
+        number=format_value,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _row(comparison: Comparison, metric: MetricSpec) -> dict[str, Any]:
+    """A metric's row of the page's table, with a cell for every run and baseline."""
+    best = comparison.best(metric)
+    return {
+        "name": metric.name,
+        "note": metric.note,
+        "goal": GOALS.get(metric.goal or "", ""),
+        "cells": [
+            Cell(values.get(metric.name), name in best)
+            for name, values in {**comparison.runs, **comparison.baselines}.items()
+        ],
+    }
+
+
+@torch.no_grad()
+def continuations(runs: Sequence[AblationRun]) -> tuple[list[SampleGroup], int]:
+    """Some validation pairs, spread over all of them, continued by every run; and the sample rate in Hz."""
+    if not runs:
+        return [], 1
+    samples: dict[Path, list[AudioSample]] = {}
+    for run in runs:
+        generator = load_generator(run.checkpoint, choose_device(None))
+        rate = generator.codec.sample_rate
+        data = run.config.data
+        assert data.dataset_folder is not None
+        pairs = find_pairs(data.dataset_folder, rate, data.dataset_format)["val"]
+        count = min(len(pairs), MAX_PAIRS, max(1, MAX_PLAYERS // len(runs)))
+        for pair in [pairs[number * len(pairs) // count] for number in range(count)]:
+            song, truth = (read_audio(path, rate, generator.codec.channels) for path in (pair.input, pair.output))
+            if pair.input not in samples:
+                note = f"The input of every run, then its true continuation from {song.shape[-1] / rate:.2f} s on."
+                samples[pair.input] = [AudioSample("Input and truth", note, torch.cat([song, truth], -1))]
+            samples[pair.input].append(continuation(run.name, generator, song, truth.shape[-1] / rate))
+    return [SampleGroup(path.name.removesuffix("_input.wav"), group) for path, group in samples.items()], rate
+
+
+def continuation(title: str, generator: Generator, song: Tensor, seconds: float) -> AudioSample:
+    """A continuation of `song [C, N]`, after the last `LEAD_SECONDS` of it."""
+    made = continue_song(generator, song, seconds)
+    rate, context = generator.codec.sample_rate, made.context.shape[-1]
+    start = max(0, context - round(LEAD_SECONDS * rate))
+    note = f"The continuation begins at {(context - start) / rate:.2f} s."
+    return AudioSample(title, note, made.full[0, :, start:])
+
+
+def describe_settings(flags: Mapping[str, Any], run: AblationRun) -> str:
+    """A run's own flags, without those that are 0, and how long it was trained."""
+    own = ", ".join(f"{name} {format_flag(value)}" for name, value in flags.items() if value != 0.0)
+    return f"{own or 'the common settings'}; trained for {duration(run.state.seconds)}"
+
+
+def metadata_of(plan: Plan, completed: Sequence[AblationRun]) -> dict[str, str]:
+    """How the comparison was made."""
+    config = next(iter(plan.configs.values()))
+    common = [f"{name} {format_flag(value)}" for name, value in plan.grid.common.items() if name != "dataset_folder"]
+    metadata = {
+        "Data": str(config.data.dataset_folder),
+        "Codec": config.codec.name,
+        "Common settings": ", ".join(common) or "the defaults",
+    }
+    if completed:
+        results = completed[0].results()
+        metadata["Evaluated on"] = f"{results.items} validation pairs of {results.seconds:.2f} s"
+        metadata["Candidates"] = f"{results.candidates} per pair from runs with randomness"
+    return metadata
+
+
+def format_flag(value: Any) -> str:
+    """A flag's value as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

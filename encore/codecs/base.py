@@ -1,0 +1,123 @@
+"""The interface of a codec, and what all codecs share."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from encore.registry import CODECS
+
+register_codec = CODECS.register
+
+
+class Codec(nn.Module):
+    """A frozen autoencoder of audio with continuous latents; its decoder passes gradients to the latents.
+
+    A codec of your own is a subclass with `encode` and `decode`. `@register_codec("name")` on a function
+    `build(repository: Path | None, bandwidth: float | None) -> Codec` makes it a choice of `--codec`.
+
+    Args:
+        sample_rate: Hz.
+        channels: audio channels.
+        hop_length: audio samples per latent frame.
+        latent_dim: D of the latents `[B, D, T]`.
+        segment_frames: frames per segment of a codec that encodes and decodes segments independently, else None.
+    """
+
+    def __init__(
+        self, sample_rate: int, channels: int, hop_length: int, latent_dim: int, segment_frames: int | None = None
+    ):
+        super().__init__()
+        self.sample_rate, self.channels, self.hop_length = sample_rate, channels, hop_length
+        self.frame_rate = sample_rate / hop_length  # Hz
+        self.latent_dim, self.segment_frames = latent_dim, segment_frames
+
+    @abstractmethod
+    def encode(self, audio: Tensor) -> Tensor:
+        """Audio `[B, C, N]` to latents `[B, D, ceil(N / hop_length)]`, without gradient; N is padded with zeros."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents `[B, D, T]` to audio `[B, C, T * hop_length]`, with gradient."""
+
+    def feature_encoder(self) -> nn.Module:
+        """The network whose activations the embedding loss compares by default (`--embedding_model codec`).
+
+        Its attribute `model` holds the layers; called on audio `[B, C, N]` at the codec's rate.
+
+        Raises:
+            ValueError: this codec has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no encoder for --embedding_model codec; choose another model")
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of everything that determines latents and audio; codecs of equal identity are interchangeable."""
+        return self.hash_weights()
+
+    def hash_weights(self) -> str:
+        """Hash of class, settings and weights, 16 hexadecimal digits."""
+        settings = self.sample_rate, self.channels, self.hop_length, self.segment_frames
+        return hash_tensors((type(self).__qualname__, *settings), self.state_dict())
+
+    def train(self, mode: bool = True) -> Codec:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def decode_crop(self, latents: Tensor, start: int, frames: int, margin: int) -> Tensor:
+        """Audio of the latent frames `start … start + frames − 1`, as in the decoding of all of `latents [B, D, T]`.
+
+        Decodes only `margin` more frames in front (see `measure_margin`). With independent segments the crop is
+        extended to whole ones instead, and is exact.
+        """
+        end = start + frames
+        if self.segment_frames is None:
+            first, last = max(0, start - margin), end
+        else:
+            first = start // self.segment_frames * self.segment_frames
+            last = min(latents.shape[-1], -(-end // self.segment_frames) * self.segment_frames)
+        audio = self.decode(latents[..., first:last])
+        return audio[..., (start - first) * self.hop_length : (end - first) * self.hop_length]
+
+    def decode_continuation(self, context: Tensor, continuation: Tensor, margin: int) -> Tensor:
+        """Decodes `continuation [R, D, F]` as what follows `context [R, D, T]`: audio `[R, C, F * hop_length]`.
+
+        The last `margin` frames of the context are decoded in front (see `measure_margin`). With independent segments
+        nothing is needed in front; the continuation then begins with a whole segment.
+        """
+        before = margin if self.segment_frames is None else 0
+        past = context[..., -before:] if before else context[..., :0]
+        return self.decode_crop(torch.cat([past, continuation], -1), past.shape[-1], continuation.shape[-1], margin)
+
+    @torch.no_grad()
+    def measure_margin(self, latents: Tensor, tolerance_db: float = -60.0) -> int:
+        """The number of frames (a power of two) to decode in front of a crop to get the audio of the whole decoding.
+
+        A decoder's convolutions look back a fixed distance, but an LSTM's state decays at a rate that depends on its
+        weights, so this is measured: the second half of `latents [B, D, T]` is decoded with 8, 16, … frames in front
+        until the error is below `tolerance_db`, in dB relative to the level of the whole decoding.
+        """
+        middle = latents.shape[-1] // 2
+        if self.segment_frames is not None or middle == 0:
+            return 0
+        whole = self.decode(latents)[..., middle * self.hop_length :]
+        margin = 8
+        while margin < middle:
+            error = self.decode_crop(latents, middle, latents.shape[-1] - middle, margin) - whole
+            if 20 * torch.log10(error.norm() / whole.norm().clamp_min(1e-9) + 1e-12) < tolerance_db:
+                return margin
+            margin *= 2
+        return middle
+
+
+def hash_tensors(settings: tuple[object, ...], weights: dict[str, Tensor]) -> str:
+    """SHA-256 of settings, names and values, its first 16 hexadecimal digits."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

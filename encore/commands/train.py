@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""Trains a continuation model: flags to configuration, checked once, then one worker per rank."""
+
+from __future__ import annotations
+
+import sys
+
+import encore.codecs
+import encore.data.dataset
+import encore.models.priors
+import encore.tracking  # noqa: F401
+from encore.config import cli
+from encore.config.checks import validate
+from encore.config.schema import TrainConfig
+from encore.training.launcher import launch, ranks_here
+
+app = cli.new_app()
+
+
+def train(config: TrainConfig) -> None:
+    """Train a transformer to continue music, with a weighted sum of losses on the decoded audio."""
+    config = config.resolved()
+    validate(config)
+    ranks_here(config)
+    sys.exit(launch(config))
+
+
+cli.add_command(app, TrainConfig, train)
+
+if __name__ == "__main__":
+    cli.run(app)

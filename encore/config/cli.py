@@ -1,0 +1,191 @@
+"""Command lines made from configurations: a flag per setting, `--config` files, plugins, and errors in one line."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from encore.config.components import WEIGHT
+from encore.config.files import read_flags
+from encore.config.knobs import Knob, from_flags, knobs_of
+from encore.config.schema import listed
+from encore.errors import EncoreError
+from encore.registry import load_plugins
+
+USER_ERROR = 2
+C = TypeVar("C")
+
+
+class App(typer.Typer):
+    """A Typer app with Encore's conventions: underscores in flags, dashes accepted too, `-h` for help."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            add_completion=False,
+            pretty_exceptions_enable=False,
+            context_settings={
+                "token_normalize_func": lambda name: name.replace("-", "_") if len(name) > 1 else name,
+                "help_option_names": ["--help", "-h"],
+            },
+        )
+        self.build: Callable[[], None] = lambda: None
+        self.switches: set[str] = set()  # flags that are true or false, for which no value means true
+
+
+def new_app() -> App:
+    return App()
+
+
+def add_command(app: App, config_class: type[C], main: Callable[[C], None]) -> None:
+    """Makes `main(config)` the app's command, with a flag for every setting of the configuration.
+
+    Its docstring is the help text. `run` builds the flags anew after loading plugins, which may add some.
+    """
+
+    def build() -> None:
+        app.registered_commands.clear()
+        app.command(epilog=_epilog(config_class))(_command(config_class, main))
+        app.switches = {f"--{one.name}" for one in knobs_of(config_class) if one.kind is bool}
+
+    app.build = build
+    build()
+
+
+def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> None:
+    """Runs a command, called `name` in its help. What the user can put right ends in a line and exit status 2."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if plugins := _plugins_of(argv):
+            load_plugins(plugins)
+            if isinstance(app, App):
+                app.build()
+        app(_with_values(argv, app.switches) if isinstance(app, App) else argv, prog_name=name)
+    except EncoreError as error:
+        print_error(error)
+        sys.exit(USER_ERROR)
+
+
+def print_error(error: EncoreError) -> None:
+    """Prints an error's lines to standard error, each marked as one."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for line in str(error).splitlines():
+        console.print(f"[bold red]error:[/] {escape(line)}")
+
+
+def importable() -> dict[str, str]:
+    """Environment in which `python -m encore…` finds this copy of Encore, installed or not, from any folder."""
+    root = str(Path(__file__).resolve().parents[2])
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+def parse_bool(value: str | bool) -> bool:
+    """true or false, in any case."""
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise typer.BadParameter("give true or false")
+    return text == "true"
+
+
+def _plugins_of(argv: Sequence[str]) -> list[str]:
+    """The value of --plugins, which is needed before there are flags to parse."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=False):
+        name, equals, own = flag.partition("=")
+        if name == "--plugins":
+            return listed(own if equals else value)
+    return []
+
+
+def _with_values(argv: Sequence[str], switches: Collection[str]) -> list[str]:
+    """The arguments with `true` after each of the switches that has no value."""
+    complete = []
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=False):
+        complete.append(argument)
+        name = "--" + argument[2:].replace("-", "_")
+        if argument.startswith("--") and name in switches and following.startswith("-"):
+            complete.append("true")
+    return complete
+
+
+def _command(config_class: type[C], main: Callable[[C], None]) -> Callable[..., None]:
+    def command(**values: Any) -> None:
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        del values["config"], values["help_all"]
+        main(from_flags(config_class, values))
+
+    settings = knobs_of(config_class)
+    annotations = {"config": _config_option(config_class)} | {one.name: _option(one) for one in settings}
+    defaults = {"config": None, "help_all": False} | {one.name: _default(one) for one in settings}
+    annotations["help_all"] = Annotated[
+        bool, typer.Option("--help_all", help="Show all flags and exit.", is_eager=True, callback=_help_all)
+    ]
+    command.__doc__ = main.__doc__
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
+            for name, annotation in annotations.items()
+        ]
+    )
+    command.__annotations__ = annotations
+    return command
+
+
+def _option(one: Knob) -> Any:
+    kind: Any = one.kind
+    settings: dict[str, Any] = {"help": one.help, "rich_help_panel": one.panel, "hidden": not one.common}
+    if one.kind is bool:
+        # A parser, because Typer would make a pair of flags of a bool.
+        kind = str
+        settings |= {"parser": parse_bool, "metavar": "true|false"}
+    elif one.kind is tuple:
+        kind = list[str]
+    elif one.choices:
+        settings["metavar"] = "|".join(one.choices)
+    if one.default is None:
+        kind = kind | None
+    elif one.name.startswith(WEIGHT) and not one.default:
+        settings["show_default"] = False  # dozens of losses that are off by default
+    return Annotated[kind, typer.Option(f"--{one.name}", **settings)]
+
+
+def _default(one: Knob) -> Any:
+    if one.kind is bool:
+        return str(one.default).lower()
+    return list(one.default) if one.kind is tuple else one.default
+
+
+def _config_option(config_class: type) -> Any:
+    def read(context: typer.Context, path: Path | None) -> Path | None:
+        if path is not None:
+            # Click's own place for values that flags on the command line override.
+            context.default_map = {
+                name: str(value).lower() if isinstance(value, bool) else value
+                for name, value in read_flags(path, config_class).items()
+            }
+        return path
+
+    option = typer.Option(
+        "--config", help="YAML or JSON file of flags, e.g. a run's config.json; flags override it", is_eager=True,
+        callback=read,
+    )  # fmt: skip
+    return Annotated[Path | None, option]
+
+
+def _help_all(context: typer.Context, value: bool) -> None:
+    if value:
+        for parameter in context.command.params:
+            parameter.hidden = False  # type: ignore[attr-defined]
+        typer.echo(context.get_help())
+        raise typer.Exit()
+
+
+def _epilog(config_class: type) -> str | None:
+    hidden = sum(not one.common for one in knobs_of(config_class))
+    return f"{hidden} more flags: --help_all" if hidden else None

@@ -1,0 +1,117 @@
+"""Metrics of every continuation of a validation pair, computed batch after batch and accumulated over the pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import losses
+from encore.codecs import Codec
+from encore.data.dataset import Batch
+from encore.evaluation.metrics.drift import compare_contours
+from encore.evaluation.metrics.embeddings import Embedding, latent_distance, latent_patches, log_mel_patches
+from encore.evaluation.metrics.energy_score import score_values
+from encore.evaluation.metrics.losses import loss_values
+from encore.evaluation.metrics.registry import METRICS, Item
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # [B, C, N] twice to one value per item, [B]
+Values = Mapping[str, Tensor | Sequence[float]]
+LATENTS = "codec"  # name of the distance between latents
+
+
+@dataclass
+class MetricAccumulator:
+    """The values of one continuer, one per pair, and the features of its continuations, `[B, P, F]` by space."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    parts: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, values: Values, features: Mapping[str, Tensor]) -> None:
+        for name, part in values.items():
+            numbers = part.detach().cpu().double().tolist() if isinstance(part, Tensor) else list(part)
+            self.values.setdefault(name, []).extend(numbers)
+        for name, feature in features.items():
+            self.parts.setdefault(name, []).append(feature.detach().cpu())
+
+    def features(self) -> dict[str, Tensor]:
+        """`[items, P, F]` by space."""
+        return {name: torch.cat(parts) for name, parts in self.parts.items()}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Everything that continuations are measured with.
+
+    Attributes:
+        codec: its encoder gives the latents that are compared.
+        deviation: σ of each latent channel in real music, `[D]`.
+        distances: symmetric distances of audio under which the energy score is computed, by name.
+        losses: losses to the truth, by name.
+        embeddings: pretrained embeddings by name, as further feature spaces.
+    """
+
+    codec: Codec
+    deviation: Tensor
+    distances: Mapping[str, Distance]
+    losses: Mapping[str, Distance]
+    embeddings: Mapping[str, Embedding]
+
+    @property
+    def spaces(self) -> list[str]:
+        """The feature spaces in which distributions are compared."""
+        return [LATENTS, "log_mel", *self.embeddings]
+
+    @torch.no_grad()
+    def compute(self, audio: Tensor, batch: Batch, is_truth: bool = False) -> tuple[Values, dict[str, Tensor]]:
+        """Computes the metrics of the continuations `audio [B, N, C, S]` of a batch.
+
+        Energy scores, losses and contours use all N candidates. Features and the registered metrics use the first
+        one, so that stochastic and deterministic continuers are measured on equally many continuations.
+
+        Args:
+            is_truth: the continuations are the truth, so nothing is compared with it.
+
+        Returns:
+            One value per item, by name, and the features of the continuations, by space.
+        """
+        latents = self.codec.encode(audio.flatten(0, 1)).unflatten(0, audio.shape[:2])
+        values: dict[str, Tensor | Sequence[float]] = {}
+        if not is_truth:
+            values |= self._scores(audio, latents, batch)
+            values |= loss_values(self.losses, audio, batch.target_audio)
+            compared = compare_contours(audio, batch.target_audio[:, None], self.codec.sample_rate)
+            values |= {name: value.mean(1) for name, value in compared.items()}
+        values |= self._registered(audio[:, 0].cpu(), batch, is_truth)
+        return values, self._features(audio[:, 0], latents[:, 0])
+
+    def _scores(self, audio: Tensor, latents: Tensor, batch: Batch) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        for name, distance in self.distances.items():
+            with losses.shared_spectra():
+                values |= score_values(name, distance, audio, batch.target_audio)
+        return values | score_values(
+            LATENTS, lambda one, other: latent_distance(one, other, self.deviation), latents, batch.target_latents
+        )
+
+    def _registered(self, audio: Tensor, batch: Batch, is_truth: bool) -> dict[str, list[float]]:
+        """The registered metrics of one continuation per pair, `[B, C, S]`."""
+        audios = audio, batch.input_audio.cpu(), batch.target_audio.cpu()
+        items = [
+            Item(context, made, truth, self.codec.sample_rate) for made, context, truth in zip(*audios, strict=True)
+        ]
+        return {
+            name: [metric.compute(item) for item in items]
+            for name, metric in METRICS.items()
+            if not (is_truth and metric.against_truth)
+        }
+
+    def _features(self, audio: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """Patches of `audio [B, C, S]`, whose latents are `[B, D, T]`, by feature space: `[B, P, F]`."""
+        return {
+            LATENTS: latent_patches(latents, self.codec.frame_rate, self.deviation),
+            "log_mel": log_mel_patches(audio, self.codec.sample_rate),
+            **{name: embed(audio, self.codec.sample_rate) for name, embed in self.embeddings.items()},
+        }

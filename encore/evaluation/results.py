@@ -1,0 +1,201 @@
+"""The results of an evaluation: as tables for the terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from encore.errors import EncoreError
+from encore.evaluation.metrics.registry import MetricSpec
+from encore.statistics import Interval
+
+UPPER_BOUNDS = ("codec", "truth")  # they use the truth, so they are excluded from the ranking
+ARROWS = {"low": " ↓", "high": " ↑", "zero": " →0", "one": " →1", "truth": " →t"}
+TOLERANCE = 1e-6  # values closer than this are equally good
+MOST_COLUMNS = 4  # of a table, readable at a width of 100 characters
+
+
+@dataclass
+class Results:
+    """What an evaluation found.
+
+    Attributes:
+        metadata: how it was made, by name.
+        items: number of validation pairs.
+        candidates: continuations per pair of a stochastic continuer.
+        seconds: length of each.
+        specs: the columns, in order.
+        values: by continuer and metric; a continuer lacks the metrics that make no sense for it.
+        per_item: the values of single pairs, by metric and continuer, in the order of `pairs`.
+        pairs: names of the pairs.
+        recordings: what each pair was cut from.
+        contours: by quantity and continuer, the value in every second of long continuations.
+        warnings: why some values should not be trusted.
+        notes: what a continuer is, by its name.
+    """
+
+    metadata: dict[str, str]
+    items: int
+    candidates: int
+    seconds: float
+    specs: list[MetricSpec] = field(default_factory=list)
+    values: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    per_item: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    pairs: list[str] = field(default_factory=list)
+    recordings: list[str] = field(default_factory=list)
+    contours: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def groups(self) -> dict[str, list[MetricSpec]]:
+        """The columns that any continuer has values for, by group."""
+        found: dict[str, list[MetricSpec]] = {}
+        for spec in self.specs:
+            if any(spec.name in values for values in self.values.values()):
+                found.setdefault(spec.group, []).append(spec)
+        return found
+
+    def best(self, spec: MetricSpec) -> set[str]:
+        """The continuers with the best value, upper bounds excluded; none if no value is better than another."""
+        truth = self.values.get("truth", {}).get(spec.name)
+        if spec.goal is None or (spec.goal == "truth" and truth is None):
+            return set()
+        errors = {
+            name: _error(spec.goal, values[spec.name].value, truth)
+            for name, values in self.values.items()
+            if name not in UPPER_BOUNDS and spec.name in values
+        }
+        finite = {name: error for name, error in errors.items() if math.isfinite(error)}
+        return {name for name, error in finite.items() if error <= min(finite.values()) + TOLERANCE}
+
+    def tracked(self) -> dict[str, float]:
+        """All finite values as `eval_<continuer>_<metric>`, for MLflow."""
+        return {
+            f"eval_{name}_{metric}": interval.value
+            for name, values in self.values.items()
+            for metric, interval in values.items()
+            if math.isfinite(interval.value)
+        }
+
+    @classmethod
+    def from_json(cls, path: Path) -> Results:
+        """What `write_json` wrote; titles and notes on the continuers are not in the file.
+
+        Raises:
+            EncoreError: there is no such file, or it is not an evaluation.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                metadata=content["facts"],
+                specs=[
+                    MetricSpec(name, name, entry["group"], entry["note"], entry["goal"])
+                    for name, entry in content["measures"].items()
+                ],
+                values={name: _intervals(values) for name, values in content["systems"].items()},
+                contours=content["courses"],
+                **{
+                    key: content[key]
+                    for key in ("items", "candidates", "seconds", "per_item", "pairs", "recordings", "warnings")
+                },
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EncoreError(f"{path}: not an evaluation ({error}); evaluate again") from error
+
+
+def write_json(results: Results, path: Path) -> None:
+    """Writes all results; values that are not finite become null."""
+    found = asdict(results)
+    content = {
+        "checkpoint": found["metadata"]["Checkpoint"],
+        "items": found["items"],
+        "candidates": found["candidates"],
+        "seconds": found["seconds"],
+        "systems": found["values"],
+        "warnings": found["warnings"],
+        "measures": {spec["name"]: {key: spec[key] for key in ("group", "note", "goal")} for spec in found["specs"]},
+        "pairs": found["pairs"],
+        "recordings": found["recordings"],
+        "per_item": found["per_item"],
+        "courses": found["contours"],
+        "facts": found["metadata"],
+    }
+    path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def print_tables(results: Results, console: Console) -> None:
+    """A table per group of metrics, split if it is too wide: continuers as rows, the best in bold, with ★."""
+    for group, specs in results.groups().items():
+        tables = math.ceil(len(specs) / MOST_COLUMNS)
+        width = math.ceil(len(specs) / tables)
+        for first in range(0, len(specs), width):
+            part = specs[first : first + width]
+            table = Table("", title=group if first == 0 else f"{group}, continued", box=box.SIMPLE_HEAD)
+            table.title_justify = "left"
+            for spec in part:
+                table.add_column(spec.title + ARROWS.get(spec.goal or "", ""), justify="right")
+            best = {spec.name: results.best(spec) for spec in part}
+            for name, values in results.values.items():
+                if any(spec.name in values for spec in part):
+                    table.add_row(name, *(_cell(values.get(s.name), name in best[s.name]) for s in part))
+            console.print(table)
+    for warning in results.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+def format_value(value: float) -> str:
+    """Three significant digits, at most four decimals."""
+    if not math.isfinite(value):
+        return "–"
+    if abs(value) < 5e-5:
+        return "0"
+    return f"{value:.{min(4, max(0, 2 - math.floor(math.log10(abs(value)))))}f}".replace("-", "−")
+
+
+def _error(goal: str, value: float, truth: Interval | None) -> float:
+    """How far a value is from the best one; lower is better."""
+    if goal == "truth" and truth is not None:
+        return abs(value - truth.value)
+    if goal == "high":
+        return -value
+    if goal == "zero":
+        return abs(value)
+    if goal == "one":
+        return abs(math.log(value)) if value > 0 else math.inf
+    return value
+
+
+def _intervals(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
+    """Intervals as they stand in the JSON file, where a value that is not finite is null."""
+    return {
+        name: Interval(math.nan if (value := entry["value"]) is None else value, entry["low"], entry["high"])
+        for name, entry in values.items()
+    }
+
+
+def _finite(tree: Any) -> Any:
+    """The tree with None in the place of numbers that are not finite."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _cell(interval: Interval | None, best: bool) -> str:
+    if interval is None:
+        return "–"
+    text = ("★ " if best else "") + format_value(interval.value)
+    text = f"[bold]{text}[/]" if best else text
+    if interval.low is None or interval.high is None:
+        return text
+    half = (interval.high - interval.low) / 2
+    return f"{text} [dim]±{format_value(half)}[/]"

@@ -1,0 +1,117 @@
+"""How continuations are sampled from a model: noise, a prior's guess, and block after block of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from encore.models.priors import Context, Generators
+from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer
+from encore.registry import PRIORS
+
+PER_CONTINUATION, PER_BLOCK = NOISE_CHANNELS // 4, NOISE_CHANNELS // 4  # channels of noise; the others are per frame
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How continuations are generated.
+
+    Attributes:
+        block_frames: latent frames generated at once.
+        generative: whether continuations are sampled. A model trained by regression is deterministic: it gets no noise,
+            and its prior is fixed (see `Prior.fixed`).
+        prior: registered name; see `encore.models.priors`.
+    """
+
+    block_frames: int
+    generative: bool
+    prior: str
+
+
+class Sampler:
+    """The random part of R continuations: their noise and their priors.
+
+    A quarter of the noise's channels holds one value per continuation, a quarter one per block, the rest one per frame,
+    all normal with standard deviation `temperature`.
+
+    Args:
+        config: how continuations are generated.
+        context: the R contexts.
+        generators: one per row, so that a row depends on its own seed only; None: PyTorch's default one.
+        temperature: standard deviation of the noise.
+
+    Raises:
+        EncoreError: no prior of that name is registered.
+    """
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        context: Context,
+        generators: Sequence[torch.Generator] | None = None,
+        temperature: float = 1.0,
+    ):
+        self.config, self.context, self.generators, self.temperature = config, context, generators, temperature
+        self.rows, self.device = len(context.latents), context.latents.device
+        prior = PRIORS.find(config.prior)
+        if not config.generative:
+            self._prior = prior.fixed(context)
+            return
+        each: Generators = generators or [None] * self.rows
+        self._prior = prior.draw(context, each)
+        self._constant = self._normal(PER_CONTINUATION, 1)
+
+    def noise(self, steps: int, blocks: int = 1) -> Tensor | None:
+        """Noise for `blocks` blocks of `steps` frames, `[R, NOISE_CHANNELS, blocks · steps]`."""
+        if not self.config.generative:
+            return None
+        parts = [self._constant.expand(-1, -1, blocks * steps)]
+        parts.append(self._normal(PER_BLOCK, blocks).repeat_interleave(steps, -1))
+        parts.append(self._normal(NOISE_CHANNELS - PER_BLOCK - PER_CONTINUATION, blocks * steps))
+        return torch.cat(parts, 1)
+
+    def prior(self, start: int, steps: int) -> Tensor | None:
+        """The prior's guess at frames `start … start + steps − 1` after the contexts, `[R, D, steps]`."""
+        return self._prior.frames(start, steps)
+
+    def _normal(self, channels: int, length: int) -> Tensor:
+        if self.generators is None:
+            values = torch.randn(self.rows, channels, length, device=self.device)
+        else:
+            rows = [torch.randn(channels, length, generator=generator) for generator in self.generators]
+            values = torch.stack(rows).to(self.device)
+        return self.temperature * values
+
+
+def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator per seed."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@torch.no_grad()
+def generate_blocks(model: ContinuationTransformer, sampler: Sampler) -> Iterator[Tensor]:
+    """Blocks of latents `[R, D, block_frames]` that follow the sampler's contexts, without end.
+
+    The model should be in evaluation mode. Memory and time per block are constant, as the cache holds only what a block
+    attends to and the prior only the context.
+    """
+    cache = model.prefill(sampler.context.latents)
+    start, steps = 0, sampler.config.block_frames
+    while True:
+        block = model.decode_block(cache, steps, sampler.noise(steps), sampler.prior(start, steps)).float()
+        yield block
+        cache = model.prefill(block, cache)
+        start += steps
+
+
+def generate(model: ContinuationTransformer, sampler: Sampler, frames: int) -> Tensor:
+    """The `frames` latents that follow the sampler's contexts, `[R, D, frames]`; see `generate_blocks`."""
+    blocks: list[Tensor] = []
+    for block in generate_blocks(model, sampler):
+        blocks.append(block)
+        if sum(part.shape[-1] for part in blocks) >= frames:
+            break
+    return torch.cat(blocks, -1)[..., :frames]

@@ -1,0 +1,151 @@
+"""Models from checkpoints, ready to continue music."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encore.codecs import Codec, load_codec
+from encore.config.schema import TrainConfig
+from encore.errors import EncoreError
+from encore.models.generation import GenerationConfig
+from encore.models.transformer import ContinuationTransformer
+from encore.registry import PRIORS
+
+FORMAT = 3
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; only tensors and plain values are unpickled.
+
+    Raises:
+        EncoreError: no such file, not a checkpoint, or one of another version of Encore.
+    """
+    if not path.is_file():
+        raise EncoreError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version = content["format"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise EncoreError(f"{path}: not a checkpoint of Encore ({reason})") from error
+    if version != FORMAT:
+        raise EncoreError(
+            f"{path}: a checkpoint of format {version}, and this version of Encore reads format {FORMAT}; train again, "
+            "or use the version that wrote it"
+        )
+    return content
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained model with its codec.
+
+    Attributes:
+        model: in evaluation mode.
+        codec: whose latents it works on.
+        config: of the training run.
+        segment_frames: latent frames of the contexts and continuations that it was trained on.
+    """
+
+    model: ContinuationTransformer
+    codec: Codec
+    config: TrainConfig
+    segment_frames: int
+
+    @property
+    def generation(self) -> GenerationConfig:
+        return generation_config(self.config, self.codec, self.segment_frames)
+
+
+def load_generator(path: Path, device: torch.device, codec_repository: Path | None = None) -> Generator:
+    """Loads the model of a checkpoint with its averaged weights, or the plain ones of a run without averaging.
+
+    Args:
+        path: checkpoint of a training run.
+        device: for model and codec.
+        codec_repository: folder with the pretrained codecs' files; default: that of the training run.
+
+    Raises:
+        EncoreError: not a checkpoint of this version, or its codec cannot be loaded or has other weights now.
+    """
+    content = read(path)
+    config = TrainConfig.from_dict(content["config"])
+    codec = load_codec(config.codec.name, codec_repository or config.codec.repository, config.codec.bandwidth).to(
+        device
+    )
+    if codec.identity != content["codec"]["identity"]:
+        raise EncoreError(
+            f"{path}: was trained with other weights of --codec {config.codec.name} than the present ones"
+        )
+    model = build_model(config, codec, content["segment_frames"])
+    weights = content["model"]
+    if content["ema"] is not None:
+        prefix = "module."
+        weights = {k.removeprefix(prefix): v for k, v in content["ema"].items() if k.startswith(prefix)}
+    model.load_state_dict(weights)
+    return Generator(model.to(device).eval(), codec, config, content["segment_frames"])
+
+
+def build_model(config: TrainConfig, codec: Codec, segment_frames: int) -> ContinuationTransformer:
+    """A new model for a configuration and the codec whose latents it works on.
+
+    Raises:
+        EncoreError: no prior of the configured name is registered.
+    """
+    seconds = config.model.context_seconds
+    return ContinuationTransformer(
+        codec.latent_dim,
+        config.model.d_model,
+        config.model.nhead,
+        config.model.num_layers,
+        config.model.dropout,
+        window=segment_frames if seconds is None else max(1, round(seconds * codec.frame_rate)),
+        start_at_prior=config.objective.kind == "energy" and not PRIORS.find(config.model.prior).empty,
+    )
+
+
+def generation_config(config: TrainConfig, codec: Codec, segment_frames: int) -> GenerationConfig:
+    """How the model of a configuration generates continuations.
+
+    Raises:
+        EncoreError: blocks that do not fit the segments, or the codec's own segments.
+    """
+    block_frames = segment_frames
+    if config.model.generation == "blocks":
+        block_frames = max(1, round(config.model.block_seconds * codec.frame_rate))
+        if block_frames > segment_frames:
+            raise EncoreError(
+                f"--block_seconds {config.model.block_seconds:g}: longer than the segments "
+                f"({segment_frames / codec.frame_rate:g} s); shorten it, or use --generation whole"
+            )
+    piece = codec.segment_frames
+    if piece is not None and (block_frames % piece or segment_frames % piece):
+        raise EncoreError(
+            f"--generation {config.model.generation}: {config.codec.name} works on segments of "
+            f"{piece / codec.frame_rate:g} s; data segments ({segment_frames / codec.frame_rate:g} s, "
+            "--segment_seconds of prepare_data.py) and blocks "
+            f"({block_frames / codec.frame_rate:g} s, --block_seconds) must be multiples of that"
+        )
+    return GenerationConfig(block_frames, config.objective.kind == "energy", config.model.prior)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device; by default a GPU if there is one, else the CPU.
+
+    Raises:
+        EncoreError: this machine has no such device.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EncoreError(
+            f"--device {name}: not a device of this machine; use cpu, or cuda where there is a GPU"
+        ) from error
+    return device

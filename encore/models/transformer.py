@@ -1,0 +1,232 @@
+"""The continuation model: a transformer that turns noise and a prior into the latents that follow a context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NOISE_CHANNELS = 64  # per frame; `encore.models.generation.Sampler` says what each holds
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the past frames, one tensor per layer.
+
+    Attributes:
+        keys: `[B, H, F, d]` of the last F frames.
+        values: likewise.
+        end: index of the next frame, counted from the first frame of the context.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    end: int = 0
+
+    def repeat(self, times: int) -> KVCache:
+        """Each row `times` times, its copies next to one another."""
+        keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (self.keys, self.values))
+        return KVCache(keys, values, self.end)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021): rotates channel pairs of `x [B, H, T, d]` by `angles [T, d / 2]`.
+
+    Angles are in radians; channel i is paired with channel i + d / 2.
+    """
+    even, odd = x.chunk(2, dim=-1)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer: rotary attention, then a GELU MLP of four times the width."""
+
+    def __init__(self, d_model: int, nhead: int, dropout: float):
+        super().__init__()
+        self.nhead, self.dropout = nhead, dropout
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
+        self.mlp = nn.Sequential(
+            nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * d_model, d_model)
+        )
+        self.drop = nn.Dropout(dropout)
+
+    def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[B, H, T, d]` of `x [B, T, d_model]`, positions included."""
+        q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)
+        return rotate(q, angles), rotate(k, angles), v
+
+    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """The layer's output `[B, T, d_model]`; query t attends to key j where `mask[t, j]` is true."""
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        x = x + self.drop(self.out(attended.transpose(1, 2).flatten(2)))
+        return x + self.drop(self.mlp(self.norm_mlp(x)))
+
+
+class ContinuationTransformer(nn.Module):
+    """Maps a context of latents, noise and a prior to the latents of the frames that follow.
+
+    Two kinds of tokens, one per frame, go through the same layers. *Past* tokens are known frames; each attends to
+    itself and the `window − 1` frames before it, so its keys and values never change and are cached while a
+    continuation grows (`prefill`). *Block* tokens are the frames being generated; each attends to its whole block and
+    to the `window` frames before it (`decode_block`). So any number of blocks, at different places of one sequence, can
+    be generated in one pass (`forward`), as training does.
+
+    A block is `(1 + gate) · prior + residual` in normalised latents, where the output projection gives one gate and one
+    residual per channel and frame. Latents are normalised per channel with `mean` and `std`, both `[D, 1]`, on the way
+    in and denormalised on the way out; these are buffers and therefore part of every checkpoint.
+
+    Args:
+        latent_dim: D, channels of the latents.
+        d_model: width; a multiple of `2 * nhead`.
+        nhead: attention heads.
+        num_layers: transformer layers.
+        dropout: probability, on attention weights and on both branches of a layer.
+        window: past frames that a frame attends to.
+        start_at_prior: initialise the output projection with zeros, so that the first prediction is the prior itself.
+            Not useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
+    """
+
+    mean: Tensor
+    std: Tensor
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        latent_dim: int,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        dropout: float,
+        window: int,
+        start_at_prior: bool = False,
+    ):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(latent_dim, 1))
+        self.register_buffer("std", torch.ones(latent_dim, 1))
+        half = d_model // nhead // 2
+        self.register_buffer("frequencies", 10000.0 ** (-torch.arange(half).double() / half), persistent=False)
+        self.window = window
+        self.in_proj = nn.Linear(latent_dim + 1, d_model)  # the last input is the level of the noise on the latents
+        self.block_in_proj = nn.Linear(latent_dim + NOISE_CHANNELS, d_model)
+        self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(d_model)
+        self.out_proj = nn.Linear(d_model, 2 * latent_dim)
+        self._initialise(start_at_prior)
+
+    def _initialise(self, start_at_prior: bool) -> None:
+        """GPT-2's initialisation: standard deviation 0.02, and 0.02 / sqrt(2 · layers) where a branch ends."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("out.weight", "mlp.3.weight")):
+                nn.init.normal_(weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+        # There are fewer channels of noise than of the prior; this makes both contribute about equally to a token.
+        nn.init.normal_(self.block_in_proj.weight[:, -NOISE_CHANNELS:], std=0.03)
+        if start_at_prior:
+            nn.init.zeros_(self.out_proj.weight)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Sets the normalisation, `[D]` each; a constant channel is not scaled."""
+        self.mean.copy_(mean[:, None])
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std))[:, None])
+
+    def forward(
+        self,
+        context: Tensor,
+        steps: int,
+        noise: Tensor | None = None,
+        prior: Tensor | None = None,
+        starts: Sequence[int] | None = None,
+        level: Tensor | None = None,
+    ) -> Tensor:
+        """Generates the frames that follow `context [B, D, T]`, or several blocks within it, in one pass.
+
+        Args:
+            context: latents. R, the number of rows generated, is a multiple of B: each item has R / B consecutive rows.
+            steps: frames of a block.
+            noise: `[R, NOISE_CHANNELS, n · steps]`; None: zeros.
+            prior: what the n blocks start from, `[R, D, n · steps]`; None: zeros after normalisation.
+            starts: first frame of each of the n blocks, counted from the first frame of the context; each block attends
+                to what comes before it. Default: one block, after the context.
+            level: standard deviation of the noise that was added to the context, relative to each channel's, `[B]`;
+                default: 0.
+
+        Returns:
+            The blocks in the order of `starts`, `[R, D, n · steps]`; R = B where neither noise nor prior is given.
+        """
+        starts = [context.shape[-1]] if starts is None else starts
+        rows = next((part for part in (prior, noise) if part is not None), context)
+        cache = self.prefill(context[..., : max(starts)], level=level, trim=False)
+        return self.decode_block(cache.repeat(len(rows) // len(context)), steps, noise, prior, starts)
+
+    def prefill(
+        self, latents: Tensor, cache: KVCache | None = None, level: Tensor | None = None, trim: bool = True
+    ) -> KVCache:
+        """Appends frames `[B, D, F]` to a cache (default: an empty one).
+
+        `trim` keeps only the last `window` frames, all that later frames attend to. `level` is as in `forward`.
+        """
+        start = 0 if cache is None else cache.end
+        cached = 0 if cache is None else cache.keys[0].shape[2]
+        queries = torch.arange(start, start + latents.shape[-1], device=latents.device)
+        past = torch.arange(start - cached, start + latents.shape[-1], device=latents.device)
+        mask = (past <= queries[:, None]) & (past > queries[:, None] - self.window)
+        normal = (latents - self.mean) / self.std
+        noisy = torch.zeros_like(normal[:, :1]) if level is None else level[:, None, None].expand_as(normal[:, :1])
+        x, angles = self.in_proj(torch.cat([normal, noisy], 1).transpose(1, 2)), self._angles(queries)
+        keys, values = [], []
+        for number, block in enumerate(self._layers()):
+            q, k, v = block.project(x, angles)
+            if cache is not None:
+                k, v = torch.cat([cache.keys[number], k], 2), torch.cat([cache.values[number], v], 2)
+            keys.append(k[:, :, -self.window :] if trim else k)
+            values.append(v[:, :, -self.window :] if trim else v)
+            if number < len(self.blocks) - 1:
+                x = block(x, q, k, v, mask)
+        return KVCache(keys, values, start + latents.shape[-1])
+
+    def decode_block(
+        self,
+        cache: KVCache,
+        steps: int,
+        noise: Tensor | None = None,
+        prior: Tensor | None = None,
+        starts: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Generates blocks of `steps` frames at `starts` (default: one, at the cache's end); see `forward`."""
+        device, dtype = self.mean.device, self.mean.dtype
+        firsts = torch.tensor([cache.end] if starts is None else list(starts), device=device)
+        frames = (firsts[:, None] + torch.arange(steps, device=device)).flatten()
+        first, block_of = firsts.repeat_interleave(steps)[:, None], torch.arange(len(frames), device=device) // steps
+        past = torch.arange(cache.end - cache.keys[0].shape[2], cache.end, device=device)
+        mask = torch.cat([(past < first) & (past >= first - self.window), block_of[:, None] == block_of], 1)
+        rows = len(cache.keys[0])
+        if prior is None:
+            normal = torch.zeros(rows, len(self.mean), len(frames), device=device, dtype=dtype)
+        else:
+            normal = (prior - self.mean) / self.std
+        if noise is None:
+            noise = torch.zeros(rows, NOISE_CHANNELS, len(frames), device=device, dtype=dtype)
+        x, angles = self.block_in_proj(torch.cat([normal, noise], 1).transpose(1, 2)), self._angles(frames)
+        for number, block in enumerate(self._layers()):
+            q, k, v = block.project(x, angles)
+            k, v = torch.cat([cache.keys[number], k], 2), torch.cat([cache.values[number], v], 2)
+            x = block(x, q, k, v, mask)
+        gate, residual = self.out_proj(self.norm(x)).transpose(1, 2).chunk(2, 1)
+        return ((1 + gate) * normal + residual) * self.std + self.mean
+
+    def _layers(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def _angles(self, frames: Tensor) -> Tensor:
+        """Rotary angles in radians; double precision until reduced to one turn, as a continuation can be hours long."""
+        return (frames.double()[:, None] * self.frequencies.double()).remainder(2 * torch.pi).float()

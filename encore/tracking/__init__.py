@@ -1,0 +1,21 @@
+"""Experiment tracking: the `Tracker` that a training run logs to, and the MLflow runs of evaluations and ablations."""
+
+from __future__ import annotations
+
+from encore.registry import TRACKERS
+from encore.tracking.mlflow import MlflowTracker
+from encore.tracking.runs import EvaluationRun, NestedRuns, download_artifact, log_evaluation, open_run
+from encore.tracking.tracker import Tracker, build_tracker, register_tracker
+
+__all__ = [
+    "TRACKERS",
+    "EvaluationRun",
+    "MlflowTracker",
+    "NestedRuns",
+    "Tracker",
+    "build_tracker",
+    "download_artifact",
+    "log_evaluation",
+    "open_run",
+    "register_tracker",
+]

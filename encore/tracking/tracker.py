@@ -1,0 +1,67 @@
+"""What a training run needs of a tracker, and the trackers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from encore.config.schema import TrackingConfig
+from encore.registry import TRACKERS
+
+
+class Tracker(Protocol):
+    """One tracked run. Training calls these methods on rank 0 only.
+
+    A subclass overrides those that it needs; the inherited ones do nothing. No method may raise because a server
+    cannot be reached: training must go on.
+
+    Attributes:
+        run_id: what the tracker calls this run; saved in checkpoints and given back when the run is resumed. None as
+            long as it has no id.
+    """
+
+    run_id: str | None = None
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Records the settings of the run."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Records metrics at a step (an epoch; 0 for what is measured before training)."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Stores a copy of a file, or of a folder's files, under `folder`. The file stays in place until `flush`."""
+
+    def flush(self) -> None:
+        """Sends what has been recorded; called at the end of every epoch."""
+
+    def close(self, status: str) -> None:
+        """Sends the rest and ends the run as `FINISHED`, `FAILED` or `KILLED` (stopped by a signal)."""
+
+
+TrackerFactory = Callable[[TrackingConfig, str | None, Path, Callable[[str], None]], Tracker]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def register_tracker(name: str) -> Callable[[F], F]:
+    """Decorator that makes a class, or a function that returns a tracker, available as `--tracker name`.
+
+    It is called as `factory(settings, run_id, folder, log)`; see `build_tracker`.
+    """
+    return TRACKERS.register(name)
+
+
+def build_tracker(settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]) -> Tracker:
+    """The tracker of `--tracker`.
+
+    Args:
+        settings: the tracking flags.
+        run_id: the tracker's id of the run to resume; None for a new one.
+        folder: the run's checkpoint folder, for files of the tracker's own.
+        log: prints a line to the user.
+
+    Raises:
+        EncoreError: no such tracker.
+    """
+    tracker: Tracker = TRACKERS.find(settings.tracker)(settings, run_id, folder, log)
+    return tracker

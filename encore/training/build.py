@@ -1,0 +1,154 @@
+"""Builds what a training run needs from its configuration: the objective, the model and its optimiser."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import losses
+from encore.codecs import Codec
+from encore.codecs.losses import build_losses
+from encore.config.components import ADVERSARIAL, registered_name
+from encore.config.schema import TrainConfig
+from encore.errors import EncoreError
+from encore.models.generation import GenerationConfig
+from encore.models.loading import build_model, generation_config
+from encore.training.checkpoint import TrainState
+from encore.training.data import PairData
+from encore.training.distributed import Ranks
+from encore.training.objective import Component, Objective
+from encore.training.optim import Schedule, adamw, averaged
+from encore.training.synthesis import Synthesizer, crop_samples
+
+CPU_DECODE_SECONDS = 2.0
+LABELS = {"rms_input": "rms_in", "rms_target": "rms_tgt", "spectral": "spec"}  # in the log's lines
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of an objective, each tried on silence.
+
+    Attributes:
+        components: the losses with a weight or listed in --metrics, and the adversary's terms.
+        combiner: combines their gradients.
+        adversary: the discriminator with its optimiser, if there is one.
+    """
+
+    components: list[Component]
+    combiner: losses.WeightedGradient | losses.LossBalancer
+    adversary: losses.Adversary | None
+
+
+def crop_frames(config: TrainConfig, codec: Codec, frames: int, has_gpu: bool) -> int:
+    """Latent frames that a training step decodes of segments of `frames` frames."""
+    seconds = config.objective.decode_seconds or (math.inf if has_gpu else CPU_DECODE_SECONDS)
+    return int(min(frames, max(1, seconds * codec.frame_rate)))
+
+
+def build_terms(config: TrainConfig, data: PairData, ranks: Ranks) -> Terms:
+    """The terms of the objective, as far as they can be built before the data is encoded.
+
+    Raises:
+        EncoreError: losses or a discriminator that cannot be computed here, blocks that do not fit the segments.
+    """
+    codec = data.codec
+    generation = generation_config(config, codec, data.frames)
+    samples = crop_samples(codec, generation, crop_frames(config, codec, data.frames, ranks.has_gpu))
+    silence = torch.zeros(1, codec.channels, samples, device=ranks.device)
+    objective = config.objective
+    if objective.loss_balancer:
+        shrink = objective.balancer_shrink and not config.data.unity_test
+        combiner: losses.WeightedGradient | losses.LossBalancer = losses.LossBalancer(objective.weights, shrink=shrink)
+    else:
+        combiner = losses.WeightedGradient(objective.weights)
+    return Terms(build_components(config, codec, silence), combiner, build_adversary(config, codec, silence))
+
+
+def build_components(config: TrainConfig, codec: Codec, silence: Tensor) -> list[Component]:
+    """The components with a weight and those of --metrics, each tried on `silence`, a crop `[1, C, N]`.
+
+    Raises:
+        EncoreError: losses that cannot be computed here, a line each: another package, more samples or channels needed.
+    """
+    objective = config.objective
+    chosen = {name: weight for name, weight in objective.weights.items() if weight or name in objective.metric_names}
+    names = {registered_name(name) for name in chosen if name not in ADVERSARIAL}
+    built, problems = build_losses(names, objective, codec, silence)
+    lines = [
+        f"{objective.flag_of(name)}: {problems[registered_name(name)]}"
+        for name in chosen
+        if registered_name(name) in problems
+    ]
+    if lines:
+        raise EncoreError("\n".join(lines))
+    components = []
+    for name, weight in chosen.items():
+        label, against_input = LABELS.get(name, name), name == "rms_input"
+        if name in ADVERSARIAL:
+            components.append(Component(name, label, weight, against_input, None))
+        else:
+            entry, loss = losses.REGISTRY[registered_name(name)], built[registered_name(name)]
+            distance = entry.distance and not against_input
+            components.append(Component(name, label, weight, against_input, loss, entry.metric, distance))
+    return components
+
+
+@torch.no_grad()
+def build_adversary(config: TrainConfig, codec: Codec, silence: Tensor) -> losses.Adversary | None:
+    """The discriminator and its optimiser, if an adversarial loss has a weight; the same on all ranks.
+
+    Raises:
+        EncoreError: the discriminator needs more samples than a crop has.
+    """
+    objective = config.objective
+    if not any(objective.weights[name] for name in ADVERSARIAL):
+        return None
+    torch.manual_seed(config.run.seed)
+    network = losses.discriminator(objective.discriminator, codec.sample_rate, codec.channels).to(silence.device)
+    try:
+        network(silence)
+    except ValueError as error:
+        raise EncoreError(f"--discriminator {objective.discriminator}: {error}") from error
+    return losses.Adversary(
+        network, objective.gan_type, objective.disc_lr, objective.disc_update_freq, objective.disc_start_step
+    )
+
+
+def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks) -> TrainState:
+    """The model, its objective and its optimiser at the start of training, the same on all ranks."""
+    torch.manual_seed(config.run.seed)
+    model = build_model(config, data.codec, data.frames)
+    model.set_statistics(*ranks.broadcast_from_main(data.statistics))
+    model.to(ranks.device)
+    optim = config.optim
+    synthesizer = build_synthesizer(config, data, generation_config(config, data.codec, data.frames), ranks)
+    objective = Objective(terms.components, synthesizer, terms.combiner, terms.adversary).to(ranks.device)
+    total_steps = int(min(optim.max_steps or math.inf, optim.epochs * data.steps))
+    return TrainState(
+        model,
+        averaged(model, optim.ema_decay) if optim.ema_decay else None,
+        adamw(model, optim.lr, optim.weight_decay),
+        Schedule(optim.scheduler, optim.lr, optim.warmup_steps, total_steps),
+        objective,
+    )
+
+
+def build_synthesizer(config: TrainConfig, data: PairData, generation: GenerationConfig, ranks: Ranks) -> Synthesizer:
+    """Samples and decodes, in bfloat16 on GPUs that have it; the decoder's margin is measured on a validation pair."""
+    codec = data.codec
+    bf16 = config.optim.bf16 and ranks.has_gpu and torch.cuda.is_bf16_supported()
+    return Synthesizer(
+        codec,
+        generation,
+        samples=config.objective.samples if generation.generative else 1,
+        margin=ranks.broadcast_from_main(lambda: codec.measure_margin(data.val[0][0][None].to(ranks.device))),
+        crop_frames=crop_frames(config, codec, data.frames, ranks.has_gpu),
+        autocast=partial(torch.autocast, "cuda", torch.bfloat16) if bf16 else contextlib.nullcontext,
+        context_noise=config.objective.context_noise,
+        rollout_blocks=config.objective.rollout_blocks,
+    )

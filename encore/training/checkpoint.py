@@ -1,0 +1,128 @@
+"""The state of a training run and its checkpoints."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from encore.config.knobs import to_flags
+from encore.config.schema import RunConfig, TrainConfig
+from encore.errors import EncoreError
+from encore.models.loading import FORMAT, read
+from encore.training.objective import Objective
+from encore.training.optim import Schedule
+
+RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", "missed_mlflow.jsonl")
+# Flags that a resumed run cannot change: they determine the shapes of the tensors, or what the model has learned to do.
+FIXED = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
+
+
+@dataclass
+class Progress:
+    """How far training is. All randomness follows from the seed and `step`, so no generator's state is needed."""
+
+    step: int = 0  # optimiser steps taken or skipped, in all
+    epoch: int = 0  # finished epochs
+    epoch_step: int = 0  # steps in the current epoch
+    skipped: int = 0  # steps skipped because something was not finite, in all
+    skipped_in_a_row: int = 0
+    best: float = math.inf  # lowest validation loss
+    waited: int = 0  # epochs since then
+    run_id: str | None = None  # of the tracker
+    sums: dict[str, float] = field(default_factory=dict)  # of the current epoch's training metrics, over all ranks
+
+
+@dataclass
+class TrainState:
+    """All that changes during training."""
+
+    model: nn.Module
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    objective: Objective
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated: the averaged weights, where they are kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    def save(self, path: Path, config: TrainConfig, segment_frames: int) -> None:
+        """Writes everything to a temporary name and renames it, so that there is never half a checkpoint."""
+        codec = self.objective.synthesizer.codec
+        content = {
+            "format": FORMAT,
+            "config": config.to_dict(),
+            "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
+            "segment_frames": segment_frames,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "objective": self.objective.state_dict(),
+            "progress": vars(self.progress),
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(content, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path, config: TrainConfig) -> None:
+        """Continues from a checkpoint.
+
+        Raises:
+            EncoreError: not a checkpoint, or one of another model or codec.
+        """
+        content = read(path)
+        saved = TrainConfig.from_dict(content["config"])
+        before, now = to_flags(saved), to_flags(config)
+        problems = [f"was trained with --{name} {before[name]}, not {now[name]}" for name in FIXED
+                    if before[name] != now[name]]  # fmt: skip
+        if content["codec"]["identity"] != self.objective.synthesizer.codec.identity:
+            problems.append(f"was trained with another codec (--codec {saved.codec.name}); name that one")
+        if (content["ema"] is None) != (self.ema is None):
+            problems.append(f"was trained with --ema_decay {saved.optim.ema_decay:g}, keep it on or off")
+        adversary = self.objective.adversary
+        had_adversary = "adversary" in content["objective"]
+        discriminator = saved.objective.discriminator
+        if had_adversary and adversary is not None and discriminator != config.objective.discriminator:
+            problems.append(f"was trained with --discriminator {discriminator}; keep that one")
+        if problems:
+            raise EncoreError("\n".join(f"--resume {path}: {problem}" for problem in problems))
+        self.model.load_state_dict(content["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.load_state_dict(content["schedule"])
+        self.objective.load_state_dict(content["objective"])
+        self.progress = Progress(**content["progress"])
+        if adversary is not None and not had_adversary:
+            adversary.steps = self.progress.step  # it counts the run's steps, whenever it joined
+
+
+def resume_source(config: RunConfig) -> Path | None:
+    """The checkpoint to resume; workers that the elastic agent has restarted resume the last one."""
+    last = config.checkpoint_dir / "last.pt"
+    if config.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        return last if last.is_file() else None
+    return Path(config.resume) if config.resume else None
+
+
+def move_aside(folder: Path, source: Path | None) -> None:
+    """Moves an earlier run's files to `earlier_<n>/`, unless this run resumes it."""
+    resumed = source is not None and source.resolve().parent == folder.resolve()
+    if resumed or not any((folder / name).exists() for name in ("last.pt", "best_model.pt")):
+        return
+    number = next(n for n in itertools.count(1) if not (folder / f"earlier_{n}").exists())
+    (folder / f"earlier_{number}").mkdir()
+    for name in RUN_FILES:
+        if (folder / name).exists():
+            shutil.move(folder / name, folder / f"earlier_{number}" / name)

@@ -1,0 +1,100 @@
+"""The training and validation pairs of a run: found, encoded by all ranks together, and served in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from encore.codecs import Codec
+from encore.config.schema import TrainConfig
+from encore.data.dataset import Batch, EpochSampler, Pair, PairDataset, collate, segment_frames
+from encore.data.latent_cache import LatentCache
+from encore.registry import DATASETS
+from encore.training.console import TrainConsole
+from encore.training.distributed import Ranks
+
+
+class PairData:
+    """The pairs of a data set. Batches can be had once `encode` has been called.
+
+    Attributes:
+        frames: latent frames of every segment.
+        train, val: the pairs as tensors.
+        sampler: this rank's training batches.
+        train_loader, val_loader: this rank's batches.
+    """
+
+    train: PairDataset
+    val: PairDataset
+    sampler: EpochSampler
+    train_loader: Iterable[Batch]
+    val_loader: Iterable[Batch]
+
+    def __init__(self, pairs: Mapping[str, list[Pair]], codec: Codec, config: TrainConfig):
+        self.pairs, self.codec, self.config = pairs, codec, config
+        self.frames = segment_frames(pairs, codec.hop_length)
+
+    @classmethod
+    def open(cls, config: TrainConfig, codec: Codec) -> PairData:
+        """Finds the pairs of `config.data` and checks their files' headers.
+
+        Raises:
+            EncoreError: no such data set format, no pairs, or all problems of the files together.
+        """
+        find_pairs = DATASETS.find(config.data.dataset_format)
+        return cls(find_pairs(config.data.dataset_folder, codec.sample_rate), codec, config)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return self.sampler.steps
+
+    def encode(self, ranks: Ranks, console: TrainConsole) -> None:
+        """Encodes what the latent cache lacks, each rank its share, and prepares the batches.
+
+        Raises:
+            EncoreError: the cache's folder or some of the files cannot be used, or there are too few pairs for a step.
+        """
+        files = [path for pairs in self.pairs.values() for pair in pairs for path in (pair.input, pair.output)]
+        open_cache = partial(LatentCache.open, self.config.data.latent_folder, self.codec.identity, files)
+        # Rank 0 hashes new files; the others then find the index complete.
+        with ranks.agree():
+            cache = open_cache() if ranks.is_main else None
+        self.cache = cache or open_cache()
+        missing = ranks.broadcast_from_main(partial(self.cache.missing, files))
+        share = missing[ranks.rank :: ranks.world_size]
+        with console.task("encoding", len(share)) as advance, ranks.agree():
+            for _ in self.cache.encode(share, self.codec, ranks.device):
+                advance()
+        seconds = self.frames / self.codec.frame_rate
+        console.print(
+            f"{len(self.pairs['train'])} training and {len(self.pairs['val'])} validation pairs of {seconds:.2f} s, "
+            f"{len(missing)} of {len(set(files))} files newly encoded"
+        )
+        self._prepare_batches(ranks)
+
+    def _prepare_batches(self, ranks: Ranks) -> None:
+        data, seed = self.config.data, self.config.run.seed
+        settings: dict[str, Any] = {
+            "cache": self.cache,
+            "codec": self.codec,
+            "frames": self.frames,
+            "unity": data.unity_test,
+            "shuffle_seed": seed if data.shuffle_targets else None,
+        }
+        self.train = PairDataset(self.pairs["train"], **settings)
+        self.val = PairDataset(self.pairs["val"], **settings)
+        accumulation = self.config.optim.grad_accumulation
+        self.sampler = EpochSampler(len(self.train), data.batch_size, accumulation, ranks.rank, ranks.world_size, seed)
+        loader = partial(DataLoader, num_workers=data.num_workers, collate_fn=collate, pin_memory=ranks.has_gpu)
+        own = range(ranks.rank, len(self.val), ranks.world_size)
+        self.train_loader = loader(self.train, batch_sampler=self.sampler, persistent_workers=data.num_workers > 0)
+        self.val_loader = loader(self.val, data.batch_size, sampler=own)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each latent channel over the training inputs, `[D]` each."""
+        return self.cache.statistics([pair.input for pair in self.pairs["train"]])

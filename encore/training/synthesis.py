@@ -1,0 +1,184 @@
+"""The audio of a training step: samples of the model, decoded after the end of what came before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from encore.codecs import Codec
+from encore.data.dataset import Batch
+from encore.models.generation import GenerationConfig, Sampler, generate, make_generators
+from encore.models.priors import REPLAY, Context
+
+BOUNDARY_SECONDS = 0.1  # of what comes before a crop are decoded with it, so that the losses see the transition
+MAX_SAMPLES = 1000  # seeds are an item's number times this, plus the sample's
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """What of a segment a step generates and decodes.
+
+    Attributes:
+        starts: first frames of the blocks that are generated, counted from the context's end.
+        first: first frame of a block that is decoded.
+        frames: frames that are decoded of each block.
+        rollout: the frames before the block (there is one then) are generated too, not the true ones.
+    """
+
+    starts: tuple[int, ...]
+    first: int
+    frames: int
+    rollout: bool = False
+
+
+class Synthesizer:
+    """Samples continuations from a model and decodes crops of them.
+
+    Args:
+        codec: decodes latents.
+        generation: how continuations are generated.
+        samples: per item.
+        margin: latent frames that the decoder needs in front of a crop (see `Codec.measure_margin`).
+        crop_frames: frames that a training step decodes of each sample: a crop of a block, or several blocks.
+        autocast: context for the model, e.g. of bfloat16; the decoder runs in float32.
+        context_noise: largest standard deviation of noise on the context in training, in units of each latent
+            channel's. The model is told the deviation; it is 0 outside of training.
+        rollout_blocks: most generated blocks in front of a block, in plans with `rollout`.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        generation: GenerationConfig,
+        *,
+        samples: int,
+        margin: int,
+        crop_frames: int,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        context_noise: float = 0.0,
+        rollout_blocks: int = 0,
+    ):
+        self.codec, self.generation, self.samples, self.margin = codec, generation, samples, margin
+        self.crop_frames, self.autocast = crop_frames, autocast
+        self.context_noise, self.rollout_blocks = context_noise, rollout_blocks
+        self.boundary = round(BOUNDARY_SECONDS * codec.frame_rate)
+
+    def plan(self, frames: int, rollout: bool = False) -> CropPlan:
+        """Draws what to generate and decode of segments of `frames` frames, from PyTorch's default generator.
+
+        With `rollout`, a block after up to `rollout_blocks` generated ones.
+        """
+        size = min(self.generation.block_frames, frames)
+        count = frames // size
+        if rollout and self.rollout_blocks:
+            most = min(self.rollout_blocks, count - 1)
+            starts = [int(torch.randint(most + 1, ()))]
+        else:
+            starts = torch.randperm(count)[: max(1, self.crop_frames // size)].sort().values.tolist()
+        decoded = min(self.crop_frames, size)
+        first = int(torch.randint(size - decoded + 1, ()))
+        return CropPlan(tuple(size * start for start in starts), first, decoded, rollout and bool(self.rollout_blocks))
+
+    def predict(self, model: nn.Module, batch: Batch, plan: CropPlan) -> Tensor:
+        """The decoded crops of a plan, `[R, C, N]`: for each item its samples, for each sample its blocks."""
+        rows, frames = len(batch) * self.samples, batch.context.shape[-1]
+        size = min(self.generation.block_frames, frames)
+        sampler = self._sampler(self.generation, batch)
+        history = self._history(model, batch, plan, sampler)
+        noise = sampler.noise(size, len(plan.starts))
+        guesses = [sampler.prior(start, size) for start in plan.starts]
+        prior = None if guesses[0] is None else torch.cat([guess for guess in guesses if guess is not None], -1)
+        starts = [frames + start for start in plan.starts]
+        given, level = self._with_noise(history[..., : max(starts)], unwrap(model))
+        with self.autocast():
+            latents = model(given, size, noise, prior, starts, level)
+        blocks = latents.float().unflatten(-1, (len(starts), size)).transpose(1, 2)[..., : plan.first + plan.frames]
+        # The decoder gets the past without the noise.
+        before = self._frames_before(plan, frames)
+        past = torch.stack([history[..., start - before : start] for start in starts], 1)
+        past = past.repeat_interleave(rows // len(history), 0)
+        latents = torch.cat([past, blocks], -1).flatten(0, 1)
+        first = before + plan.first - self.boundary
+        return self.codec.decode_crop(latents, first, self.boundary + plan.frames, self.margin)
+
+    def references(self, batch: Batch, plan: CropPlan) -> tuple[Tensor, Tensor]:
+        """The target's audio of each block of each item `[B · n, C, N]`, and the input's, which has no boundary."""
+        hop, frames = self.codec.hop_length, batch.context.shape[-1]
+        whole = torch.cat([batch.input_audio, batch.target_audio], -1)
+        firsts = [start + plan.first for start in plan.starts]
+        last = plan.frames
+        target = [
+            whole[..., (frames + first - self.boundary) * hop : (frames + first + last) * hop] for first in firsts
+        ]
+        source = [batch.input_audio[..., first * hop : (first + last) * hop] for first in firsts]
+        return torch.stack(target, 1).flatten(0, 1), torch.stack(source, 1).flatten(0, 1)
+
+    @torch.no_grad()
+    def sample(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Whole continuations, as long as the contexts, each item's samples consecutive: `[B · S, C, N]`.
+
+        Their seeds follow from the items' numbers, so that every validation draws the same noise.
+        """
+        context = batch.context.repeat_interleave(self.samples, 0)
+        sampler = self._sampler(self.generation, batch, seeded=True)
+        return self.codec.decode_continuation(context, self._generate(model, sampler, context.shape[-1]), self.margin)
+
+    @torch.no_grad()
+    def replay(self, batch: Batch) -> Tensor:
+        """The context repeated at random lags: what `sample` is compared with."""
+        context = batch.context.repeat_interleave(self.samples, 0)
+        config = GenerationConfig(self.generation.block_frames, generative=True, prior=REPLAY)
+        latents = self._sampler(config, batch, seeded=True).prior(0, context.shape[-1])
+        assert latents is not None
+        return self.codec.decode_continuation(context, latents, self.margin)
+
+    def _sampler(self, generation: GenerationConfig, batch: Batch, seeded: bool = False) -> Sampler:
+        context = Context(batch.context.repeat_interleave(self.samples, 0), self.codec, lambda: batch.input_audio)
+        generators = None
+        if seeded:
+            numbers = batch.number.repeat_interleave(self.samples) * MAX_SAMPLES
+            generators = make_generators((numbers + torch.arange(len(numbers)).to(numbers) % self.samples).tolist())
+        return Sampler(generation, context, generators)
+
+    def _history(self, model: nn.Module, batch: Batch, plan: CropPlan, sampler: Sampler) -> Tensor:
+        """What lies before the blocks, `[B or R, D, F]`: the true latents, or the context and a rollout."""
+        if not (plan.rollout and plan.starts[0]):
+            return torch.cat([batch.context, batch.target_latents], -1)
+        bare = unwrap(model)
+        was_training = bare.training
+        generated = self._generate(bare.eval(), sampler, plan.starts[0])  # without dropout, as in inference
+        bare.train(was_training)
+        return torch.cat([batch.context.repeat_interleave(self.samples, 0), generated], -1)
+
+    def _generate(self, model: nn.Module, sampler: Sampler, frames: int) -> Tensor:
+        with self.autocast():
+            return generate(model, sampler, frames)  # type: ignore[arg-type]
+
+    def _with_noise(self, history: Tensor, model: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """The history with noise added, and its standard deviation, `[B]`."""
+        if not self.context_noise:
+            return history, None
+        level = self.context_noise * torch.rand(len(history), device=history.device)
+        return history + level[:, None, None] * model.std * torch.randn_like(history), level  # type: ignore[operator]
+
+    def _frames_before(self, plan: CropPlan, frames: int) -> int:
+        """Frames of the past that are decoded in front of a block, for the boundary and the decoder's margin."""
+        least = self.boundary - plan.first
+        if self.codec.segment_frames is not None:
+            return max(0, -(-least // self.codec.segment_frames) * self.codec.segment_frames)
+        return min(max(0, least + self.margin), frames + plan.starts[0])
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DDP's wrapper."""
+    return getattr(model, "module", model)
+
+
+def crop_samples(codec: Codec, generation: GenerationConfig, crop_frames: int) -> int:
+    """Samples of audio that a training step decodes at once: a block or a crop of one, without the boundary."""
+    return min(crop_frames, generation.block_frames) * codec.hop_length

@@ -1,0 +1,305 @@
+"""The training loop of one rank."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from encore.codecs import load_codec
+from encore.config.checks import validate
+from encore.config.schema import TrainConfig
+from encore.data.dataset import Batch
+from encore.errors import EncoreError
+from encore.tracking import Tracker, build_tracker
+from encore.training.build import build_state, build_terms
+from encore.training.checkpoint import TrainState, move_aside, resume_source
+from encore.training.console import SHARE, EpochMetrics, TrainConsole, named_metrics
+from encore.training.data import PairData
+from encore.training.distributed import Ranks
+from encore.training.meters import WeightedMean, means
+from encore.training.validation import Values, measure_baselines, validate_model, write_example
+
+MAX_NOT_FINITE = 10  # steps in a row
+ROLLOUT_PHASE = 0.25  # last share of the steps, in which the model continues from its own output
+SHARES_EVERY = 10  # steps between measurements of the gradients' shares, each of which takes a pass per loss
+
+
+class Diverged(EncoreError):
+    """Too many steps in a row whose loss or gradient was not finite."""
+
+
+class StopSignal:
+    """True once SIGINT or SIGTERM has come, so that the loop can finish its step and save."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def listen(self) -> None:
+        """Notes signals from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def __bool__(self) -> bool:
+        return self.number > 0
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+
+
+@dataclass
+class StepMetrics:
+    """What an optimiser step gave: running means with this step in them, and whether it could be taken."""
+
+    running: WeightedMean
+    loss: float = 0.0
+    seconds: float = 0.0  # of audio, over all ranks
+    finite: bool = True
+    left_out: set[str] = field(default_factory=set)
+
+
+class Trainer:
+    """A training run on one rank.
+
+    Attributes:
+        state: all that changes.
+        source: the checkpoint that the run was resumed from.
+        status: of the run, for the tracker: FAILED until `fit` has ended it otherwise.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        ranks: Ranks,
+        console: TrainConsole,
+        data: PairData,
+        state: TrainState,
+        source: Path | None,
+    ):
+        self.config, self.ranks, self.console, self.data, self.state = config, ranks, console, data, state
+        self.source = source
+        self.folder = config.run.checkpoint_dir
+        model = torch.compile(state.model) if config.optim.compile else state.model
+        self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self.tracker: Tracker | None = None
+        self.status = "FAILED"
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, ranks: Ranks, console: TrainConsole) -> Trainer:
+        """Checks, loads and builds everything, and resumes a checkpoint if there is one to resume.
+
+        Raises:
+            EncoreError: on all ranks, whatever rank found something that the user can put right.
+        """
+        with ranks.agree():
+            config = config.resolved()
+            validate(config)
+            codec = load_codec(config.codec.name, config.codec.repository, config.codec.bandwidth).to(ranks.device)
+            data = PairData.open(config, codec)
+            terms = build_terms(config, data, ranks)
+        data.encode(ranks, console)
+        state = build_state(config, data, terms, ranks)
+        source = ranks.broadcast_from_main(lambda: resume_source(config.run))
+        with ranks.agree():
+            if source is not None:
+                state.load(source, config)
+        return cls(config, ranks, console, data, state, source)
+
+    def start_run(self) -> None:
+        """Opens the run's folder and log, measures the baselines, and opens the tracker on rank 0."""
+        objective, progress = self.state.objective, self.state.progress
+        if self.ranks.is_main:
+            move_aside(self.folder, self.source)
+            (self.folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+            self.console.open_log(self.folder / "train.log")
+        baselines = measure_baselines(objective, self.data.val_loader, self.ranks)
+        self.console.baselines(objective.components, baselines)
+        if self.source is not None:
+            place = f"epoch {progress.epoch + 1}, step {progress.epoch_step}"
+            self.console.print(f"resumed from {self.source} at {place}")
+        if self.ranks.is_main:
+            self.tracker = build_tracker(self.config.tracking, progress.run_id, self.folder, self.console.print)
+            self.tracker.params(self.config.to_dict())
+            for kind, values in baselines.items():
+                self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
+            self.tracker.artifact(self.folder / "config.json")
+            self.tracker.flush()
+            progress.run_id = self.tracker.run_id
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs or steps are done, or --patience is used up."""
+        progress = self.state.progress
+        return (
+            progress.epoch >= self.config.optim.epochs
+            or progress.step >= self.state.schedule.total_steps
+            or self.out_of_patience
+        )
+
+    @property
+    def out_of_patience(self) -> bool:
+        patience = self.config.optim.patience
+        return patience is not None and self.state.progress.waited >= patience
+
+    def fit(self, stop: StopSignal) -> None:
+        """Trains to the end, or until a signal stops it after a whole step, and saves.
+
+        Raises:
+            Diverged: too many steps in a row were not finite.
+        """
+        self.start_run()
+        stop.listen()
+        while not self.finished:
+            train = self.train_epoch(stop)
+            if train is None:
+                self.interrupt()
+                return
+            self.end_epoch(train, self.validate())
+        self.status = "FINISHED"
+        best = self.state.progress.best
+        self.console.print(f"best validation loss {best:.4f}, in {self.folder / 'best_model.pt'}")
+
+    def train_epoch(self, stop: StopSignal) -> EpochMetrics | None:
+        """Trains to the end of the epoch, or of --max_steps; None if a signal stopped it on some rank."""
+        progress, schedule, epochs = self.state.progress, self.state.schedule, self.config.optim.epochs
+        self.data.sampler.start_at(progress.epoch, progress.epoch_step)
+        running = WeightedMean(progress.sums if self.ranks.is_main else {})
+        batches = iter(self.data.train_loader)
+        start, seconds, stopped, lr = time.monotonic(), 0.0, False, 0.0
+        self.model.train()
+        with self.console.task(f"epoch {progress.epoch + 1}/{epochs}", self.data.steps, progress.epoch_step) as advance:
+            while progress.epoch_step < self.data.steps and progress.step < schedule.total_steps and not stopped:
+                lr = schedule.lr(progress.step)
+                step = self.train_step(batches, running)
+                stopped = self.apply_step(step, lr, stop)
+                running = step.running if step.finite else running
+                seconds += step.seconds
+                advance(f"loss {step.loss:.4f}  {seconds / (time.monotonic() - start):.1f} s/s")
+        progress.sums = running.sum_over(self.ranks)
+        if stopped:
+            return None
+        throughput = seconds / (time.monotonic() - start)
+        return EpochMetrics(progress.epoch + 1, epochs, means(progress.sums), lr, throughput, progress.skipped)
+
+    def train_step(self, batches: Iterator[Batch], running: WeightedMean) -> StepMetrics:
+        """Accumulates the gradients of a step's batches and clips them."""
+        config, progress, objective = self.config, self.state.progress, self.state.objective
+        # All randomness of a step follows from its number, so that a resumed run draws what an uninterrupted one does.
+        torch.manual_seed(seed_of(config.run.seed, progress.step, self.ranks.rank))
+        step = StepMetrics(WeightedMean(running.sums))
+        accumulation = config.optim.grad_accumulation
+        rollout = progress.step >= (1 - ROLLOUT_PHASE) * self.state.schedule.total_steps
+        for remaining in reversed(range(accumulation)):
+            batch = next(batches).to(self.ranks.device)
+            plan = objective.synthesizer.plan(batch.context.shape[-1], rollout)
+            with self.model.no_sync() if remaining else contextlib.nullcontext():
+                forward = objective(self.model, batch, plan)
+                result = objective.backward(forward, 1 / accumulation, progress.epoch_step % SHARES_EVERY == 0)
+            step.finite, step.left_out = step.finite and result.finite, step.left_out.union(result.left_out)
+            step.loss = result.total.mean().item()
+            step.running.add(result.values, result.total)
+            for name, share in result.shares.items():
+                step.running.add_value(SHARE + name, share, len(batch))
+            step.seconds += len(batch) * self.ranks.world_size * batch.input_audio.shape[-1] / objective.sample_rate
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
+        step.running.add_value("grad_norm", float(norm), len(batch) * accumulation)
+        step.finite = step.finite and bool(norm.isfinite())
+        return step
+
+    def apply_step(self, step: StepMetrics, lr: float, stop: StopSignal) -> bool:
+        """Updates the weights, unless the step was not finite on some rank; whether a signal has come on some rank."""
+        state, progress = self.state, self.state.progress
+        flags = torch.tensor([not step.finite, bool(stop)], dtype=torch.int, device=self.ranks.device)
+        skip, stopped = (count > 0 for count in self.ranks.sum(flags).tolist())
+        step.finite = not skip
+        if skip:
+            progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
+            self.console.print(f"step {progress.step + 1} skipped: its loss or gradient is not finite", style="yellow")
+        else:
+            progress.skipped_in_a_row = 0
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            state.optimizer.step()
+            if state.ema is not None:
+                state.ema.update_parameters(state.model)
+            for name in sorted(step.left_out):
+                self.console.print(f"step {progress.step + 1} without {name}: it is not finite", style="yellow")
+        state.objective.end_step(skip)
+        state.optimizer.zero_grad(set_to_none=True)
+        progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
+        if progress.skipped_in_a_row >= MAX_NOT_FINITE:
+            raise Diverged(
+                f"loss or gradient was not finite for {MAX_NOT_FINITE} steps in a row, training cannot go on; the last "
+                f"good checkpoint is in {self.folder}. Lower --lr ({self.config.optim.lr:g}) or --clip_norm"
+            )
+        return stopped
+
+    def validate(self) -> Values:
+        """The components over all validation pairs."""
+        return validate_model(self.state.objective, self.state.evaluated, self.data.val_loader, self.ranks)
+
+    def end_epoch(self, metrics: EpochMetrics, validation: Values) -> None:
+        """Counts the epoch, adapts the schedule, prints, tracks and saves."""
+        progress = self.state.progress
+        metrics.val = validation
+        metrics.best = validation["loss"] < progress.best
+        progress.best = min(validation["loss"], progress.best)
+        progress.waited = 0 if metrics.best else progress.waited + 1
+        if progress.epoch_step >= self.data.steps:  # otherwise --max_steps has ended it early
+            progress.epoch, progress.epoch_step, progress.sums = metrics.epoch, 0, {}
+            self.state.schedule.epoch_ended(validation["loss"])
+        self.console.epoch(metrics)
+        if self.tracker is not None:
+            self.track(self.tracker, metrics)
+            if metrics.best:
+                self.save("best_model.pt")
+            if metrics.epoch % self.config.run.save_every == 0 or self.finished:
+                self.save("last.pt")
+        if self.out_of_patience:
+            self.console.print(f"stopped early: no better validation loss for {self.config.optim.patience} epochs")
+
+    def track(self, tracker: Tracker, metrics: EpochMetrics) -> None:
+        """Sends an epoch's metrics, and now and then an example, to the tracker."""
+        tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
+        if metrics.epoch % self.config.tracking.artifact_every == 0 or self.finished:
+            folder = self.folder / "examples" / f"epoch_{metrics.epoch:04d}"
+            write_example(folder, self.state.objective, self.state.evaluated, self.data.val, self.ranks)
+            tracker.artifact(folder, f"examples/{folder.name}")
+        tracker.flush()
+        self.state.progress.run_id = tracker.run_id
+
+    def interrupt(self) -> None:
+        """Saves the exact step that a signal stopped training at."""
+        if self.ranks.is_main:
+            self.save("last.pt")
+        progress = self.state.progress
+        self.console.print(
+            f"stopped in epoch {progress.epoch + 1} after step {progress.step}; --resume auto continues from there"
+        )
+        self.status = "KILLED"
+
+    def save(self, name: str) -> None:
+        """Writes a checkpoint to the run's folder."""
+        self.state.save(self.folder / name, self.config, self.data.frames)
+
+    def close(self) -> None:
+        """Ends the tracked run with its status and stores the best checkpoint with it."""
+        if self.tracker is not None:
+            if (self.folder / "best_model.pt").is_file():
+                self.tracker.artifact(self.folder / "best_model.pt", "checkpoints")
+            self.tracker.close(self.status)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed of 64 bits, different for different numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

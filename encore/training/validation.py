@@ -1,0 +1,63 @@
+"""Validation: the components of the objective for a model, and for the baselines that it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from encore.audio import write_wav
+from encore.data.dataset import Batch, PairDataset, collate
+from encore.reporting.spectrograms import spectrograms
+from encore.training.distributed import Ranks
+from encore.training.meters import WeightedMean, means
+from encore.training.objective import Objective
+
+Values = dict[str, float]
+Loader = Iterable[Batch]
+
+
+def validate_model(objective: Objective, model: nn.Module, loader: Loader, ranks: Ranks) -> Values:
+    """Means of all components over every validation pair of all ranks, each counted once."""
+    model.eval()
+    sample = objective.synthesizer.sample
+    return _means(objective, loader, ranks, {"": lambda batch: objective.measure(sample(model, batch), batch)})[""]
+
+
+def measure_baselines(objective: Objective, loader: Loader, ranks: Ranks) -> dict[str, Values]:
+    """The same for the "floor", the "copy" and, for an objective of several samples, the "replay".
+
+    The floor is the codec's own error, the copy takes the input for the prediction, the replay repeats the context at
+    a lag that is drawn for every sample.
+    """
+    measures = {"floor": objective.floor, "copy": lambda batch: objective.measure(batch.input_audio, batch)}
+    if objective.synthesizer.samples > 1:
+        measures["replay"] = lambda batch: objective.measure(objective.synthesizer.replay(batch), batch)
+    return _means(objective, loader, ranks, measures)
+
+
+@torch.no_grad()
+def _means(
+    objective: Objective, loader: Loader, ranks: Ranks, measures: Mapping[str, Callable[[Batch], dict[str, Tensor]]]
+) -> dict[str, Values]:
+    running = {name: WeightedMean() for name in measures}
+    for batch in loader:
+        batch = batch.to(ranks.device)
+        for name, measure in measures.items():
+            values = measure(batch)
+            running[name].add(values, objective.total(values))
+    return {name: means(mean.sum_over(ranks)) for name, mean in running.items()}
+
+
+@torch.no_grad()
+def write_example(folder: Path, objective: Objective, model: nn.Module, val_set: PairDataset, ranks: Ranks) -> None:
+    """Writes the first validation pair and its prediction as audio and spectrograms."""
+    batch = collate([val_set[0]]).to(ranks.device)
+    prediction = objective.synthesizer.sample(model.eval(), batch)
+    signals = {"input": batch.input_audio[0], "target": batch.target_audio[0], "prediction": prediction[0]}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, audio in signals.items():
+        write_wav(folder / f"{name}.wav", audio, objective.sample_rate)
+    spectrograms(signals, objective.sample_rate, folder / "spectrograms.png")

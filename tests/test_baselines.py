@@ -1,0 +1,139 @@
+"""The baselines: what each one makes of a context; and the validation pairs of an evaluation."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from encore.codecs import Codec, load_codec
+from encore.errors import EncoreError
+from encore.evaluation.baselines import BASELINES, Baselines, Continuer, check_comparable, seeds_of
+from encore.evaluation.dataset import EvalSet, partners_elsewhere
+from encore.models.priors import draw_lags
+from tests.conftest import SAMPLE_RATE, write_pairs
+
+CPU = torch.device("cpu")
+PERIOD = 0.4  # seconds
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return load_codec("starter")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of two seconds: validation pair 0 repeats itself every 0.4 s, 0 and 1 are of one recording."""
+    folder = write_pairs(tmp_path_factory.mktemp("pairs"), {"train": 2, "val": 3}, seconds=2.0)
+    period = round(PERIOD * SAMPLE_RATE)
+    time = torch.arange(2 * 5 * period) % period / SAMPLE_RATE
+    beat = 0.4 * torch.sin(2 * torch.pi * 440 * time) * torch.exp(-12 * time)
+    for part, audio in zip(("input", "output"), beat.chunk(2), strict=True):
+        soundfile.write(folder / "val" / f"pair_0000_{part}.wav", audio.numpy(), SAMPLE_RATE)
+    rows = ["pair_0000,a.wav,0,val", "pair_0001,a.wav,2,val", "pair_0002,b.wav,0,val", "pair_0000,c.wav,0,train"]
+    (folder / "metadata.csv").write_text("\n".join(["pair,source_file,start_second,split", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(codec: Codec, folder: Path) -> EvalSet:
+    return EvalSet.open(codec, folder, None, None, 3, CPU)
+
+
+@pytest.fixture(scope="module")
+def continuers(codec: Codec, data: EvalSet) -> dict[str, Continuer]:
+    made = Baselines(codec, data, margin=64, seed=0).continuers()
+    assert [continuer.name for continuer in made] == list(BASELINES)
+    return {continuer.name: continuer for continuer in made}
+
+
+def test_the_waveforms_are_what_they_are_called(continuers: dict[str, Continuer], data: EvalSet) -> None:
+    batch = data.load([0, 1, 2])
+    drawn = {name: continuer.draw(batch, 4, 0) for name, continuer in continuers.items()}
+    shape = (3, 1, *batch.target_audio.shape[1:])
+    assert {name: audio.shape for name, audio in drawn.items() if name != "replay"} == dict.fromkeys(
+        set(BASELINES) - {"replay"}, shape
+    )
+    assert not drawn["silence"].any()
+    torch.testing.assert_close(drawn["copy"][:, 0], batch.input_audio)
+    torch.testing.assert_close(drawn["truth"][:, 0], batch.target_audio)
+    # The only other recording's for pairs 0 and 1, one of these two's for pair 2.
+    torch.testing.assert_close(drawn["other_music"][:2, 0], batch.target_audio[2:].expand(2, -1, -1))
+    assert any(drawn["other_music"][2, 0].equal(batch.target_audio[n]) for n in (0, 1))
+    error = (drawn["codec"][:, 0] - batch.target_audio).square().mean((1, 2)) / batch.target_audio.square().mean((1, 2))
+    assert error.max() < 0.05
+
+
+def test_the_loop_of_a_beat_goes_on_with_the_beat(continuers: dict[str, Continuer], data: EvalSet) -> None:
+    batch = data.load([0])
+    torch.testing.assert_close(continuers["loop"].draw(batch, 1, 0)[:, 0], batch.target_audio, atol=1e-3, rtol=0)
+
+
+def test_a_replay_is_the_decoded_context_from_a_lag_on(
+    continuers: dict[str, Continuer], data: EvalSet, codec: Codec
+) -> None:
+    batch = data.load([0, 1])
+    drawn = continuers["replay"].draw(batch, 3, 0)
+    frames = batch.context.shape[-1]
+    seeds = iter(seeds_of(batch, 3, 0))
+    for row in range(2):
+        for audio in drawn[row]:
+            lag = int(draw_lags(1, frames, torch.Generator().manual_seed(next(seeds))))
+            again = batch.context[row][:, frames - lag :].repeat(1, 4)[:, :frames]
+            whole = codec.decode(torch.cat([batch.context[row], again], dim=-1)[None])
+            torch.testing.assert_close(whole[0, :, -audio.shape[-1] :], audio, atol=1e-3, rtol=0)
+    assert not drawn[0, 0].equal(drawn[0, 1])
+
+
+def test_candidates_depend_on_pair_seed_and_number_alone(continuers: dict[str, Continuer], data: EvalSet) -> None:
+    together = continuers["replay"].draw(data.load([0, 1, 2]), 3, 7)
+    alone = continuers["replay"].draw(data.load([2]), 2, 7)
+    torch.testing.assert_close(together[2:, :2], alone, atol=1e-5, rtol=0)
+    assert not continuers["replay"].draw(data.load([2]), 2, 8).allclose(alone, atol=1e-3)
+
+
+def test_long_continuations_begin_like_short_ones(continuers: dict[str, Continuer], data: EvalSet) -> None:
+    batch = data.load([1])
+    for name in ("loop", "replay"):
+        audio = continuers[name].draw(batch, 1, 0, frames=400)
+        assert audio.shape[-1] == 400 * data.val.hop_length
+        first = continuers[name].draw(batch, 1, 0)
+        torch.testing.assert_close(audio[..., : first.shape[-1]], first, atol=1e-4, rtol=0)
+
+
+def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: Codec, tmp_path: Path) -> None:
+    assert data.recordings == ["a.wav", "a.wav", "b.wav"] and data.recordings_known
+    assert data.one_of_each(2) == [0, 2] and data.one_of_each(9) == [0, 2, 1]
+    assert partners_elsewhere(["a", "a"], 0) is None
+    copy = shutil.copytree(folder, tmp_path / "pairs")
+    few = EvalSet.open(codec, copy, None, 2, 1, CPU)
+    assert [pair.input.name[:9] for pair in few.val.pairs] == ["pair_0000", "pair_0001"]
+    assert (few.total, len(few.train)) == (3, 1)
+    (copy / "metadata.csv").write_text("pair,source_file,start_second,split\npair_0000,a.wav,0,val\n")
+    with pytest.raises(EncoreError, match=r"metadata\.csv: has no row for val/pair_0001, val/pair_0002"):
+        EvalSet.open(codec, copy, None, None, 0, CPU)
+    (copy / "metadata.csv").write_text("pair,split\n")
+    with pytest.raises(EncoreError, match="no column source_file"):
+        EvalSet.open(codec, copy, None, None, 0, CPU)
+    (copy / "metadata.csv").unlink()
+    unknown = EvalSet.open(codec, copy, None, None, 0, CPU)
+    assert not unknown.recordings_known and len(set(unknown.recordings)) == 3
+
+
+def test_too_little_data_is_refused(codec: Codec, tmp_path: Path) -> None:
+    with pytest.raises(EncoreError, match=r"0\.49 s; evaluation needs at least 1 s"):
+        EvalSet.open(codec, write_pairs(tmp_path / "short", {"train": 1, "val": 2}, 0.5), None, None, 0, CPU)
+    with pytest.raises(EncoreError, match="there is one validation pair"):
+        EvalSet.open(codec, write_pairs(tmp_path / "one", {"train": 1, "val": 1}), None, None, 0, CPU)
+
+
+def test_only_models_of_like_codecs_are_compared(codec: Codec) -> None:
+    check_comparable(codec, {"twin": codec})
+    other = load_codec("starter")
+    other.sample_rate = 48000
+    with pytest.raises(EncoreError, match="--against other: its codec has 48000 Hz"):
+        check_comparable(codec, {"other": other})

@@ -1,0 +1,130 @@
+"""Command lines: files of flags, help, plugins, and the command `encore`."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import encore.models.priors  # noqa: F401 (registers the choices of --prior)
+from encore.config import cli
+from encore.config.knobs import knobs_of
+from encore.config.schema import TrainConfig
+from encore.errors import EncoreError
+from encore.registry import Registry
+from tests.conftest import ENVIRONMENT, ROOT
+
+
+def parse(*flags: str) -> TrainConfig:
+    app = cli.new_app()
+    seen: list[TrainConfig] = []
+    cli.add_command(app, TrainConfig, seen.append)
+    result = CliRunner().invoke(app, flags, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (config,) = seen
+    return config
+
+
+def test_a_file_sets_flags_and_the_command_line_overrides_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("lr: 1e-3\nunity_test: true\nbf16: false\nloss_weight_mel: 2\nresume: null\ndataset_folder: a b\n")
+    expected: dict[str, Any] = {"lr": 1e-3, "bf16": False, "loss_weight_mel": 2.0, "dataset_folder": Path("a b")}
+    assert parse("--config", str(path)) == TrainConfig.from_flags(**expected, unity_test=True)
+    flags = ("--unity_test", "false", "--lr", "0.5")
+    overridden = TrainConfig.from_flags(**{**expected, "lr": 0.5})
+    assert parse(*flags, "--config", str(path)) == parse("--config", str(path), *flags) == overridden
+
+
+def test_the_configuration_that_a_run_has_saved_is_a_file_of_flags(tmp_path: Path) -> None:
+    config = TrainConfig.from_flags(epochs=3, prior="none", loss_weight_stft=0.5, metrics="mel", max_steps=7)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert parse("--config", str(tmp_path / "config.json")) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("lrr: 1\nepochs: many\ncompile: 1\n", ["lrr: there is no such flag; did you mean lr?",
+                                                 "epochs: 'many' is not a whole number",
+                                                 "compile: 1 is not true or false"]),
+        ("- lr\n", ["must hold flags and their values"]),
+        ("lr: 1\nlr: 2\n", ["lr is there twice"]),
+        ("lr: [", ["expected"]),
+    ],
+)  # fmt: skip
+def test_all_that_is_wrong_with_a_file_is_reported_with_its_name(
+    tmp_path: Path, text: str, problems: list[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(EncoreError) as caught:
+        parse("--config", str(path))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(problems)
+    for line, problem in zip(lines, problems, strict=True):
+        assert line.startswith(f"--config {path}") and problem in line
+    with pytest.raises(EncoreError, match="cannot be read"):
+        parse("--config", str(tmp_path / "none.yaml"))
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"--(\w+)", text))
+
+
+def test_help_shows_the_usual_flags_and_help_all_every_one() -> None:
+    app = cli.new_app()
+    cli.add_command(app, TrainConfig, lambda config: None)
+    usual, every = (
+        CliRunner().invoke(app, [flag], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).output
+        for flag in ("--help", "--help_all")
+    )
+    settings = knobs_of(TrainConfig)
+    common, own = {one.name for one in settings if one.common}, {"config", "help", "help_all"}
+    assert 20 <= len(common) <= 28
+    assert flags_in(usual) == common | own
+    assert f"{len(settings) - len(common)} more flags: --help_all" in usual
+    assert {one.name for one in settings} <= flags_in(every)
+    assert CliRunner().invoke(app, ["-h"]).exit_code == 0
+
+
+def test_a_registry_names_its_choices_and_refuses_a_name_twice() -> None:
+    registry: Registry[int] = Registry("prior", "--prior")
+    registry.register("one")(1)
+    registry.register("two")(2)
+    assert list(registry) == ["one", "two"] and registry.find("two") == 2
+    with pytest.raises(ValueError, match="prior 'one' is registered twice: 1 and 3"):
+        registry.register("one")(3)
+    with pytest.raises(EncoreError, match=r"--prior tow: no such prior; did you mean two\?; there are one, two"):
+        registry.find("tow")
+
+
+def test_a_plugin_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    for plugin, reason in (("broken.py", "ZeroDivisionError"), ("none.py", "No such file"), ("no_module", "no_module")):
+        command = [sys.executable, str(ROOT / "train_ddp.py"), "--plugins", plugin]
+        result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"error: --plugins {plugin}: ") and reason in line
+
+
+def test_the_command_encore_has_the_entry_points_as_subcommands(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from encore.commands import main; main()", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+    listing = run("--help")
+    assert listing.returncode == 0
+    for name in ("prepare", "train", "sample", "evaluate", "ablate", "losses", "train_codec"):
+        assert re.search(rf"\b{name}\b", listing.stdout)
+    help = run("train", "--help")
+    assert help.returncode == 0 and "encore train" in help.stdout and "--dataset_folder" in help.stdout
+    refused = run("train", "--lr", "-1", "--dataset_folder", "nowhere")
+    assert refused.returncode == 2
+    assert [line.split(":")[1] for line in refused.stderr.splitlines()] == [" --lr -1.0", " --dataset_folder nowhere"]

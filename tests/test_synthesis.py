@@ -1,0 +1,258 @@
+"""What a step makes and hears, with a model that knows the truth."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from encore.codecs import Codec, load_codec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import Architecture
+from encore.data.dataset import Batch
+from encore.models.generation import GenerationConfig
+from encore.models.priors import draw_lags
+from encore.models.transformer import ContinuationTransformer
+from encore.training.synthesis import MAX_SAMPLES, CropPlan, Synthesizer
+from tests.conftest import SAMPLE_RATE, melody
+
+HOP, FRAMES, ITEMS = 320, 75, 2
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return load_codec("starter")
+
+
+@pytest.fixture(scope="module")
+def batch(codec: Codec) -> Batch:
+    return batch_of(codec, FRAMES)
+
+
+def batch_of(codec: Codec, frames: int) -> Batch:
+    """Songs, encoded as a whole: what follows a context are its song's own latents."""
+    songs = torch.stack([torch.from_numpy(melody(2 * frames * HOP / SAMPLE_RATE, seed))[None] for seed in range(ITEMS)])
+    source, target = songs.split(frames * HOP, -1)
+    context, following = codec.encode(songs).split(frames, -1)
+    return Batch(context, source, target, following, torch.arange(ITEMS))
+
+
+class Truth(nn.Module):
+    """Answers with the latents that really follow, however much of them it was given, and notes what that was."""
+
+    def __init__(self, batch: Batch):
+        super().__init__()
+        self.latents = torch.cat([batch.context, batch.target_latents], -1)
+        self.std = torch.full((128, 1), 2.0)
+        self.given: list[Tensor] = []
+        self.level: Tensor | None = None
+
+    def forward(
+        self,
+        given: Tensor,
+        steps: int,
+        noise: Tensor | None,
+        prior: Tensor | None,
+        starts: Sequence[int],
+        level: Tensor | None,
+    ) -> Tensor:
+        self.given.append(given)
+        self.level = level
+        rows = next(len(part) for part in (prior, noise, given) if part is not None)
+        truth = torch.cat([self.latents[..., start : start + steps] for start in starts], -1)
+        return truth.repeat_interleave(rows // len(truth), 0)
+
+    def prefill(self, latents: Tensor, memory: Any = None) -> Any:
+        self.given.append(latents)
+        return SimpleNamespace(rows=len(latents), end=latents.shape[-1] + (memory.end if memory else 0))
+
+    def decode_block(self, memory: Any, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+        padded = nn.functional.pad(self.latents, (0, steps))
+        return padded[..., memory.end : memory.end + steps].repeat_interleave(memory.rows // ITEMS, 0)
+
+
+def new_synthesizer(
+    codec: Codec, size: int = 20, samples: int = 2, crop_frames: int = 45, prior: str = "replay", **settings: Any
+) -> Synthesizer:
+    margin = 0 if codec.segment_frames is not None else 32
+    generation = GenerationConfig(size, samples > 1, prior)
+    return Synthesizer(
+        codec,
+        generation,
+        samples=samples,
+        margin=margin,
+        crop_frames=crop_frames,
+        autocast=contextlib.nullcontext,
+        **settings,
+    )
+
+
+def relative_db(signal: Tensor, reference: Tensor) -> float:
+    return 20 * math.log10(float((signal - reference).norm() / reference.norm()) + 1e-12)
+
+
+def rendered(codec: Codec, batch: Batch) -> Tensor:
+    return codec.decode(torch.cat([batch.context, batch.target_latents], -1))
+
+
+PLANS = [
+    (2, 20, CropPlan((0,), 0, 20)),  # right at the boundary
+    (1, 20, CropPlan((0, 40), 0, 20)),
+    (2, 20, CropPlan((0, 40), 0, 20)),
+    (2, 20, CropPlan((20,), 3, 9)),  # a crop so near the block's beginning that the past is heard
+    (1, 75, CropPlan((0,), 0, 75)),
+    (2, 75, CropPlan((0,), 30, 40)),  # a crop far inside the block: no past is needed
+    (2, 20, CropPlan((0,), 0, 20, rollout=True)),
+    (2, 20, CropPlan((40,), 2, 15, rollout=True)),
+]
+
+
+@pytest.mark.parametrize(("samples", "size", "plan"), PLANS)
+def test_what_is_heard_lies_where_it_should(
+    codec: Codec, batch: Batch, samples: int, size: int, plan: CropPlan
+) -> None:
+    """The true latents sound as in the rendering of the whole song, boundary included, beside the song's own audio."""
+    synthesizer = new_synthesizer(codec, size, samples, rollout_blocks=2)
+    audio = synthesizer.predict(Truth(batch), batch, plan)
+    target, source = synthesizer.references(batch, plan)
+    whole, song = rendered(codec, batch), torch.cat([batch.input_audio, batch.target_audio], -1)
+    boundary, blocks = round(0.1 * 75), len(plan.starts)
+    assert synthesizer.boundary == boundary
+    rows = audio.unflatten(0, (ITEMS, samples, blocks))
+    assert rows.shape[3:] == (1, (boundary + plan.frames) * HOP)
+    for number, start in enumerate(plan.starts):
+        first = start + plan.first
+        heard = slice((FRAMES + first - boundary) * HOP, (FRAMES + first + plan.frames) * HOP)
+        beside = target.unflatten(0, (ITEMS, blocks))[:, number]
+        assert torch.equal(beside, song[..., heard])
+        assert torch.equal(
+            source.unflatten(0, (ITEMS, blocks))[:, number],
+            batch.input_audio[..., first * HOP : (first + plan.frames) * HOP],
+        )
+        for item in range(ITEMS):
+            for sample in range(samples):
+                made = rows[item, sample, number]
+                assert relative_db(made, whole[item, :, heard]) < -50
+                assert relative_db(made[:, : boundary * HOP], whole[item, :, heard][:, : boundary * HOP]) < -40
+                assert relative_db(made, whole[item - 1, :, heard]) > -10
+
+
+def test_a_codec_that_works_in_segments_is_heard_exactly() -> None:
+    torch.manual_seed(0)
+    encoder, decoder = Architecture(n_filters=2).build()
+    codec = SEANetCodec(encoder, decoder, SAMPLE_RATE, 1, segment_seconds=0.2)  # 15 frames
+    batch = batch_of(codec, FRAMES)
+    truth = Truth(batch)
+    truth.std = torch.ones(129, 1)
+    whole = rendered(codec, batch)
+    for plan in (CropPlan((0,), 0, 30), CropPlan((30,), 20, 7), CropPlan((0, 30), 4, 9)):
+        synthesizer = new_synthesizer(codec, 30, crop_frames=30)
+        audio = synthesizer.predict(truth, batch, plan).unflatten(0, (ITEMS, 2, -1))
+        for number, start in enumerate(plan.starts):
+            first = FRAMES + start + plan.first
+            expected = whole[..., (first - synthesizer.boundary) * HOP : (first + plan.frames) * HOP]
+            assert relative_db(audio[:, :, number], expected[:, None].expand(-1, 2, -1, -1)) < -100
+    assert relative_db(synthesizer.sample(truth, batch)[::2], whole[..., FRAMES * HOP :]) < -100
+
+
+def test_a_block_is_made_from_what_came_before_it(codec: Codec, batch: Batch) -> None:
+    truth, synthesizer = Truth(batch), new_synthesizer(codec, rollout_blocks=2)
+    synthesizer.predict(truth, batch, CropPlan((20, 40), 0, 20))
+    (given,) = truth.given
+    assert torch.equal(given, torch.cat([batch.context, batch.target_latents], -1)[..., : FRAMES + 40])
+    assert truth.level is None
+
+
+def test_the_models_own_blocks_are_what_it_goes_on_from_and_what_is_heard_before_the_next(
+    codec: Codec, batch: Batch
+) -> None:
+    """A model that errs: its own blocks, and not the truth, are its past and the decoder's."""
+    wrong, synthesizer = Truth(batch), new_synthesizer(codec, rollout_blocks=2)
+    wrong.latents = torch.cat([batch.context, batch.target_latents.flip(-1)], -1)
+    audio = synthesizer.predict(wrong, batch, CropPlan((40,), 0, 20, rollout=True))
+    assert torch.equal(wrong.given[-1][::2], wrong.latents[..., : FRAMES + 40]) and len(wrong.given[-1]) == 2 * ITEMS
+    expected = codec.decode(wrong.latents)[..., (FRAMES + 40 - synthesizer.boundary) * HOP : (FRAMES + 60) * HOP]
+    assert relative_db(audio[::2], expected) < -50 and relative_db(audio[1::2], expected) < -50
+    heard_before = synthesizer.predict(wrong, batch, CropPlan((40,), 0, 20))[..., : synthesizer.boundary * HOP]
+    assert relative_db(heard_before, audio[..., : synthesizer.boundary * HOP]) > -10
+
+
+def test_noise_lies_on_the_context_that_the_model_sees_and_not_on_what_is_heard(codec: Codec, batch: Batch) -> None:
+    torch.manual_seed(0)
+    truth, synthesizer, plan = Truth(batch), new_synthesizer(codec, context_noise=0.3), CropPlan((20,), 0, 1)
+    levels = []
+    for _ in range(10):
+        audio = synthesizer.predict(truth, batch, plan)
+        added = truth.given[-1] - torch.cat([batch.context, batch.target_latents], -1)[..., : FRAMES + 20]
+        assert truth.level is not None
+        assert torch.allclose(added.std((1, 2)), 2.0 * truth.level, rtol=0.05)  # of the channels' deviation
+        levels += truth.level.tolist()
+    assert 0 < min(levels) < 0.1 and 0.2 < max(levels) <= 0.3
+    quiet = new_synthesizer(codec).predict(truth, batch, plan)
+    assert torch.allclose(audio, quiet, atol=1e-5)
+    given = len(truth.given)
+    synthesizer.sample(truth, batch)
+    assert torch.equal(truth.given[given][::2], batch.context)  # none on what is validated
+
+
+def test_plans_cover_all_of_a_segment(codec: Codec) -> None:
+    torch.manual_seed(0)
+    blocks = new_synthesizer(codec, 20, crop_frames=45)
+    plans = [blocks.plan(FRAMES) for _ in range(200)]
+    assert all(len(plan.starts) == 2 and list(plan.starts) == sorted(set(plan.starts)) for plan in plans)
+    assert {start for plan in plans for start in plan.starts} == {0, 20, 40}
+    assert {(plan.first, plan.frames, plan.rollout) for plan in plans} == {(0, 20, False)}
+    crops = [new_synthesizer(codec, 20, crop_frames=8).plan(FRAMES) for _ in range(300)]
+    assert {plan.starts for plan in crops} == {(0,), (20,), (40,)}
+    assert {plan.first for plan in crops} == set(range(13)) and {plan.frames for plan in crops} == {8}
+    whole = [new_synthesizer(codec, FRAMES, crop_frames=40).plan(FRAMES) for _ in range(500)]
+    assert {plan.starts for plan in whole} == {(0,)} and {plan.first for plan in whole} == set(range(36))
+    short = new_synthesizer(codec, 20, crop_frames=45).plan(10)
+    assert short == CropPlan((0,), 0, 10)
+
+
+def test_plans_of_own_blocks(codec: Codec) -> None:
+    torch.manual_seed(0)
+    synthesizer = new_synthesizer(codec, 20, crop_frames=45, rollout_blocks=1)
+    assert {synthesizer.plan(FRAMES, rollout=True).starts for _ in range(100)} == {(0,), (20,)}
+    assert synthesizer.plan(FRAMES, rollout=True).rollout and not synthesizer.plan(FRAMES).rollout
+    many = new_synthesizer(codec, 20, crop_frames=45, rollout_blocks=50)
+    assert {many.plan(FRAMES, rollout=True).starts for _ in range(100)} == {(0,), (20,), (40,)}
+    assert not new_synthesizer(codec).plan(FRAMES, rollout=True).rollout  # where there are to be none
+
+
+@pytest.mark.parametrize("prior", ["replay", "none"])
+def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: Codec, batch: Batch, prior: str) -> None:
+    torch.manual_seed(0)
+    model = ContinuationTransformer(128, 16, 2, 1, 0.0, FRAMES).eval()
+    model.set_statistics(torch.zeros(128), batch.context.std((0, 2)))
+    synthesizer = new_synthesizer(codec, prior=prior)
+    together = synthesizer.sample(model, batch)
+    assert together.shape == (2 * ITEMS, 1, FRAMES * HOP)
+    torch.manual_seed(1)
+    assert torch.equal(synthesizer.sample(model, batch), together)
+    order = [1, 0, 1]
+    parts = Batch(*(part[order] for part in batch._parts()))
+    others = synthesizer.sample(model, parts).unflatten(0, (3, 2))
+    assert (others - together.unflatten(0, (ITEMS, 2))[order]).abs().max() <= 1e-4 * together.abs().max()
+    each = together.unflatten(0, (ITEMS, 2))
+    assert relative_db(each[0, 0], each[0, 1]) > -40
+
+
+def test_the_replay_in_the_models_place_is_the_contexts_own_frames(codec: Codec, batch: Batch) -> None:
+    """At the lags that follow from the item's number and the sample's."""
+    heard, frames = new_synthesizer(codec).replay(batch), torch.arange(FRAMES)
+    seeds = [item * MAX_SAMPLES + sample for item in range(ITEMS) for sample in range(2)]
+    rows = []
+    for row, seed in enumerate(seeds):
+        lag = int(draw_lags(1, FRAMES, torch.Generator().manual_seed(seed)))
+        context = batch.context[row // 2]
+        rows.append(torch.cat([context, context[:, FRAMES - lag + frames % lag]], -1))
+    expected = codec.decode(torch.stack(rows))[..., FRAMES * HOP :]
+    assert all(relative_db(*pair) < -50 for pair in zip(heard, expected, strict=True))
