@@ -180,22 +180,20 @@ import sys
 import torch
 import torch.distributed as dist
 import losses
-from encore.training.distributed import end_process, stop, total
-from tests.signals import loss_named, noise, second_call, shape_for
+from tests.signals import noise, second_call, shape_for
 
-def main():
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.manual_seed(rank)
-    results = {}
-    for name in losses.REGISTRY:
-        prediction, target = (signal[2 * rank : 2 * rank + 2] for signal in noise(shape_for(name, 4), 8))
-        value, gradient = second_call(name, prediction, target)
-        results[name] = value, total(value) / 2, gradient
-    torch.save(results, f"{folder}/{rank}.pt")
-    stop()
-
-end_process(main)
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+torch.manual_seed(rank)
+results = {}
+for name in losses.REGISTRY:
+    prediction, target = (signal[2 * rank : 2 * rank + 2] for signal in noise(shape_for(name, 4), 8))
+    value, gradient = second_call(name, prediction, target)
+    total = value.clone()
+    dist.all_reduce(total)
+    results[name] = value, total / 2, gradient
+torch.save(results, f"{folder}/{rank}.pt")
+dist.destroy_process_group()
 """
 
 
