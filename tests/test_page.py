@@ -73,7 +73,7 @@ def samples() -> list[AudioSample]:
     ]
 
 
-def test_players_hold_the_audio_and_pictures_are_pictures(tmp_path: Path, samples: list[AudioSample]) -> None:
+def test_players_hold_the_audio_and_images_are_spectrograms(tmp_path: Path, samples: list[AudioSample]) -> None:
     write_page(tmp_path / "index.html", NASTY, {NASTY: NASTY}, samples, RATE)
     page = Page(tmp_path / "index.html")
     assert len(page.audio) == len(page.images) == 2
