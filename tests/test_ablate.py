@@ -17,7 +17,8 @@ import losses
 from encore.ablation.plan import computable_losses, runs_of_each_loss
 from encore.commands import ablate
 from encore.config import cli
-from encore.config.schema import WEIGHT, TrainConfig
+from encore.config.components import WEIGHT
+from encore.config.schema import TrainConfig
 from tests.conftest import ENVIRONMENT, ROOT, Door, command
 from tests.test_page import Page
 

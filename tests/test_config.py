@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 import losses
 from encore.config import cli
 from encore.config.checks import validate
+from encore.config.components import ADVERSARIAL, registered_name
 from encore.config.knobs import knobs_of
-from encore.config.schema import ADVERSARIAL, TrainConfig, registered_name
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.training.launcher import ranks_here
 from tests.conftest import Door

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import losses
 from encore.codecs import Codec, load_codec
-from encore.config.schema import TrainConfig, loss_knobs
+from encore.config.components import loss_knobs
+from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig

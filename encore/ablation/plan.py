@@ -13,7 +13,8 @@ import losses
 from encore.ablation.grid import Grid, common_configuration, configurations
 from encore.codecs import load_codec
 from encore.codecs.losses import build_losses
-from encore.config.schema import WEIGHT, TrainConfig, loss_knobs
+from encore.config.components import WEIGHT, loss_knobs
+from encore.config.schema import TrainConfig
 from encore.data.dataset import find_pairs, segment_frames
 
 DEFAULT_STEP_SECONDS = 2.0  # of audio that a loss must accept if --decode_seconds is not given

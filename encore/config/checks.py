@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from encore.config.components import ADVERSARIAL
 from encore.config.knobs import problems_of
-from encore.config.schema import ADVERSARIAL, TrainConfig
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError, make_folder
 
 

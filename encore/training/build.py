@@ -13,7 +13,8 @@ from torch import Tensor
 import losses
 from encore.codecs import Codec
 from encore.codecs.losses import build_losses
-from encore.config.schema import ADVERSARIAL, TrainConfig, registered_name
+from encore.config.components import ADVERSARIAL, registered_name
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
 from encore.models.loading import build_model, generation_config
