@@ -115,8 +115,8 @@ class MlflowTracker(Tracker):
             self._write_journal()
             if not self.lost:
                 self.log(
-                    f"MLflow cannot be reached ({reason(error)}); training continues, and what could not be logged is saved "
-                    f"in {self.journal}"
+                    f"MLflow cannot be reached ({reason(error)}); training continues, and what could not be logged is "
+                    f"saved in {self.journal}"
                 )
             self.lost = True
             return
