@@ -178,7 +178,7 @@ class TestSharedSpectra:
 RANK = """
 import torch
 import losses
-from tests.signals import loss_named, noise, second_call, shape_for
+from tests.signals import noise, second_call, shape_for
 
 def main(ranks, folder):
     torch.manual_seed(ranks.rank)
