@@ -19,7 +19,7 @@ from encore.commands import ablate
 from encore.config import cli
 from encore.config.components import WEIGHT
 from encore.config.schema import TrainConfig
-from tests.conftest import ENVIRONMENT, ROOT, Door, command
+from tests.conftest import ENVIRONMENT, ROOT, Command, command
 from tests.test_page import Page
 
 COMMON = {"codec": "starter", "batch_size": 4, "num_workers": 0, "warmup_steps": 1, "lr": 1e-2, "decode_seconds": 0.5}
@@ -46,16 +46,17 @@ def experiment(store: str, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ablated(
-    tmp_path_factory: pytest.TempPathFactory, door: Door, tiny_pairs: Path, store: str
+    tmp_path_factory: pytest.TempPathFactory, run_command: Command, tiny_pairs: Path, store: str
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder and the output of an ablation of two runs that succeed, at the same time, and one that fails."""
     folder = tmp_path_factory.mktemp("ablated")
     broken = {"objective": "regression", "loss_weight_sum_and_difference_stft": 1}  # of stereo, and the codec is mono
     path = grid(folder, COMMON, {**RUNS, "broken": broken})
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "ablated", "--parallel", 2)
-    return folder, door("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
+    return folder, run_command("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
 
 
+@pytest.mark.slow
 def test_runs_are_trained_evaluated_and_compared(ablated: Any) -> None:
     folder, result = ablated
     assert result.returncode == 1, result.stderr  # because one of the runs failed
@@ -77,6 +78,7 @@ def test_runs_are_trained_evaluated_and_compared(ablated: Any) -> None:
     assert "mean_rms" in result.stdout and "★" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_in_the_table_with_its_reason_and_log(ablated: Any) -> None:
     folder, result = ablated
     found = json.loads((folder / "ablation" / "ablation.json").read_text())["runs"]["broken"]
@@ -86,6 +88,7 @@ def test_a_failed_run_is_in_the_table_with_its_reason_and_log(ablated: Any) -> N
     assert "sum_and_difference_stft" in (folder / "ablation" / "broken" / "training.log").read_text()
 
 
+@pytest.mark.slow
 def test_runs_are_nested_in_mlflow(ablated: Any, store: str) -> None:
     runs = experiment(store, "ablated")
     assert runs.keys() == {"ablation", "mean", "energy", "broken"}
@@ -101,7 +104,8 @@ def test_runs_are_nested_in_mlflow(ablated: Any, store: str) -> None:
         assert any(metric.startswith("eval_model_") for metric in runs[name].data.metrics)
 
 
-def test_a_stopped_ablation_saves_its_state(tmp_path: Path, door: Door, tiny_pairs: Path, store: str) -> None:
+@pytest.mark.slow
+def test_a_stopped_ablation_saves_its_state(tmp_path: Path, run_command: Command, tiny_pairs: Path, store: str) -> None:
     common = {**COMMON, "max_steps": 100000, "epochs": 100000}
     path = grid(tmp_path, common, {"long": {"objective": "regression"}, "never": {}})
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "stopped", *EVALUATION)

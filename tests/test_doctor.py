@@ -1,4 +1,4 @@
-"""The loss doctor: through the door as a user calls it, and with losses that are ill."""
+"""The loss doctor: as a command, and with losses that are ill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from losses import REGISTRY, Entry
 from losses.__main__ import app, folded
 from losses.base import Loss
 from losses.waveform import rms
-from tests.conftest import Door, melody
+from tests.conftest import Command, melody
 
 GUIDE = ["RMS loss: works", "STFT loss: works", "Mel loss: works", "Combined loss: works", "Gradients: flow correctly"]
 FEW = "rms,snr,mel,sum_and_difference_stft,embedding,gan,feature_matching"
@@ -31,7 +31,7 @@ def rows(output: str) -> dict[str, list[str]]:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    """The door within this process; it prints its table and its errors."""
+    """The command within this process; it prints its table and its errors."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -42,8 +42,9 @@ def entry(function: Callable[[Tensor, Tensor], Tensor], minimum: float | None = 
     return Entry("ill", lambda sample_rate: Loss(function, "none"), minimum)
 
 
-def test_a_healthy_loss_passes_through_the_door(door: Door, tmp_path: Path) -> None:
-    result = door("-m", "losses", "--only", FEW, "--seconds", 0.2, cwd=tmp_path)
+@pytest.mark.slow
+def test_a_healthy_loss_passes_as_a_command(run_command: Command, tmp_path: Path) -> None:
+    result = run_command("-m", "losses", "--only", FEW, "--seconds", 0.2, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     table = rows(result.stdout)
     names = ("value", "music", "mark", "identity", "safe", "least", "channels", "ms", "mb", "gradient")

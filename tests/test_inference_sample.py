@@ -1,4 +1,4 @@
-"""Continuing a song through the door, with a model from a real training run."""
+"""Continuing a song with a model from a real training run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from encore.config.schema import TrainConfig
 from encore.inference.continuation import continue_song
 from encore.inference.table import build_table_losses
 from encore.models.loading import load_generator
-from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Door, command, melody
+from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Command, command, melody
 from tests.test_page import Page
 
 START, SECONDS, SONG_SECONDS = 2.3, 2.5, 4.0  # the song goes on for 1.7 s only
@@ -39,11 +39,15 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def continued(tmp_path_factory: pytest.TempPathFactory, door: Door, trained: Path, song: Path) -> tuple[Path, str]:
-    """The results of a run of the door, and what it printed."""
+def continued(
+    tmp_path_factory: pytest.TempPathFactory, call_command: Command, trained: Path, song: Path
+) -> tuple[Path, str]:
+    """The results of a run of the command, and what it printed."""
     folder = tmp_path_factory.mktemp("continued")
     flags = ("--input", song, "--start", START, "--seconds", SECONDS, "--output", folder / "new" / "out")
-    result = door("inference_sample.py", "--checkpoint", trained / "checkpoints" / "best_model.pt", *flags, cwd=folder)
+    result = call_command(
+        "inference_sample.py", "--checkpoint", trained / "checkpoints" / "best_model.pt", *flags, cwd=folder
+    )
     assert result.returncode == 0, result.stderr
     return folder / "new" / "out", result.stdout
 
@@ -63,7 +67,7 @@ def drawing(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
 
 
 def sample(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Runs the door within this process; returns its exit status."""
+    """Runs the command within this process; returns its exit status."""
     monkeypatch.setattr(sys, "argv", ["inference_sample.py", *(str(argument) for argument in arguments)])
     with pytest.raises(SystemExit) as ended:
         cli.run(inference_sample.app)
@@ -141,7 +145,7 @@ def test_the_table_is_of_what_a_run_was_trained_on_unless_told_otherwise(trained
 
 
 def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
-    continued: tuple[Path, str], door: Door, trained: Path, store: str, song: Path, tmp_path: Path
+    continued: tuple[Path, str], call_command: Command, trained: Path, store: str, song: Path, tmp_path: Path
 ) -> None:
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("trained")
@@ -159,7 +163,7 @@ def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
         "--seconds",
         SECONDS,
     )
-    result = door("inference_sample.py", *flags, "--output", tmp_path, cwd=tmp_path)
+    result = call_command("inference_sample.py", *flags, "--output", tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     np.testing.assert_array_equal(samples_of(tmp_path / "full.wav"), samples_of(continued[0] / "full.wav"))

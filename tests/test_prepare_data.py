@@ -41,7 +41,7 @@ def prepare(music: Path, output: Path, *flags: str) -> str:
     return result.output
 
 
-def run_door(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run_script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "prepare_data.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
@@ -108,9 +108,10 @@ def test_whole_files_go_to_one_split(tmp_path: Path) -> None:
     assert splits[0][0] == splits[0][1] != splits[1][0]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bytes_as_one_process(music: Path, tmp_path: Path) -> None:
     prepare(music, tmp_path / "alone", "--seed", "3")
-    done = run_door(
+    done = run_script(
         "my music", "--output", "new/pairs", "--segment-seconds", 1, "--num_workers", 2, "--seed", 3, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -207,7 +208,7 @@ def test_what_can_not_be_used_is_listed_and_the_rest_prepared(music: Path, tmp_p
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "music").mkdir()
     (tmp_path / "music/a.wav").write_text("not audio")
-    done = run_door(tmp_path / "music", "--output", tmp_path / "pairs", "--num_workers", 0)
+    done = run_script(tmp_path / "music", "--output", tmp_path / "pairs", "--num_workers", 0)
     assert done.returncode == 2
     assert "no file gives pairs" in done.stderr
     assert "a.wav: cannot be read as audio" in done.stderr

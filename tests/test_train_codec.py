@@ -1,4 +1,4 @@
-"""The door train_codec.py, run as a user would on seconds of synthesised music and a codec of few filters."""
+"""The command train_codec.py, run as a user would on seconds of synthesised music and a codec of few filters."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from encore.codecs.starter.trainer import (
 from encore.codecs.starter.weights import load_codec_file
 from encore.commands import train_codec
 from encore.errors import EncoreError
-from tests.conftest import Door
+from tests.conftest import Command
 
 RATE = 24000
 SMALL = ["--n_filters", "8", "--dimension", "32", "--coefficients", "26"]
@@ -40,8 +40,8 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_improves_on_the_start_and_writes_a_codec(door: Door, music: Path, tmp_path: Path) -> None:
-    result = door(
+def test_training_improves_on_the_start_and_writes_a_codec(call_command: Command, music: Path, tmp_path: Path) -> None:
+    result = call_command(
         "train_codec.py", music, "--output", tmp_path, *SMALL, "--steps", 12, "--batch_size", 2, "--crop_seconds", 0.3,
         "--lr", 0.002, "--val_fraction", 0.25, "--validate_every", 4, "--seed", 1, cwd=tmp_path,
     )  # fmt: skip
@@ -79,8 +79,8 @@ def test_what_the_user_can_put_right_is_said(music: Path, tmp_path: Path, argume
     assert re.search(message, str(result.exception), re.S), result.exception
 
 
-def test_a_missing_folder_is_named_in_one_line(door: Door, tmp_path: Path) -> None:
-    result = door("train_codec.py", tmp_path / "nowhere", "--output", tmp_path, "--steps", 1, cwd=tmp_path)
+def test_a_missing_folder_is_named_in_one_line(run_command: Command, tmp_path: Path) -> None:
+    result = run_command("train_codec.py", tmp_path / "nowhere", "--output", tmp_path, "--steps", 1, cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "nowhere" in result.stderr and "Traceback" not in result.stderr
 
