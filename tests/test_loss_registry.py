@@ -40,11 +40,9 @@ def registry() -> Iterator[None]:
 def example(tmp_path: Path) -> Path:
     """The loss of docs/extending.md, in a file."""
     text = (ROOT / "docs" / "extending.md").read_text()
-    found = re.search(r"^    # my_loss\.py\n((?:    .*\n|\n)+)", text, re.MULTILINE)
-    assert found is not None
-    code = re.sub("^    ", "", found[1], flags=re.MULTILINE).strip()
-    assert len(code.splitlines()) <= 15
-    (tmp_path / "my_loss.py").write_text(code)
+    found = re.search(r"^## A loss\n.*?```python\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    assert found is not None and len(found[1].splitlines()) <= 15
+    (tmp_path / "my_loss.py").write_text(found[1])
     return tmp_path / "my_loss.py"
 
 
