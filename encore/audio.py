@@ -1,4 +1,4 @@
-"""Audio files in and out: soundfile for the formats, soxr for the resampling; no ffmpeg."""
+"""Reading, writing and resampling audio: soundfile for the formats, soxr for the sample rates; no ffmpeg."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch import Tensor
 from encore.errors import EncoreError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-MOST_RIFF_BYTES = 2**32 - 2**16  # of audio, beside the header
-SHORTEST_SECONDS = 0.2  # of a segment; the longest window of the usual spectral losses needs 2048 samples
+MAX_RIFF_BYTES = 2**32 - 2**16  # of audio; the rest is for the header
+SHORTEST_SECONDS = 0.2  # of a segment; the longest window of the common spectral losses has 2048 samples
 
 T = TypeVar("T")
 
 
 def find_audio_files(folder: Path) -> list[Path]:
-    """All wav, flac, ogg and mp3 files below `folder`, sorted; hidden files and folders are passed over.
+    """All wav, flac, ogg and mp3 files below `folder`, sorted; hidden files and folders are skipped.
 
     Raises:
         EncoreError: the folder does not exist or holds no such file.
@@ -45,7 +45,13 @@ def find_audio_files(folder: Path) -> list[Path]:
 
 
 def split_whole(recordings: Sequence[T], val_fraction: float, seed: int) -> tuple[list[T], list[T]]:
-    """Whole recordings for training and for validation, at least one of each, in their order; the same for a seed."""
+    """Splits recordings into those for training and those for validation, at least one each, in their order.
+
+    Args:
+        recordings: at least two.
+        val_fraction: share for validation.
+        seed: determines the split.
+    """
     shuffled = list(range(len(recordings)))
     random.Random(seed).shuffle(shuffled)
     held_out = min(max(1, round(val_fraction * len(recordings))), len(recordings) - 1)
@@ -54,7 +60,7 @@ def split_whole(recordings: Sequence[T], val_fraction: float, seed: int) -> tupl
 
 
 def to_channels(audio: Tensor, channels: int) -> Tensor:
-    """`[C, N]` to `[channels, N]`: mono is the mean of all channels, stereo repeats mono or keeps the first two."""
+    """`[C, N]` to `[channels, N]`: mono is the mean of all channels; stereo repeats mono, or keeps the first two."""
     if audio.shape[0] == channels:
         return audio
     if channels == 1:
@@ -66,28 +72,31 @@ def read_audio(path: Path, sample_rate: int, channels: int) -> Tensor:
     """Reads a file as float32 `[channels, N]` at `sample_rate` Hz.
 
     Raises:
-        EncoreError: the file can't be read, is cut short, is empty, or holds values that are not finite.
+        EncoreError: the file cannot be read, is truncated, is empty, or holds values that are not finite.
     """
     try:
         check_complete(path)
         samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, soundfile.SoundFileError, struct.error) as error:
-        raise EncoreError(f"{path}: can't be read as audio ({error})") from error
+        raise EncoreError(f"{path}: cannot be read as audio ({error})") from error
     if not len(samples):
         raise EncoreError(f"{path}: holds no samples; remove it")
     if not np.isfinite(samples).all():
         raise EncoreError(f"{path}: holds NaN or infinite samples; export it again or remove it")
-    audio = to_channels(torch.from_numpy(samples.T), channels)
-    if file_rate == sample_rate:
+    return resample(to_channels(torch.from_numpy(samples.T), channels), file_rate, sample_rate)
+
+
+def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """`[C, N]` at `from_rate` Hz to about `N * to_rate / from_rate` samples at `to_rate` Hz (soxr, high quality)."""
+    if from_rate == to_rate:
         return audio.contiguous()
-    resampled = soxr.resample(audio.T.numpy(), file_rate, sample_rate)
-    return torch.from_numpy(resampled.T).contiguous()
+    return torch.from_numpy(soxr.resample(audio.T.numpy(), from_rate, to_rate).T).contiguous()
 
 
 def check_complete(path: Path) -> None:
-    """Raises EncoreError if a RIFF wav promises more data than the file holds.
+    """Raises EncoreError if the header of a RIFF wav declares more data than the file holds.
 
-    libsndfile reads such a file without a word and returns what is there.
+    libsndfile reads such a file without an error and returns what is there.
     """
     if path.suffix.lower() != ".wav":
         return
@@ -99,29 +108,29 @@ def check_complete(path: Path) -> None:
         while len(header := file.read(8)) == 8:
             name, length = struct.unpack("<4sI", header)
             start = file.tell()
-            # Writers to a pipe leave the length at its greatest value: nothing was promised then.
+            # Programs that write to a pipe leave the length at its maximum: the real one is unknown then.
             if name == b"data" and length < 0xFFFFFFFF - 4096 and start + length > size:
                 raise EncoreError(
-                    f"{path}: truncated, its header promises {length} bytes of audio and {size - start} are there; "
+                    f"{path}: truncated, its header declares {length} bytes of audio, but {size - start} are there; "
                     "copy or export it again"
                 )
             file.seek(start + length + length % 2)
 
 
 def write_wav(path: Path, audio: Tensor, sample_rate: int) -> None:
-    """Writes `[C, N]` float audio as a 16-bit wav; samples beyond ±1 are clipped."""
+    """Writes float audio `[C, N]` as a 16-bit wav; samples beyond ±1 are clipped."""
     soundfile.write(path, _clipped(audio), sample_rate, subtype="PCM_16")
 
 
 def start_wav(path: Path, channels: int, sample_rate: int, samples: int) -> None:
-    """Makes an empty 16-bit wav that is to grow to `samples` samples; an RF64, if these are too many for a RIFF."""
-    kind = "WAV" if 2 * channels * samples < MOST_RIFF_BYTES else "RF64"
+    """Creates an empty 16-bit wav that will grow to `samples` samples: an RF64 if these are too many for a RIFF."""
+    kind = "WAV" if 2 * channels * samples < MAX_RIFF_BYTES else "RF64"
     with soundfile.SoundFile(path, "w", sample_rate, channels, "PCM_16", format=kind):
         pass
 
 
 def append_wav(path: Path, audio: Tensor) -> None:
-    """Writes `[C, N]` to the end of a wav, which is complete before and after; samples beyond ±1 are clipped."""
+    """Appends `[C, N]` to a wav, which is a complete file before and after; samples beyond ±1 are clipped."""
     with soundfile.SoundFile(path, "r+") as file:
         file.seek(0, soundfile.SEEK_END)
         file.write(_clipped(audio))

@@ -65,7 +65,7 @@ def test_a_truncated_wav_is_refused(tmp_path: Path) -> None:
     soundfile.write(path, sine(440, 1, 24_000), 24_000)
     check_complete(path)
     os.truncate(path, os.path.getsize(path) - 1000)
-    with pytest.raises(EncoreError, match=r"a.wav: truncated, its header promises 48000 bytes of audio and 47000 are"):
+    with pytest.raises(EncoreError, match=r"a.wav: truncated, its header declares 48000 bytes of audio, but 47000 are"):
         read_audio(path, 24_000, 1)
 
 
@@ -111,12 +111,12 @@ def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"RIFF\0\0\0\0WAVEfmt \x10", b"hello" * 100])
 def test_what_is_no_audio_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.wav").write_bytes(content)
-    with pytest.raises(EncoreError, match=r"a.wav: can't be read as audio"):
+    with pytest.raises(EncoreError, match=r"a.wav: cannot be read as audio"):
         read_audio(tmp_path / "a.wav", 24_000, 1)
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EncoreError, match=r"a.wav: can't be read as audio .*No such file"):
+    with pytest.raises(EncoreError, match=r"a.wav: cannot be read as audio .*No such file"):
         read_audio(tmp_path / "a.wav", 24_000, 1)
 
 

@@ -23,6 +23,7 @@ from encore.commands import sample as inference_sample
 from encore.config import cli
 from encore.config.schema import TrainConfig
 from encore.inference.continuation import continue_song
+from encore.inference.table import build_table_losses
 from encore.models.loading import load_generator
 from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Door, command, melody
 from tests.test_page import Page
@@ -135,8 +136,8 @@ def test_the_table_is_of_what_a_run_was_trained_on_unless_told_otherwise(trained
     assert config.objective.loss_names == {"rms", "esr", "phase"}
     generator = load_generator(trained / "checkpoints" / "best_model.pt", torch.device("cpu"))
     truth = torch.from_numpy(melody(1, 3))[None]
-    assert list(inference_sample.table_losses(generator, None, truth)) == ["rms", "spectral", "mel"]
-    assert list(inference_sample.table_losses(generator, "mel, rms", truth)) == ["rms", "mel"]
+    assert list(build_table_losses(generator, None, truth)) == ["rms", "spectral", "mel"]
+    assert list(build_table_losses(generator, "mel, rms", truth)) == ["rms", "mel"]
 
 
 def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
@@ -260,15 +261,18 @@ def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: 
             {"--checkpoint": None, "--run_id": "abc", "--mlflow_uri": "{store}"},
             ["--run_id abc: ", "Run with id=abc not found"],
         ),
-        ({"--input": "no.wav"}, ["no.wav: can't be read as audio"]),
-        ({"--input": "{text}"}, ["{text}: can't be read as audio"]),
+        ({"--input": "no.wav"}, ["no.wav: cannot be read as audio"]),
+        ({"--input": "{text}"}, ["{text}: cannot be read as audio"]),
         ({"--start": 4.1}, ["--start 4.1: ", "ends at 4.00 s"]),
         ({"--start": 0.4}, ["0.40 s long", "at least 1.00 s"]),
         ({"--start": -1, "--seconds": 0}, ["--seconds 0: must be", "--start -1: must be"]),
         ({"--seconds": "nan"}, ["--seconds nan: must be"]),
-        ({"--candidates": 0, "--seed": -1}, ["--candidates 0: must be at least 1", "--seed -1: must be"]),
+        (
+            {"--candidates": 0, "--seed": -1},
+            ["--candidates 0: must be a finite number of at least 1", "--seed -1: must be"],
+        ),
         ({"--seed": 2**32}, ["--seed 4294967296: must be"]),
-        ({"--temperature": -1}, ["--temperature -1: must be"]),
+        ({"--temperature": -1}, ["--temperature -1.0: must be"]),
         ({"--temperature": "nan"}, ["--temperature nan: must be"]),
         (
             {"--checkpoint": "{regression}", "--candidates": 2, "--temperature": 0.5},

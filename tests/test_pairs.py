@@ -81,9 +81,9 @@ DAMAGES = [
     (remove_output, "its output pair_0000_output.wav is missing"),
     (remove_input, "its input is missing"),
     (other_rate, "44100 Hz, but the codec works at 24000 Hz"),
-    (truncate, "truncated, its header promises 24000 bytes"),
+    (truncate, "truncated, its header declares 24000 bytes"),
     (empty, "0 samples long"),
-    (not_audio, "can't be read as audio"),
+    (not_audio, "cannot be read as audio"),
     (shorter, "11000 samples, but pair_0000_output.wav has 12000"),
     (no_val, "no pair_"),
 ]

@@ -190,10 +190,10 @@ def test_what_can_not_be_used_is_listed_and_the_rest_prepared(music: Path, tmp_p
     tune(music / "short.wav", 1.5)
     (music / os.fsdecode(b"latin\xe9.wav")).write_bytes(whole)
     text = prepare(music, tmp_path / "pairs")
-    assert "Files that can't be read: 5" in text
+    assert "Files that cannot be read: 5" in text
     for start in (
-        "empty.mp3: can't be read as audio",
-        "text.flac: can't be read as audio",
+        "empty.mp3: cannot be read as audio",
+        "text.flac: cannot be read as audio",
         "cut [1].wav: truncated",
         "nan.wav: holds NaN",
         "latin\ufffd.wav: its name is not UTF-8; rename it",
@@ -210,7 +210,7 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     done = run_door(tmp_path / "music", "--output", tmp_path / "pairs", "--num_workers", 0)
     assert done.returncode == 2
     assert "no file gives pairs" in done.stderr
-    assert "a.wav: can't be read as audio" in done.stderr
+    assert "a.wav: cannot be read as audio" in done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["music"]
 

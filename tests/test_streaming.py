@@ -1,4 +1,4 @@
-"""Wavs that grow while they are made, and what is kept of them."""
+"""Wavs that grow while they are generated, and the part that is kept in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from encore.audio import start_wav
-from encore.inference.streaming import Recording, record, wav_name
+from encore.inference.streaming import WavWriter, WrittenContinuation, wav_name, write_stream
 
 RATE, PIECE, PIECES = 8000, 1000, 20
 CONTEXT = torch.linspace(-1, 1, 3000)[None]
@@ -30,9 +30,9 @@ def pieces(stop_after: int = PIECES) -> Iterator[Tensor]:
         yield torch.tensor([number / 100, -number / 100])[:, None, None].expand(2, 1, PIECE)
 
 
-def run(folder: Path, stop_after: int = PIECES, stream: bool = True, keep: int = 2500) -> Recording:
-    console = Console(file=io.StringIO())
-    return record(CONTEXT, pieces(stop_after), PIECE * PIECES, RATE, folder, keep, stream, console)
+def run(folder: Path, stop_after: int = PIECES, stream: bool = True, keep: int = 2500) -> WrittenContinuation:
+    writer = WavWriter(folder, RATE, CONTEXT.shape[-1], PIECE * PIECES, stream)
+    return write_stream(CONTEXT, pieces(stop_after), writer, keep, Console(file=io.StringIO()))
 
 
 def check_files(folder: Path, count: int) -> None:
@@ -82,7 +82,8 @@ def test_files_are_complete_after_every_piece_and_memory_does_not_grow(tmp_path:
                     living.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
             yield piece
 
-    record(CONTEXT, watched(), PIECE * PIECES, RATE, tmp_path, 2500, True, Console(file=io.StringIO()))
+    writer = WavWriter(tmp_path, RATE, CONTEXT.shape[-1], PIECE * PIECES, stream=True)
+    write_stream(CONTEXT, watched(), writer, 2500, Console(file=io.StringIO()))
     assert lengths == [3000 + number * PIECE for number in range(PIECES)]
     assert living[0] == living[1] == living[2]
 

@@ -74,7 +74,7 @@ def show(report: PrepareReport, output: Path) -> None:
     turned_down = [source for source in report.sources if source.scale < 1]
     if turned_down:
         console.print(f"Files turned down, because their peaks would have clipped: {len(turned_down)}")
-    for heading, unreadable in (("Files that can't be read", True), ("Files left out", False)):
+    for heading, unreadable in (("Files that cannot be read", True), ("Files left out", False)):
         chosen = [source for source in report.sources if source.problem and source.unreadable == unreadable]
         if chosen:
             console.print(f"{heading}: {len(chosen)}")

@@ -96,7 +96,7 @@ def _common_length(pair: Pair, sample_rate: int) -> int:
             check_complete(path)
             header = soundfile.info(path)
         except (OSError, soundfile.SoundFileError) as error:
-            raise EncoreError(f"{path}: can't be read as audio ({error}); remove it with its partner") from error
+            raise EncoreError(f"{path}: cannot be read as audio ({error}); remove it with its partner") from error
         if header.samplerate != sample_rate:
             raise EncoreError(
                 f"{path}: {header.samplerate} Hz, but the codec works at {sample_rate} Hz; prepare_data.py resamples"

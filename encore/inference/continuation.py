@@ -1,4 +1,4 @@
-"""The continuation of a song: block after block of latents, decoded and joined without a step."""
+"""Continuations of a song: block after block of latents, decoded and cross-faded."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LEAST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model makes of a song.
+    """Continuations of a song.
 
     Attributes:
-        context: the song's end, as the model was given it, `[C, K]`.
-        full: the same stretch and each continuation after it, `[S, C, K + M]`; only the last 30 ms of the stretch
-            differ from `context`, where it fades into the codec's rendering of itself.
+        context: the end of the song, which the model was given, `[C, K]`.
+        full: the context followed by each continuation, `[S, C, K + M]`. Its last 30 ms differ from `context`, where it
+            fades into the codec's reconstruction of itself.
     """
 
     context: Tensor
@@ -44,7 +44,7 @@ def continue_latents(
 ) -> Tensor:
     """Continues contexts `latents [B, D, T]` by `frames` frames each: audio `[B, C, frames · hop]`.
 
-    The contexts' ends are decoded in front. Row b's randomness follows from `seeds[b]` alone.
+    The end of each context is decoded in front. Row b depends on `seeds[b]` only.
     """
     codec = generator.codec
     context = Context(latents, codec, lambda: codec.decode(latents))
@@ -68,15 +68,15 @@ def continue_song(
 def stream_song(
     generator: Generator, song: Tensor, seconds: float, seeds: Sequence[int] = (0,), temperature: float = 1.0
 ) -> tuple[Tensor, Iterator[Tensor]]:
-    """The context that is continued, `[C, K]`, and pieces `[S, C, n]` of it and its continuations, one after the other.
+    """The context `[C, K]` of `song [C, N]`, and an iterator of pieces `[S, C, n]`, one row per seed.
 
-    The context is the last `segment_frames` latents of the song (a shorter song is a shorter one), cut so that its end
-    is the song's end, whatever N is to the codec's hop. The pieces together are context and continuation; making the
-    next one takes as much memory and time however many came before.
+    The context is as long as a training segment, or the whole song if that is shorter, in whole frames up to the end of
+    the song. The pieces concatenated are context and continuation; the first piece is the context. Memory and time per
+    piece are constant.
 
     Each block is decoded with the latents before it in front, so that its audio also covers the last 30 ms before
-    it: there the earlier audio fades out and the block's fades in, with gains that add up to one, as both render
-    the same latents. The first block fades in over the end of the song itself.
+    it. There the earlier audio fades out and the block's fades in, with gains that add up to one, as both are decoded
+    from the same latents. The first block fades in over the end of the song itself.
 
     Raises:
         EncoreError: the song is shorter than one second (or a segment, if that is less).
@@ -92,34 +92,34 @@ def _pieces(
     generator: Generator, context: Tensor, samples: int, seeds: Sequence[int], temperature: float
 ) -> Iterator[Tensor]:
     codec, config, hop = generator.codec, generator.generation, generator.codec.hop_length
-    device = next(codec.parameters()).device
+    device = codec.device
     latents = codec.encode(context[None].to(device)).expand(len(seeds), -1, -1)
     fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), config.block_frames)
     lead = _lead_frames(codec, latents[:1], fade)
     contexts = Context(latents, codec, lambda: context[None].to(device))
     sampler = Sampler(config, contexts, make_generators(seeds), temperature)
-    past, held, left = latents[..., -lead:], context.expand(len(seeds), -1, -1), samples
+    past, held, remaining = latents[..., -lead:], context.expand(len(seeds), -1, -1), samples
     for block in generate_blocks(generator.model, sampler):
         audio = codec.decode(torch.cat([past, block], dim=-1)).cpu()
         before, audio = audio[..., (lead - fade) * hop : lead * hop], audio[..., lead * hop :]
-        # What was made before is held back until it is known what its end fades into.
+        # The earlier audio is held back until its end can be cross-faded.
         yield torch.cat([held[..., : -fade * hop], crossfade(held[..., -fade * hop :], before)], -1)
-        if left <= audio.shape[-1]:
-            yield audio[..., :left]
+        if remaining <= audio.shape[-1]:
+            yield audio[..., :remaining]
             return
-        past, held, left = torch.cat([past, block], dim=-1)[..., -lead:], audio, left - audio.shape[-1]
+        past, held, remaining = torch.cat([past, block], dim=-1)[..., -lead:], audio, remaining - audio.shape[-1]
 
 
 def crossfade(first: Tensor, second: Tensor) -> Tensor:
-    """`(1 − g) · first + g · second`, both `[..., N]`, with `g` rising linearly from 0 to 1: equal gain."""
+    """Equal-gain cross-fade of signals `[..., N]`: `(1 − g) · first + g · second`, g rising linearly from 0 to 1."""
     gain = torch.linspace(0, 1, first.shape[-1] + 2, dtype=first.dtype, device=first.device)[1:-1]
     return torch.lerp(first, second, gain)
 
 
 @torch.no_grad()
 def reconstruct(codec: Codec, audio: Tensor, segment_frames: int) -> Tensor:
-    """The codec's own rendering of `audio [C, N]`, `decode(encode(audio))`, segment by segment as in training."""
-    device = next(codec.parameters()).device
+    """`decode(encode(audio))` of `audio [C, N]`, segment by segment as in training."""
+    device = codec.device
     pieces = [
         codec.decode(codec.encode(piece[None].to(device)))[0, :, : piece.shape[-1]].cpu()
         for piece in audio.split(segment_frames * codec.hop_length, dim=-1)
@@ -132,17 +132,17 @@ def _context_frames(codec: Codec, song: Tensor, segment_frames: int) -> int:
     frames = min(segment_frames, song.shape[-1] // codec.hop_length)
     if frames < least:
         raise EncoreError(
-            f"the song is {song.shape[-1] / codec.sample_rate:.2f} s long where it is to be continued; at least "
-            f"{least / codec.frame_rate:.2f} s are needed: give a longer --input or a later --start"
+            f"the song is {song.shape[-1] / codec.sample_rate:.2f} s long where the continuation begins, but at least "
+            f"{least / codec.frame_rate:.2f} s are needed; give a longer song (--input) or a later second (--start)"
         )
     if codec.segment_frames is not None:
-        # A codec that works in segments of its own needs the continuation to begin with a whole one.
+        # With a codec that works on segments, the continuation must begin with a whole one.
         frames -= frames % codec.segment_frames
     return frames
 
 
 def _lead_frames(codec: Codec, latents: Tensor, fade: int) -> int:
-    """Frames that are decoded in front of a block: those of the cross-fade, and what these need before them."""
+    """Frames to decode in front of a block: those of the cross-fade, and their own margin."""
     lead = codec.measure_margin(latents) + fade
     if codec.segment_frames is not None:
         lead = math.ceil(lead / codec.segment_frames) * codec.segment_frames

@@ -1,12 +1,12 @@
-"""Continuations that are written to disk while they are made, however long they get."""
+"""Continuations that are written to disk while they are generated, however long they get."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from rich.console import Console
@@ -20,13 +20,13 @@ CONTINUATION, FULL = "continuation", "full"
 
 
 @dataclass(frozen=True)
-class Recording:
+class WrittenContinuation:
     """What has been written.
 
     Attributes:
-        beginning: of it, as much as was to be kept.
-        samples: that each continuation's file holds.
-        complete: whether that is all; Ctrl-C ends a stream earlier.
+        beginning: the first part, which was kept in memory.
+        samples: length of each continuation's file.
+        complete: False if Ctrl-C ended the stream early.
     """
 
     beginning: Continuation
@@ -39,69 +39,94 @@ def wav_name(stem: str, number: int) -> str:
     return f"{stem}.wav" if number == 0 else f"{stem}_{number + 1}.wav"
 
 
-def record(
-    context: Tensor,
-    pieces: Iterator[Tensor],
-    samples: int,
-    sample_rate: int,
-    folder: Path,
-    keep: int,
-    stream: bool,
-    console: Console,
-) -> Recording:
-    """Writes what `stream_song` yields to a `continuation.wav` and a `full.wav` (with the context) per candidate.
+class WavWriter:
+    """Writes a `continuation.wav` and a `full.wav` (with the context in front) per candidate, piece by piece.
 
-    Memory holds one piece and what is kept of the beginning, however many samples there are.
+    Used as a context manager. With `stream` the files appear with the first piece and are complete after every piece;
+    otherwise they are written to a temporary folder, and moved to `folder` if the block ends without an exception.
 
     Args:
-        context: `[C, K]`; the first of the pieces is as long.
-        pieces: `[S, C, n]`.
-        samples: of each continuation, in all.
-        sample_rate: Hz.
         folder: where the files are written.
-        keep: samples of each continuation that are kept in memory.
-        stream: the files are there from the first piece on, can be played after every one, and stay there if Ctrl-C
-            ends the stream. Otherwise they take their places when all is done.
-        console: shows how far it is.
+        sample_rate: Hz.
+        context: samples of the context, which comes first.
+        samples: of each continuation, in all.
+        stream: see above.
+    """
+
+    def __init__(self, folder: Path, sample_rate: int, context: int, samples: int, stream: bool):
+        self.folder, self.sample_rate, self.context, self.samples = folder, sample_rate, context, samples
+        self.stream = stream
+        self.written = -context  # samples of each continuation; negative within the context
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> WavWriter:
+        if not self.stream:
+            self._temporary = tempfile.TemporaryDirectory(dir=self.folder, prefix=".")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._temporary is None:
+            return
+        if kind is None:
+            for path in Path(self._temporary.name).iterdir():
+                path.replace(self.folder / path.name)
+        self._temporary.cleanup()
+
+    @property
+    def full(self) -> Path:
+        """The first candidate's `full.wav`."""
+        return self.folder / wav_name(FULL, 0)
+
+    def write(self, piece: Tensor) -> None:
+        """Appends `[S, C, n]`, one row per candidate; the first piece is as long as the context."""
+        folder = self.folder if self._temporary is None else Path(self._temporary.name)
+        for number, audio in enumerate(piece):
+            full, continuation = (folder / wav_name(stem, number) for stem in (FULL, CONTINUATION))
+            if self.written < 0:
+                start_wav(full, len(audio), self.sample_rate, self.context + self.samples)
+                start_wav(continuation, len(audio), self.sample_rate, self.samples)
+            else:
+                append_wav(continuation, audio)
+            append_wav(full, audio)
+        self.written += piece.shape[-1]
+
+
+def write_stream(
+    context: Tensor, pieces: Iterator[Tensor], writer: WavWriter, keep: int, console: Console
+) -> WrittenContinuation:
+    """Writes what `stream_song` yields, with a progress bar.
+
+    Memory holds one piece and the first `keep` samples, however many samples there are. Ctrl-C ends a stream after its
+    first piece without an error.
+
+    Args:
+        context: `[C, K]`; the first piece has as many samples.
+        pieces: `[S, C, n]`.
+        writer: of the files.
+        keep: samples of each continuation to keep in memory.
+        console: for the progress bar.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, without `stream` or before there was anything.
+        KeyboardInterrupt: Ctrl-C without `stream`, or before there was anything.
     """
     kept: list[Tensor] = []
-    made, complete = -context.shape[-1], True
-    columns = TextColumn("{task.completed:.1f} of {task.total:.1f} s made"), BarColumn()
-    with (
-        nullcontext(folder) if stream else tempfile.TemporaryDirectory(dir=folder, prefix=".") as place,
-        Progress(*columns, console=console) as progress,
-    ):
-        task = progress.add_task("", total=samples / sample_rate)
+    complete = True
+    columns = TextColumn("{task.completed:.1f} of {task.total:.1f} s generated"), BarColumn()
+    with writer, Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=writer.samples / writer.sample_rate)
         try:
             for piece in pieces:
-                if not kept:
-                    start(Path(place), piece, context.shape[-1], samples, sample_rate)
-                for number, audio in enumerate(piece):
-                    append_wav(place / Path(wav_name(FULL, number)), audio)
-                    if made >= 0:
-                        append_wav(place / Path(wav_name(CONTINUATION, number)), audio)
-                if made < keep:
-                    kept.append(piece[..., : keep - made].clone())
-                begun = made == 0
-                made += piece.shape[-1]
-                progress.update(task, completed=max(0, made) / sample_rate)
-                if stream and begun:  # said when Ctrl-C would keep it
-                    console.print(f"{folder / wav_name(FULL, 0)} can be played, and grows", soft_wrap=True)
+                before = writer.written
+                if before < keep:
+                    kept.append(piece[..., : keep - before].clone())
+                writer.write(piece)
+                progress.update(task, completed=max(0, writer.written) / writer.sample_rate)
+                if writer.stream and before == 0:  # from now on Ctrl-C keeps the files
+                    console.print(f"{writer.full} can be played, and grows", soft_wrap=True)
         except KeyboardInterrupt:
-            if not stream or made <= 0:
+            if not writer.stream or writer.written <= 0:
                 raise
             complete = False
-        if not stream:
-            for path in Path(place).iterdir():
-                path.replace(folder / path.name)
-    return Recording(Continuation(context, torch.cat(kept, -1)), made, complete)
-
-
-def start(folder: Path, piece: Tensor, context: int, samples: int, sample_rate: int) -> None:
-    """Empty files for the candidates of a piece `[S, C, n]`."""
-    for number in range(len(piece)):
-        start_wav(folder / wav_name(FULL, number), piece.shape[1], sample_rate, context + samples)
-        start_wav(folder / wav_name(CONTINUATION, number), piece.shape[1], sample_rate, samples)
+    return WrittenContinuation(Continuation(context, torch.cat(kept, -1)), writer.written, complete)

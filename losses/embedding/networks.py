@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,13 @@ from torch import Tensor, nn
 CREPE_SILENCE = 1e-4  # standard deviation, −80 dBFS: quieter frames are not normalised to 1
 PANNS_URL = "https://zenodo.org/record/3987831/files/Cnn14_mAP%3D0.431.pth?download=1"
 PANNS_FILE = "Cnn14_mAP=0.431.pth"
+# NumPy's numbers, which published checkpoints hold beside the weights.
+_NUMBERS: list[Any] = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+]
 
 
 class Network(nn.Module):
@@ -231,27 +240,44 @@ def _missing(model: str, package: str, reason: str) -> ImportError:
     )
 
 
-def _load(network: nn.Module, model: str, weights: str | Path | None, url: str, name: str) -> None:
-    """Loads `weights`, or else the file `name` in torch.hub's folder, downloaded from `url` if need be.
+def load_state(network: nn.Module, path: str | Path, superfluous: Collection[str] = ()) -> None:
+    """Loads the weights of a published checkpoint into a network; nothing in the file can run code.
 
-    The file cannot run code.
+    Args:
+        superfluous: names that may be in the file and not in the network.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it does not hold the network's weights.
     """
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("model", state.get("state_dict", state))
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        expected = network.state_dict().keys()
+        network.load_state_dict({k: v for k, v in state.items() if k in expected or k not in superfluous})
+    except (RuntimeError, UnpicklingError, AttributeError, EOFError) as error:
+        raise ValueError(f"{path}: not the weights of this network ({str(error):.300})") from error
+
+
+def _load(network: nn.Module, model: str, weights: str | Path | None, url: str, name: str) -> None:
+    """Loads `weights`, or else the file `name` in torch.hub's folder, downloaded from `url` if need be."""
     kept = Path(torch.hub.get_dir()) / "checkpoints" / name
     source = kept if weights is None else Path(weights)
     try:
         if weights is None and not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(kept))
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        network.load_state_dict(state.get("model", state))
+        load_state(network, source)
     except OSError as error:
         remedy = f"download {name} elsewhere and give --embedding_weights PATH, or copy it to {kept}"
         what = f"{name} could not be downloaded from {url}" if weights is None else f"no weights in {source}"
         raise FileNotFoundError(f"the embedding model {model!r}: {what} ({error}); {remedy}") from error
-    except (RuntimeError, UnpicklingError, AttributeError, EOFError) as error:
+    except ValueError as error:
         raise ValueError(
             f"the embedding model {model!r}: {source} does not hold the weights of {name}; give --embedding_weights "
-            f"PATH ({str(error):.300})"
+            f"PATH ({error})"
         ) from error
 
 

@@ -1,0 +1,82 @@
+"""The settings of inference_sample.py."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import losses
+from encore.config.knobs import knob, problems_of
+from encore.config.schema import listed
+from encore.errors import EncoreError
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """All settings of a continuation. `input` has no default: `check` refuses None."""
+
+    input: Path = knob(None, "song to continue: wav, flac, ogg or mp3", common=True)
+    checkpoint: Path | None = knob(None, "checkpoint of a training run", common=True)
+    run_id: str | None = knob(None, "MLflow run whose best checkpoint to use", common=True)
+    mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store of --run_id", common=True)
+    seconds: float = knob(16.0, "length of the continuation in seconds", common=True)
+    start: float | None = knob(
+        None, "second of the song where the continuation begins; default: the song's end", common=True
+    )
+    target: Path | None = knob(None, "the true continuation, if it is not in the song itself", common=True)
+    metrics: str | None = knob(None, "losses of the table: a,b,c; default: the training run's", common=True)
+    candidates: int = knob(1, "number of continuations, each from its own seed", minimum=1, common=True)
+    seed: int = knob(0, "seed of the first candidate; each further one has the next seed", common=True)
+    temperature: float = knob(
+        1.0, "scale of the noise; at 0 candidates differ only in what the prior draws", minimum=0, common=True
+    )
+    stream: bool = knob(
+        False, "write the wavs while they are generated, so that they can be played; Ctrl-C ends it", common=True
+    )
+    output: Path = knob(Path("out"), "folder for the results", common=True)
+    codec_repository: Path | None = knob(None, "folder with the pretrained codecs' files", common=True)
+    device: str | None = knob(None, "cpu or cuda; default: a GPU if there is one", common=True)
+    plugins: str = knob("", "modules or files of your own that register codecs or priors: a,b.py", common=True)
+
+    @property
+    def seeds(self) -> range:
+        """One seed per candidate."""
+        return range(self.seed, self.seed + self.candidates)
+
+    def check(self) -> None:
+        """Raises EncoreError with everything that is wrong with the settings, one line each."""
+        problems = [] if self.input is not None else ["--input: missing; name a song"]
+        if (self.checkpoint is None) == (self.run_id is None):
+            found = "neither is" if self.checkpoint is None else "both are"
+            problems.append(f"--checkpoint, --run_id: {found} given; name either a checkpoint or an MLflow run")
+        if self.checkpoint is not None and not self.checkpoint.is_file():
+            problems.append(
+                f"--checkpoint {self.checkpoint}: no such file; training writes CHECKPOINT_DIR/best_model.pt"
+            )
+        if not 0 < self.seconds < math.inf:
+            problems.append(f"--seconds {self.seconds:g}: must be a finite number above 0")
+        if self.start is not None and not 0 < self.start < math.inf:
+            problems.append(f"--start {self.start:g}: must be a second of the song above 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            problems.append(f"--seed {self.seed}: must be a whole number from 0 to {MAX_SEED}")
+        unknown = [name for name in listed(self.metrics or "") if name not in losses.REGISTRY]
+        if unknown:
+            problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}")
+        problems += problems_of(self)
+        if problems:
+            raise EncoreError("\n".join(problems))
+
+    def check_model(self, generative: bool) -> None:
+        """Raises EncoreError if a deterministic model is asked for several candidates, or for more or less noise."""
+        given = {"--candidates": (self.candidates, 1), "--temperature": (self.temperature, 1)}
+        problems = [
+            f"{flag} {value:g}: this model was trained with --objective regression and makes one continuation only, "
+            "without noise; leave the flag out, or train with --objective energy"
+            for flag, (value, neutral) in given.items()
+            if value != neutral and not generative
+        ]
+        if problems:
+            raise EncoreError("\n".join(problems))

@@ -1,0 +1,124 @@
+"""Continuing music from Python."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import encore
+from encore.errors import EncoreError
+from encore.inference.pipeline import ContinuationPipeline
+from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Door, melody
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> ContinuationPipeline:
+    return encore.load(trained / "checkpoints" / "best_model.pt", device="cpu")
+
+
+def test_it_is_what_the_command_writes(model: ContinuationPipeline, trained: Path, door: Door, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "song.wav", melody(1.6, 3), SAMPLE_RATE)
+    flags = ("--checkpoint", trained / "checkpoints" / "best_model.pt", "--seconds", 1.3, "--seed", 4)
+    result = door("inference_sample.py", "--input", "song.wav", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    samples, rate = soundfile.read(tmp_path / "song.wav", dtype="float32")
+    audio = model.continue_(samples, rate, seconds=1.3, seed=4)
+    assert audio.shape == (1, round(1.3 * SAMPLE_RATE)) and audio.dtype == torch.float32
+    written = soundfile.read(tmp_path / "out" / "continuation.wav")[0]
+    np.testing.assert_allclose(audio[0], written, atol=1 / 32768)
+
+
+def test_any_shape_rate_and_number_of_channels(model: ContinuationPipeline) -> None:
+    song = melody(1.5, 5)
+    expected = model.continue_(song, SAMPLE_RATE, seconds=0.7)
+    assert torch.equal(model.continue_(torch.from_numpy(song)[None], SAMPLE_RATE, seconds=0.7), expected)
+    stereo = np.stack([1.5 * song, 0.5 * song]).astype(np.float64)
+    torch.testing.assert_close(model.continue_(stereo, SAMPLE_RATE, seconds=0.7), expected, atol=1e-4, rtol=0)
+    assert (model.sample_rate, model.channels) == (SAMPLE_RATE, 1)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100, 48000, 22051])
+def test_the_continuation_has_the_rate_of_the_waveform(model: ContinuationPipeline, rate: int) -> None:
+    """A tone's continuation at another rate is the same music: its spectrum, in Hz, as at the codec's rate."""
+    seconds = 0.8
+    at_codec, other = (
+        np.sin(2 * np.pi * 440 * np.arange(round(1.5 * r)) / r).astype(np.float32) * 0.3 for r in (SAMPLE_RATE, rate)
+    )
+    expected = model.continue_(at_codec, SAMPLE_RATE, seconds=seconds)[0]
+    audio = model.continue_(other, rate, seconds=seconds)[0]
+    assert audio.shape == (round(seconds * rate),)
+    below = round(seconds * 6000)  # bins are 1 / seconds Hz wide at any rate
+    spectra = [torch.fft.rfft(signal).abs()[:below] / len(signal) for signal in (expected, audio)]
+    assert (spectra[0] - spectra[1]).norm() < 0.2 * spectra[0].norm()
+
+
+def test_seeds(model: ContinuationPipeline) -> None:
+    song = melody(1.2, 6)
+    both = model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=[3, 8])
+    assert both.shape == (2, 1, 12000)
+    for seed, row in zip((3, 8), both, strict=True):
+        torch.testing.assert_close(model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=seed), row, atol=1e-4, rtol=0)
+    assert (both[0] - both[1]).abs().max() > 1e-3
+    hot = model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=3, temperature=2.0)
+    assert (hot - both[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("waveform", "settings", "error", "message"),
+    [
+        (np.zeros(24000, np.int16), {}, TypeError, r"torch.int16 must be floating point .* divide .* by 32768"),
+        (np.zeros((2, 1, 24000), np.float32), {}, ValueError, r"shape \[2, 1, 24000\] must be \[N\] or \[C, N\]"),
+        (np.zeros((24000, 2), np.float32), {}, ValueError, r"shape \[24000, 2\] has more channels .* transpose"),
+        (np.full(24000, np.nan, np.float32), {}, ValueError, "NaN"),
+        (np.zeros(4800, np.float32), {}, EncoreError, r"0\.20 s long .* at least 1\.00 s"),
+        (np.zeros(24000, np.float32), {"sample_rate": 0}, ValueError, "sample_rate must be .* got 0"),
+        (np.zeros(24000, np.float32), {"seconds": 0}, ValueError, "seconds must be .* got 0"),
+        (np.zeros(24000, np.float32), {"temperature": -1.0}, ValueError, "temperature must be .* got -1"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(
+    model: ContinuationPipeline, waveform: np.ndarray, settings: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        model.continue_(waveform, **{"sample_rate": SAMPLE_RATE, **settings})
+
+
+def test_a_model_of_regression_makes_one_continuation(trained_regression: Path) -> None:
+    model = encore.load(str(trained_regression / "checkpoints" / "best_model.pt"), device="cpu")
+    song = melody(1.2, 6)
+    one, other = (model.continue_(song, SAMPLE_RATE, seconds=0.3, seed=seed) for seed in (0, 1))
+    assert torch.equal(one, other)
+    for settings in ({"seed": [0, 1]}, {"temperature": 0.5}):
+        with pytest.raises(EncoreError, match="trained with --objective regression"):
+            model.continue_(song, SAMPLE_RATE, **settings)
+
+
+def test_what_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EncoreError, match="no such checkpoint"):
+        encore.load(tmp_path / "best_model.pt")
+
+
+def test_loading_a_model_imports_nothing_of_training_data_or_evaluation(trained: Path) -> None:
+    program = """
+import json, sys
+import encore
+bare = sorted(sys.modules)
+encore.load(sys.argv[1], device="cpu")
+print(json.dumps([bare, sorted(sys.modules)]))
+"""
+    command = [sys.executable, "-c", program, str(trained / "checkpoints" / "best_model.pt")]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    bare, loaded = json.loads(result.stdout)
+    assert not {"torch", "numpy"} & set(bare)
+    assert "encore.inference.pipeline" in loaded
+    wings = [f"encore.{name}" for name in ("training", "data", "evaluation", "reporting", "tracking")]
+    unwanted = [*wings, "mlflow", "matplotlib", "librosa", "typer"]
+    assert [name for name in loaded if name in unwanted or name.startswith(tuple(f"{n}." for n in unwanted))] == []
