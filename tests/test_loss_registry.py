@@ -96,6 +96,8 @@ def test_what_cannot_be_registered_is_refused_with_the_reason() -> None:
         register("mine")(nameless)
     with pytest.raises(ValueError, match="cannot be named 'My loss'"):
         register("My loss")
+    with pytest.raises(ValueError, match="cannot be named 'gan': that is a loss of `losses.Adversary`"):
+        register("gan")
     with pytest.raises(ValueError, match="group of the loss 'mine' must be one of waveform, spectral, perceptual"):
         register("mine", group="magic")
     assert "mine" not in REGISTRY
