@@ -211,7 +211,7 @@ RANK = """
 import sys
 import torch
 import torch.distributed as dist
-from encore.training.distributed import end_process, stop
+from encore.training.distributed import end_process
 from losses import Adversary, discriminator
 
 def main():
@@ -239,7 +239,7 @@ def main():
         adversary.accumulate(prediction, target)
     end_step()
     torch.save(snapshots, f"{folder}/{rank}.pt")
-    stop()
+    dist.destroy_process_group()
 
 end_process(main)
 """
