@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +21,7 @@ from losses.dsp.stft import shared_spectra
 from losses.dsp.transforms import CQT, STFT, VQT, Chroma, Mel, chroma_filters
 from losses.time_frequency import Scale, TimeFrequencyLoss, time_frequency_loss
 from losses.transport import spectral_optimal_transport
-from tests.signals import seeded
+from tests.signals import korvax, seeded
 
 CPU = torch.device("cpu")
 LOG = scales.Log(offset=1e-7)
@@ -33,17 +31,6 @@ def random_signals(shape: tuple[int, ...], seed: int = 0, dtype: type = np.float
     random = np.random.default_rng(seeded(seed))
     prediction, target = random.normal(0, 0.2, (2, *shape)).astype(dtype)
     return prediction, target
-
-
-def korvax() -> Any:
-    """The package, with JAX on one thread; every Python that it runs on needs it."""
-    if sys.version_info < (3, 11):
-        pytest.importorskip("korvax")
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
-    import korvax
-    import korvax.loss
-
-    return korvax
 
 
 def assert_equals_korvax(
@@ -71,6 +58,7 @@ def assert_equals_korvax(
         assert np.median(errors) <= limit and (dtype == torch.float32 or errors.max() <= 1e-9)
 
 
+@pytest.mark.slow
 class TestKorvaxExamples:
     """The three examples of `korvax.loss.time_frequency_loss`'s documentation."""
 
@@ -148,6 +136,7 @@ class TestKorvaxExamples:
         assert_equals_korvax(ours, theirs, *random_signals((2, 2, 2100), 3))
 
 
+@pytest.mark.slow
 def test_mel_with_several_distances_equals_korvax() -> None:
     package = korvax()
     import jax
