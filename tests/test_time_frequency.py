@@ -46,7 +46,7 @@ def assert_equals_korvax(
     with jax.enable_x64(True):
         gradient_of = jax.jit(jax.vmap(jax.value_and_grad(theirs)))
         expected, reference = (np.asarray(result) for result in gradient_of(prediction, target))
-    for dtype, limit in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+    for dtype, limit, slope_limit in ((torch.float64, 1e-10, 1e-10), (torch.float32, 1e-5, 1e-4)):
         parameter = torch.tensor(prediction, dtype=dtype, requires_grad=True)
         values = ours(parameter, torch.tensor(target, dtype=dtype))
         values.sum().backward()
@@ -55,7 +55,7 @@ def assert_equals_korvax(
         # Stretch by stretch: the gradient of a level is ill-conditioned in float32 at the few bins near 0.
         error, scale = (part.reshape(-1, 100) for part in (parameter.grad.numpy() - reference, reference))
         errors = np.linalg.norm(error, axis=1) / np.linalg.norm(scale, axis=1)
-        assert np.median(errors) <= limit and (dtype == torch.float32 or errors.max() <= 1e-9)
+        assert np.median(errors) <= slope_limit and (dtype == torch.float32 or errors.max() <= 1e-9)
 
 
 @pytest.mark.slow
