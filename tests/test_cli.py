@@ -19,16 +19,7 @@ from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.registry import Registry
 from tests.conftest import ENVIRONMENT, ROOT
-
-
-def parse(*flags: str) -> TrainConfig:
-    app = cli.new_app()
-    seen: list[TrainConfig] = []
-    cli.add_command(app, TrainConfig, seen.append)
-    result = CliRunner().invoke(app, flags, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    (config,) = seen
-    return config
+from tests.test_config import parse
 
 
 def test_a_file_sets_flags_and_the_command_line_overrides_it(tmp_path: Path) -> None:
@@ -128,3 +119,13 @@ def test_the_command_encore_has_the_entry_points_as_subcommands(tmp_path: Path) 
     refused = run("train", "--lr", "-1", "--dataset_folder", "nowhere")
     assert refused.returncode == 2
     assert [line.split(":")[1] for line in refused.stderr.splitlines()] == [" --lr -1.0", " --dataset_folder nowhere"]
+
+
+def test_a_file_does_not_decide_what_code_is_run(tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text("from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n")
+    (tmp_path / "run.yaml").write_text("plugins: planted.py\n")
+    with pytest.raises(
+        EncoreError, match=r"run.yaml: plugins: name them on the command line too: --plugins planted\.py"
+    ):
+        parse("--config", str(tmp_path / "run.yaml"))
+    assert not (tmp_path / "planted.ran").exists()

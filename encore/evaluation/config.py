@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import losses
+from encore.config.components import unknown_losses
 from encore.config.knobs import knob, problems_of
-from encore.config.schema import listed
 from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES
 from encore.evaluation.metrics.embeddings import WEIGHTS
+from encore.registry import DATASETS
 
 MODEL = "model"  # the name of the model that is evaluated
 
@@ -22,6 +22,9 @@ class EvalConfig:
 
     checkpoint: Path = knob(None, "checkpoint of a training run", common=True)
     dataset_folder: Path = knob(None, "folder with train/ and val/ pairs", common=True)
+    dataset_format: str | None = knob(
+        None, "how the pairs are stored there; default: as for training", choices=DATASETS
+    )
     output: Path = knob(Path("report"), "folder for the report", common=True)
     against: tuple[str, ...] = knob(
         (), "checkpoints to compare with: FILE or NAME=FILE, a list a,b or several flags", common=True
@@ -48,7 +51,6 @@ class EvalConfig:
     codec_repository: Path | None = knob(None, "folder with the pretrained codecs' files")
     cache_dir: Path | None = knob(None, "folder for encoded latents; default: DATASET_FOLDER/.latents")
     device: str | None = knob(None, "cpu or cuda; default: a GPU if there is one", common=True)
-    plugins: str = knob("", "modules or files of your own that register metrics: a,b.py", common=True)
 
     @property
     def others(self) -> dict[str, Path]:
@@ -83,9 +85,6 @@ class EvalConfig:
         for flag, value in (("--checkpoint", self.checkpoint), ("--dataset_folder", folder)):
             if value is None:
                 problems.append(f"{flag}: missing; evaluate.py --help says what it is")
-        unknown = [name for name in listed(self.metrics or "") if name not in losses.REGISTRY]
-        if unknown:
-            problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}")
-        problems += problems_of(self)
+        problems += unknown_losses(self.metrics) + problems_of(self)
         if problems:
             raise EncoreError("\n".join(problems))

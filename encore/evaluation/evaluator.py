@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import losses
 from encore.codecs.losses import build_losses
-from encore.config.schema import listed
+from encore.config.knobs import listed
 from encore.data.dataset import Batch
 from encore.errors import EncoreError
 from encore.evaluation.baselines import OTHER_MUSIC, TRUTH, Baselines, Continuer, model_continuer
@@ -275,8 +275,8 @@ def warnings_of(data: EvalSet, features: Mapping[str, Tensor]) -> list[str]:
         )
     if not data.recordings_known:
         found.append(
-            "metadata.csv is missing: every pair is taken for a recording of its own, so intervals may be too narrow, "
-            "and other_music may be of the same recording"
+            "the recordings are unknown (no metadata.csv): every pair is taken for a recording of its own, so "
+            "intervals may be too narrow, and other_music may be of the same recording"
         )
     elif recordings < 2:
         found.append("all pairs are of one recording: there are no intervals, and there is no other music")
