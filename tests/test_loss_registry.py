@@ -125,6 +125,7 @@ def test_a_file_of_ones_own_is_a_loss_like_the_others(example: Path) -> None:
     assert row in docs.updated(PAGE, {})
 
 
+@pytest.mark.slow
 def test_the_contract_holds_for_a_loss_of_ones_own(example: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "my_loss", "tests/test_loss_contract.py", "-k", "median_error"],

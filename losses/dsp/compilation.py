@@ -13,8 +13,14 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def eager(function: Function) -> Function:
-    """`torch.compiler.disable`, without importing the compiler, which takes seconds, before something is compiled."""
-    return cast(Function, _disable_dynamo(function))
+    """`torch.compiler.disable`, but the compiler, which takes a second to import, is not imported by mere calls."""
+    disabled = _disable_dynamo(function)
+
+    @wraps(function)
+    def called(*arguments: object, **named: object) -> object:
+        return (disabled if torch.compiler.is_compiling() else function)(*arguments, **named)
+
+    return cast(Function, called)
 
 
 def constant(function: Function) -> Function:
