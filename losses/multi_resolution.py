@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from losses.dsp.compilation import eager
 from losses.dsp.filters import a_weighted, sum_and_difference
 from losses.dsp.stft import check_long_enough
 from losses.registry import register
-from losses.stft import STFTLoss, STFTTerms, stft_terms
+from losses.stft import STFTLoss, STFTSettings, STFTTerms, stft, stft_terms
 
 SPECTRAL: dict[str, Any] = {
     "fft_sizes": (512, 1024, 2048),
@@ -70,7 +70,7 @@ def multi_resolution_stft_terms(
             raise ValueError("perceptual weighting needs the sample_rate, in Hz")
         prediction, target = a_weighted(prediction, sample_rate), a_weighted(target, sample_rate)
     terms = [
-        stft_terms(prediction, target, fft, hop, win, n_bins=count, sample_rate=sample_rate, **settings)
+        stft_terms(prediction, target, STFTSettings(fft, hop, win, n_bins=count, sample_rate=sample_rate, **settings))
         for fft, hop, win, count in zip(fft_sizes, hop_sizes, win_lengths, bins, strict=True)
     ]
     return STFTTerms(*(torch.stack(values).mean(0) for values in zip(*terms, strict=True)))
@@ -116,7 +116,7 @@ class MultiResolutionSTFTLoss(STFTLoss):
     See `multi_resolution_stft` for the settings.
     """
 
-    terms: Callable[..., STFTTerms] = staticmethod(multi_resolution_stft_terms)
+    terms = staticmethod(multi_resolution_stft_terms)
 
 
 @register("random_resolution_stft", group="spectral")
@@ -202,7 +202,7 @@ class RandomResolutionSTFTLoss(Loss):
         training = torch.is_grad_enabled() and prediction.requires_grad
         sizes = self.draw(prediction.shape[-1], self.calls if training else 0)
         self.calls += training
-        return torch.stack([stft_terms(prediction, target, **size, **self.settings).loss for size in sizes]).mean(0)
+        return torch.stack([stft(prediction, target, **size, **self.settings) for size in sizes]).mean(0)
 
 
 @register("sum_and_difference_stft", group="spectral", channels=2)

@@ -5,7 +5,10 @@ In the formulas P and T are the magnitudes of the short-time Fourier transforms 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +16,7 @@ from torch import Tensor
 from losses.base import FunctionLoss, check_same_shape
 from losses.dsp.autograd import AntiWrapped, mean_abs
 from losses.dsp.compilation import constant
-from losses.dsp.filterbanks import mel_spectrogram
-from losses.dsp.scales import a_weighting, fft_frequencies
+from losses.dsp.scales import Log, a_weighting, fft_frequencies
 from losses.dsp.stft import (
     POWER_FLOOR,
     absolute,
@@ -25,8 +27,10 @@ from losses.dsp.stft import (
     shared_spectra,
     spectrum,
 )
+from losses.dsp.transforms import STFT, Mel
 from losses.registry import register
-from losses.stft import SILENCE, distance
+from losses.stft import SILENCE
+from losses.time_frequency import frame_rms, l1, l2, relative_l1, time_frequency_loss
 
 RESOLUTIONS = (512, 1024, 2048)  # FFT sizes of the losses that Encore defines itself, a quarter of them the hop
 
@@ -62,15 +66,9 @@ def mel(
     Raises:
         ValueError: shapes differ, or fewer than `n_fft // 2 + 1` samples.
     """
-    check_same_shape(prediction, target)
     top = sample_rate / 2 if f_max is None else min(f_max, sample_rate / 2)
-    predicted, wanted = (
-        mel_spectrogram(magnitude(signal, n_fft, hop_length), sample_rate, n_fft, n_mels, f_min, top)
-        .clamp_min(1e-5)
-        .log()
-        for signal in (prediction, target)
-    )
-    return mean_abs(predicted - wanted)
+    bands: dict[str, Any] = {"sample_rate": sample_rate, "n_mels": n_mels, "f_min": f_min, "f_max": top}
+    return time_frequency_loss(prediction, target, Mel(n_fft, hop_length, power=1, **bands), l1, Log(floor=1e-5))
 
 
 @register("multi_mel", group="spectral", distance=True)
@@ -104,9 +102,8 @@ def complex_spec(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_leng
 
     mean(T) counts as at least the mean magnitude of white noise at −60 dBFS.
     """
-    check_same_shape(prediction, target)
-    predicted, wanted = (magnitude(signal, n_fft, hop_length or n_fft // 2) for signal in (prediction, target))
-    return mean_abs(predicted - wanted) / mean_abs(wanted).clamp_min(_silence(n_fft))
+    transform, floor = STFT(n_fft, hop_length or n_fft // 2, power=1), silent_magnitude(n_fft)
+    return time_frequency_loss(prediction, target, transform, partial(relative_l1, floor=floor))
 
 
 @register("multi_complex_spec", group="spectral")
@@ -118,8 +115,7 @@ def multi_complex_spec(
     Formula: mean of `complex_spec` over FFT 32, 64, … 2048.
     Use: as `complex_spec`, for attacks as well as for partials.
     """
-    check_long_enough(prediction, max(n_ffts))
-    return torch.stack([complex_spec(prediction, target, n_fft) for n_fft in n_ffts]).mean(0)
+    return _mean_over(n_ffts, prediction, lambda n_fft: complex_spec(prediction, target, n_fft))
 
 
 @register("mse_spectrogram", group="spectral")
@@ -129,8 +125,7 @@ def mse_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_l
     Formula: `mean((P − T)²)`, FFT 1024, hop 256.
     Use: loud bins above all; grows with the square of the level.
     """
-    check_same_shape(prediction, target)
-    return distance("L2")(magnitude(prediction, n_fft, hop_length) - magnitude(target, n_fft, hop_length))
+    return time_frequency_loss(prediction, target, STFT(n_fft, hop_length, power=1), l2)
 
 
 @register("log_spectrogram", group="spectral", distance=True)
@@ -140,8 +135,7 @@ def log_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_l
     Formula: `mean(|ln P − ln T|)`, FFT 1024, hop 256.
     Use: quiet bins count as much as loud ones.
     """
-    check_same_shape(prediction, target)
-    return mean_abs(log_ratio(prediction, target, n_fft, hop_length))
+    return time_frequency_loss(prediction, target, STFT(n_fft, hop_length, power=1), l1, Log())
 
 
 @register("complex_stft", group="spectral")
@@ -154,6 +148,9 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
 
     About √2 for an unrelated signal of the target's spectrum. mean(T) counts as at least the mean magnitude of white
     noise at −60 dBFS.
+
+    Not made of a `time_frequency_loss`, because it needs the complex values and the magnitudes of one transform, which
+    the shared bank computes together.
     """
     check_same_shape(prediction, target)
     check_long_enough(prediction, max(n_ffts))
@@ -161,7 +158,7 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
     for n_fft in n_ffts:
         predicted, wanted = (spectrum(signal, n_fft, n_fft // 4) for signal in (prediction, target))
         level = mean_abs(magnitude(target, n_fft, n_fft // 4))
-        values.append(mean_abs(absolute(predicted - wanted)) / level.clamp_min(_silence(n_fft)))
+        values.append(mean_abs(absolute(predicted - wanted)) / level.clamp_min(silent_magnitude(n_fft)))
     return torch.stack(values).mean(0)
 
 
@@ -177,6 +174,9 @@ def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = R
     Ai & Ling 2023. About 3.9 for unrelated noise: π/2 for the angles, but only 1.2 for either difference, since
     neighbouring bins and frames overlap. Levels do not matter, except that a bin below 1e-4 in both signals counts as
     equal, and that a bin below 1e-4 in the prediction has no gradient.
+
+    Not made of a `time_frequency_loss`, because it needs the complex values and the magnitudes of one transform, which
+    the shared bank computes together.
     """
     check_same_shape(prediction, target)
     check_long_enough(prediction, max(n_ffts))
@@ -193,7 +193,6 @@ def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = R
 
 
 @register("loudness", group="spectral")
-@shared_spectra()
 def loudness(prediction: Tensor, target: Tensor, sample_rate: int, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
     """Log-spectral error, weighted by how loud the target is to the ear.
 
@@ -202,21 +201,14 @@ def loudness(prediction: Tensor, target: Tensor, sample_rate: int, n_ffts: Seque
 
     `w = A(f) max(T, white noise of −60 dBFS)`, A the A-weighting of IEC 61672 as a factor of the amplitude.
     """
-    check_same_shape(prediction, target)
-    check_long_enough(prediction, max(n_ffts))
-    values = []
-    for n_fft in n_ffts:
-        sizes = n_fft, n_fft // 4
-        weights = magnitude(target, *sizes).clamp_min(_silence(n_fft)) * _a_weights(
-            sample_rate, n_fft, prediction.device, prediction.dtype
-        )
-        error = weights * log_ratio(prediction, target, *sizes)
-        values.append(mean_abs(error) / mean_abs(weights))
-    return torch.stack(values).mean(0)
+
+    def compare(n_fft: int) -> Tensor:
+        return time_frequency_loss(prediction, target, STFT(n_fft, power=1), LoudnessDistance(sample_rate, n_fft))
+
+    return _mean_over(n_ffts, prediction, compare)
 
 
 @register("spectral_energy", group="spectral", distance=True)
-@shared_spectra()
 def spectral_energy(
     prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = (64, 128, 256, 512, 1024, 2048)
 ) -> Tensor:
@@ -229,20 +221,36 @@ def spectral_energy(
     `‖P − T‖₁ + √(n_fft/2) ‖ln P − ln T‖₂`, divided by the number of bins, so that all resolutions count alike. Both
     terms are norms, which makes an energy distance built on them a proper scoring rule.
     """
-    check_same_shape(prediction, target)
-    check_long_enough(prediction, max(n_ffts))
-    values = []
-    for n_fft in n_ffts:
-        sizes = n_fft, n_fft // 4
-        linear = mean_abs(magnitude(prediction, *sizes) - magnitude(target, *sizes))
-        logs = log_ratio(prediction, target, *sizes)
-        values.append(linear + torch.linalg.vector_norm(logs, dim=-1).flatten(1).mean(1) / (n_fft // 2 + 1) ** 0.5)
-    return torch.stack(values).mean(0)
+
+    def compare(n_fft: int) -> Tensor:
+        transform = STFT(n_fft, power=1)
+        return time_frequency_loss(prediction, target, transform, [l1, frame_rms], [None, Log()], [1, 1])
+
+    return _mean_over(n_ffts, prediction, compare)
 
 
-def _silence(n_fft: int) -> float:
-    """The magnitude of white noise at the level of silence under Hann's window, whose mean square is 3/8."""
+@dataclass(frozen=True)
+class LoudnessDistance:
+    """`Σ w |ln P − ln T| / Σ w` of magnitudes; see `loudness` for w."""
+
+    sample_rate: int
+    n_fft: int
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        audible = _a_weights(self.sample_rate, self.n_fft, target.device, target.dtype)
+        weights = target.clamp_min(silent_magnitude(self.n_fft)) * audible
+        return mean_abs(weights * log_ratio(prediction, target)) / mean_abs(weights)
+
+
+def silent_magnitude(n_fft: int) -> float:
+    """The magnitude of white noise at −60 dBFS under Hann's window, whose mean square is 3/8."""
     return SILENCE * (0.375 * n_fft) ** 0.5
+
+
+def _mean_over(n_ffts: Sequence[int], prediction: Tensor, compare: Callable[[int], Tensor]) -> Tensor:
+    """The mean of `compare(n_fft)`; if the signal is too short, the error names the samples for the longest FFT."""
+    check_long_enough(prediction, max(n_ffts))
+    return torch.stack([compare(n_fft) for n_fft in n_ffts]).mean(0)
 
 
 @constant

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from losses.base import Loss, check_same_shape
-from losses.dsp.autograd import mean_abs
-from losses.dsp.filterbanks import mel_spectrogram
 from losses.dsp.filters import a_weighted
-from losses.dsp.stft import POWER_FLOOR, Window, log_ratio, magnitude, phase, shared_spectra, window_values
-from losses.dsp.transforms import chroma_filters
+from losses.dsp.scales import Log
+from losses.dsp.stft import POWER_FLOOR, Window, phase, shared_spectra, window_values
+from losses.dsp.transforms import STFT, Chroma, Mel
 from losses.registry import register
+from losses.time_frequency import Norm, l1, l2, spectral_convergence
 
 SILENCE = 1e-3  # −60 dBFS: convergence is relative to at least this level, or silent targets would outweigh all others
-LEAST = 1e-12
-DISTANCES = ("L1", "L2")
-SCALES = (None, "mel", "chroma")
+LEAST = 1e-12  # what a mel filter without bins counts as under a logarithm
+DISTANCES: dict[str, Norm] = {"L1": l1, "L2": l2}
 
 
 class STFTTerms(NamedTuple):
@@ -33,105 +32,116 @@ class STFTTerms(NamedTuple):
     phs_loss: Tensor
 
 
-def norm(values: Tensor) -> Tensor:
-    """Frobenius norm per item, `[B, …] → [B]`, with gradient 0 at 0."""
-    return torch.linalg.vector_norm(torch.linalg.vector_norm(values, dim=-1).flatten(1), dim=1)
+@dataclass(frozen=True)
+class STFTSettings:
+    """The settings of `stft`, with auraloss's names and defaults.
 
+    Attributes:
+        fft_size: transform size, samples.
+        hop_size: samples from frame to frame.
+        win_length: window, samples.
+        window: by name, as in `losses.dsp.stft.spectrum`.
+        w_sc: weight of the spectral convergence.
+        w_log_mag: weight of the distance of log magnitudes.
+        w_lin_mag: weight of the distance of magnitudes.
+        w_phs: weight of the mean square difference of the angles.
+        sample_rate: Hz, for mel, chroma and perceptual weighting.
+        scale: None, "mel" or "chroma".
+        n_bins: bands of the scale; default 128, or 12 for chroma.
+        perceptual_weighting: A-weight both signals first.
+        scale_invariance: scale T to P by least squares, per channel.
+        eps: least power of a bin.
+        mag_distance: "L1" or "L2", for magnitudes and log magnitudes.
+        log_fac: factor under the logarithm.
+        log_eps: offset under the logarithm.
+        pad_mode: "reflect" or "constant" (zeros) beyond the ends.
+        batch: spectral convergence over the whole batch, the same value for each item, as auraloss has it.
 
-def distance(name: str) -> Callable[[Tensor], Tensor]:
-    """The distance of a difference `[B, …] → [B]`: "L1", mean of magnitudes, or "L2", mean of squares."""
-    if name not in DISTANCES:
-        raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {name!r}")
-    return mean_abs if name == "L1" else lambda values: values.square().mean(-1).flatten(1).mean(1)
-
-
-def convergence(prediction: Tensor, target: Tensor, silence: Tensor, batch: bool = False) -> Tensor:
-    """Spectral convergence `‖T − P‖_F / max(‖T‖_F, silence)` of spectrograms, per item or over the batch, `[B]`.
-
-    Arik et al. 2018. The floor keeps silent targets from outweighing all others.
+    Raises:
+        ValueError: an unknown scale or distance, or no sample rate where it is needed.
     """
-    error, reference = norm(target - prediction), norm(target)
-    if batch:
-        error = torch.linalg.vector_norm(error).expand(len(error))
-        reference = torch.linalg.vector_norm(reference).expand(len(reference))
-        silence = silence * len(reference) ** 0.5
-    return error / torch.maximum(reference, silence)
+
+    fft_size: int = 1024
+    hop_size: int = 256
+    win_length: int = 1024
+    window: Window = "hann_window"
+    w_sc: float = 1.0
+    w_log_mag: float = 1.0
+    w_lin_mag: float = 0.0
+    w_phs: float = 0.0
+    sample_rate: int | None = None
+    scale: str | None = None
+    n_bins: int | None = None
+    perceptual_weighting: bool = False
+    scale_invariance: bool = False
+    eps: float = POWER_FLOOR
+    mag_distance: str = "L1"
+    log_fac: float = 1.0
+    log_eps: float = 0.0
+    pad_mode: str = "reflect"
+    batch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scale not in (None, "mel", "chroma"):
+            raise ValueError(f"scale must be None, 'mel' or 'chroma', got {self.scale!r}")
+        if self.mag_distance not in DISTANCES:
+            raise ValueError(f"mag_distance must be one of {', '.join(DISTANCES)}, got {self.mag_distance!r}")
+        if self.sample_rate is None and (self.scale or self.perceptual_weighting):
+            raise ValueError("a mel or chroma scale and perceptual weighting need the sample_rate, in Hz")
+
+    @property
+    def transform(self) -> STFT:
+        """The magnitudes that are compared."""
+        sizes = self.fft_size, self.hop_size, self.win_length, self.window, 1, self.pad_mode, self.eps
+        if self.scale is None:
+            return STFT(*sizes)
+        assert self.sample_rate is not None
+        if self.scale == "mel":
+            return Mel(*sizes, sample_rate=self.sample_rate, n_mels=self.n_bins or 128)
+        return Chroma(*sizes, sample_rate=self.sample_rate, n_chroma=self.n_bins or 12)
+
+    @property
+    def log(self) -> Log:
+        """The logarithm of the log magnitudes; that of plain magnitudes, which are above 0, needs no floor."""
+        plain = self.scale is None and not self.scale_invariance and (self.log_fac, self.log_eps) == (1, 0)
+        return Log() if plain else Log(self.log_fac, self.log_eps, LEAST)
+
+    def silent_norm(self, spectrogram: Tensor) -> Tensor:
+        """The norm of an item of the spectrogram's shape for white noise at −60 dBFS."""
+        window = window_values(self.window, self.win_length, spectrogram.device, spectrogram.dtype)
+        magnitudes = (SILENCE * window.square().sum().sqrt()).expand(1, self.fft_size // 2 + 1)
+        frames = spectrogram.shape[1] * spectrogram.shape[2]
+        return torch.linalg.vector_norm(self.transform.bands(magnitudes)) * frames**0.5
 
 
 @shared_spectra()
-def stft_terms(
-    prediction: Tensor,
-    target: Tensor,
-    fft_size: int = 1024,
-    hop_size: int = 256,
-    win_length: int = 1024,
-    window: Window = "hann_window",
-    w_sc: float = 1.0,
-    w_log_mag: float = 1.0,
-    w_lin_mag: float = 0.0,
-    w_phs: float = 0.0,
-    sample_rate: int | None = None,
-    scale: str | None = None,
-    n_bins: int | None = None,
-    perceptual_weighting: bool = False,
-    scale_invariance: bool = False,
-    eps: float = POWER_FLOOR,
-    mag_distance: str = "L1",
-    log_fac: float = 1.0,
-    log_eps: float = 0.0,
-    pad_mode: str = "reflect",
-    batch: bool = False,
-) -> STFTTerms:
-    """The terms of `stft`, which explains the arguments; each `[B]`."""
+def stft_terms(prediction: Tensor, target: Tensor, settings: STFTSettings) -> STFTTerms:
+    """The terms of `stft`, which explains them; each `[B]`."""
     check_same_shape(prediction, target)
-    if scale not in SCALES:
-        raise ValueError(f"scale must be None, 'mel' or 'chroma', got {scale!r}")
-    if sample_rate is None and (scale or perceptual_weighting):
-        raise ValueError("a mel or chroma scale and perceptual weighting need the sample_rate, in Hz")
-    if perceptual_weighting:
-        assert sample_rate is not None
-        prediction, target = a_weighted(prediction, sample_rate), a_weighted(target, sample_rate)
-    resolution: dict[str, Any] = {
-        "n_fft": fft_size,
-        "hop_length": hop_size,
-        "win_length": win_length,
-        "window": window,
-        "pad_mode": pad_mode,
-        "eps": eps,
-    }
-    predicted, wanted = magnitude(prediction, **resolution), magnitude(target, **resolution)
-    # Magnitudes of white noise at the level of silence.
-    energy = window_values(window, win_length, predicted.device, predicted.dtype).square().sum()
-    silence = (SILENCE * energy.sqrt()).expand(1, predicted.shape[-1])
-    plain = True
-    if scale is not None:
-        assert sample_rate is not None
-        predicted, wanted, silence = (
-            _bands(values, scale, sample_rate, fft_size, n_bins) for values in (predicted, wanted, silence)
-        )
-        plain = False
-    if scale_invariance:
+    if settings.perceptual_weighting:
+        assert settings.sample_rate is not None
+        prediction, target = (a_weighted(signal, settings.sample_rate) for signal in (prediction, target))
+    predicted, wanted = settings.transform(prediction), settings.transform(target)
+    distance = DISTANCES[settings.mag_distance]
+    if settings.scale_invariance:
         energy = wanted.square().sum((-2, -1), keepdim=True)
         wanted = wanted * (predicted * wanted).sum((-2, -1), keepdim=True) / energy.clamp_min(POWER_FLOOR)
-        plain = False
-    zero = predicted.new_zeros(len(predicted))
-    sc = log_mag = lin_mag = phs = zero
-    of = distance(mag_distance)
-    if w_sc:
-        floor = torch.linalg.vector_norm(silence) * (predicted.shape[1] * predicted.shape[2]) ** 0.5
-        sc = convergence(predicted, wanted, floor, batch)
-    if w_log_mag:
-        if plain and log_fac == 1 and log_eps == 0:
-            difference = log_ratio(prediction, target, **resolution)
-        else:
-            difference = _log(predicted, log_fac, log_eps) - _log(wanted, log_fac, log_eps)
-        log_mag = of(difference)
-    if w_lin_mag:
-        lin_mag = of(predicted - wanted)
-    if w_phs:
-        phs = distance("L2")(phase(prediction, **resolution) - phase(target, **resolution))
-    loss = w_sc * sc + w_log_mag * log_mag + w_lin_mag * lin_mag + w_phs * phs
+    sc = log_mag = lin_mag = phs = predicted.new_zeros(len(predicted))
+    if settings.w_sc:
+        sc = spectral_convergence(predicted, wanted, settings.silent_norm(predicted), settings.batch)
+    if settings.w_log_mag:
+        log_mag = distance(predicted, wanted, settings.log)
+    if settings.w_lin_mag:
+        lin_mag = distance(predicted, wanted)
+    if settings.w_phs:
+        phs = l2(_phase(prediction, settings), _phase(target, settings))
+    loss = settings.w_sc * sc + settings.w_log_mag * log_mag + settings.w_lin_mag * lin_mag + settings.w_phs * phs
     return STFTTerms(loss, sc, log_mag, lin_mag, phs)
+
+
+def _phase(signal: Tensor, settings: STFTSettings) -> Tensor:
+    sizes = settings.fft_size, settings.hop_size, settings.win_length
+    return phase(signal, *sizes, settings.window, settings.pad_mode, settings.eps)
 
 
 def stft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
@@ -148,18 +158,13 @@ def stft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
 
     Args:
         prediction: `[B, C, N]`.
-        target: likewise.
-        **settings: fft_size, hop_size, win_length: samples. window: see `spectra.spectrum`. w_sc, w_log_mag,
-            w_lin_mag, w_phs: weights. sample_rate: Hz, for mel, chroma and perceptual weighting. scale: None, "mel" or
-            "chroma", with n_bins bands (128, or 12 for chroma). perceptual_weighting: A-weight both signals first.
-            scale_invariance: scale T to P by least squares, per channel. eps: floor of the power. mag_distance: "L1"
-            or "L2", for LOG and LIN. log_fac, log_eps: factor and offset under the logarithm. pad_mode: "reflect" or
-            "constant". batch: SC over the whole batch, the same value for each item, as auraloss has it.
+        target: as the prediction.
+        **settings: see `STFTSettings`.
 
     Raises:
-        ValueError: shapes differ, the signal is too short, or a setting is not one of those above.
+        ValueError: shapes differ, the signal is too short, or a setting has no such value.
     """
-    return stft_terms(prediction, target, **settings).loss
+    return stft_terms(prediction, target, STFTSettings(**settings)).loss
 
 
 @register("stft", group="spectral")
@@ -180,10 +185,12 @@ class STFTLoss(Loss):
         if output not in ("loss", "full"):
             raise ValueError(f"output must be 'loss' or 'full', got {output!r}")
         self.output = output
-        batch = {"batch": True} if reduction == "batch" else {}
+        batch: dict[str, Any] = {"batch": True} if reduction == "batch" else {}
         super().__init__(partial(self.terms, **settings, **batch), "mean" if batch else reduction)
 
-    terms: Callable[..., STFTTerms] = staticmethod(stft_terms)
+    @staticmethod
+    def terms(prediction: Tensor, target: Tensor, **settings: Any) -> STFTTerms:
+        return stft_terms(prediction, target, STFTSettings(**settings))
 
     def reduced(self, values: Any) -> Any:
         if self.output == "loss":
@@ -213,15 +220,3 @@ class ChromaSTFTLoss(STFTLoss):
 
     def __init__(self, sample_rate: int, n_chroma: int = 12, **settings: Any):
         super().__init__(sample_rate=sample_rate, scale="chroma", n_bins=n_chroma, **settings)
-
-
-def _log(values: Tensor, log_fac: float, log_eps: float) -> Tensor:
-    """A filter without bins gives 0, whose logarithm must be finite."""
-    return (log_fac * values + log_eps).clamp_min(LEAST).log()
-
-
-def _bands(values: Tensor, scale: str, sample_rate: int, n_fft: int, n_bins: int | None) -> Tensor:
-    """Mel bands or pitch classes of `[…, frames, bins]`."""
-    if scale == "mel":
-        return mel_spectrogram(values, sample_rate, n_fft, n_bins or 128)
-    return values @ chroma_filters(sample_rate, n_fft, n_bins or 12, values.device, values.dtype).T

@@ -1,28 +1,87 @@
-"""The general spectral loss: a transform, a scale and a distance, or several of the last two."""
+"""The general spectral loss, a transform × a scale × a distance, and the distances; the spectral losses are made of it.
+
+A spectrogram is `[B, C, frames, bins]`. Transforms are in `losses.dsp.transforms`, scales in `losses.dsp.scales`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from losses.base import Loss, check_same_shape
-from losses.transport import check_same_spectrogram, spectral_optimal_transport
+from losses.dsp.autograd import mean_abs
+from losses.dsp.scales import difference
 
-__all__ = [
-    "TimeFrequencyLoss",
-    "l1",
-    "l2",
-    "spectral_convergence",
-    "spectral_optimal_transport",
-    "time_frequency_loss",
-]
+Transform = Callable[[Tensor], Tensor]  # a signal [B, C, N] to a spectrogram
+Scale = Callable[[Tensor], Tensor]  # a spectrogram to one of as many frames
+Distance = Callable[[Tensor, Tensor], Tensor]  # two spectrograms to one value per item, [B]
 
-Transform = Callable[[Tensor], Tensor]  # [B, C, N] to [B, C, bins, frames]; see losses.dsp.transforms
-Scale = Callable[[Tensor], Tensor]  # [B, C, bins, frames] to as many frames of as many or other bins: losses.dsp.scales
-Distance = Callable[[Tensor, Tensor], Tensor]  # two [B, C, bins, frames] to [B]; see below
+
+def check_same_spectrogram(prediction: Tensor, target: Tensor) -> None:
+    """Raises ValueError, naming both shapes, unless both are `[B, C, frames, bins]` and equal in shape."""
+    if prediction.shape != target.shape or prediction.dim() != 4:
+        raise ValueError(
+            "two spectrograms must both be [B, C, frames, bins] and equal in shape, got "
+            f"{list(prediction.shape)} and {list(target.shape)}"
+        )
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The distance `of(P − T)`. A scale that can give the difference of two spectrograms at once is asked for that.
+
+    Attributes:
+        of: the norm of the difference; sums along the bins first keep float32 exact to 1e-6.
+    """
+
+    of: Callable[[Tensor], Tensor]
+
+    def __call__(self, prediction: Tensor, target: Tensor, scale: Scale | None = None) -> Tensor:
+        check_same_spectrogram(prediction, target)
+        return self.of(difference(prediction, target, scale))
+
+
+l1 = Norm(mean_abs)
+"""`mean(|P − T|)` over channels, bins and frames, `[B]`."""
+
+l2 = Norm(lambda values: values.square().mean(-1).flatten(1).mean(1))
+"""`mean((P − T)²)` over channels, bins and frames, `[B]`."""
+
+frame_rms = Norm(lambda values: torch.linalg.vector_norm(values, dim=-1).flatten(1).mean(1) / values.shape[-1] ** 0.5)
+"""`mean_frames( sqrt(mean_bins((P − T)²)) )`, `[B]`."""
+
+
+def spectral_convergence(
+    prediction: Tensor, target: Tensor, floor: float | Tensor = 0.01, batch: bool = False
+) -> Tensor:
+    """Spectral convergence `‖T − P‖_F / ‖T‖_F` of an item (Arık et al. 2018), `[B]`.
+
+    It would be unbounded for a silent target, so the root mean square of T counts as at least `floor`, in units of the
+    spectrogram: for magnitudes of an FFT of 1024 and Hann's window 0.01 is white noise at −66 dBFS.
+
+    Args:
+        prediction: `[B, C, frames, bins]`.
+        target: as the prediction.
+        floor: a number, or a tensor with the least norm that T counts as.
+        batch: norms over the whole batch, the same value for each item.
+    """
+    check_same_spectrogram(prediction, target)
+    error, reference = _frobenius(target - prediction), _frobenius(target)
+    least = floor if isinstance(floor, Tensor) else error.new_tensor(floor * target[0].numel() ** 0.5)
+    if batch:
+        error = torch.linalg.vector_norm(error).expand(len(error))
+        reference = torch.linalg.vector_norm(reference).expand(len(reference))
+        least = least * len(reference) ** 0.5
+    return error / torch.maximum(reference, least)
+
+
+def relative_l1(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
+    """`mean(|P − T|) / mean(T)` of magnitudes, `[B]`; mean(T) counts as at least `floor`."""
+    return l1(prediction, target) / mean_abs(target).clamp_min(floor)
 
 
 def time_frequency_loss(
@@ -30,7 +89,7 @@ def time_frequency_loss(
     target: Tensor,
     transform: Transform,
     distance: Distance | Sequence[Distance],
-    scale: Scale | Sequence[Scale] | None = None,
+    scale: Scale | Sequence[Scale | None] | None = None,
     weights: Sequence[float] | None = None,
 ) -> Tensor:
     """`Σ_i weight_i distance_i(scale_i(transform(prediction)), scale_i(transform(target)))`, one value per item, `[B]`.
@@ -40,9 +99,9 @@ def time_frequency_loss(
     Args:
         prediction: `[B, C, N]`.
         target: as the prediction.
-        transform: signal to spectrogram `[B, C, bins, frames]`; computed once for all distances.
+        transform: signal to spectrogram; computed once for all distances.
         distance: one, or several.
-        scale: what is applied to both spectrograms before the distance, as many as there are distances; default none.
+        scale: applied to both spectrograms before the distance, one for each distance; None for none.
         weights: one for each distance; default 1 over their number.
 
     Raises:
@@ -51,18 +110,19 @@ def time_frequency_loss(
     check_same_shape(prediction, target)
     terms = _terms(distance, scale, weights)
     predicted, wanted = transform(prediction), transform(target)
-    total = prediction.new_zeros(len(prediction))
-    for one_distance, one_scale, weight in terms:
-        if one_scale is None:
-            total = total + weight * one_distance(predicted, wanted)
-        else:
-            total = total + weight * one_distance(one_scale(predicted), one_scale(wanted))
-    return total
+    values = [weight * _compared(predicted, wanted, one, of) for one, of, weight in terms]
+    return sum(values[1:], values[0])
+
+
+def _compared(predicted: Tensor, wanted: Tensor, distance: Distance, scale: Scale | None) -> Tensor:
+    if isinstance(distance, Norm):
+        return distance(predicted, wanted, scale)
+    return distance(predicted, wanted) if scale is None else distance(scale(predicted), scale(wanted))
 
 
 def _terms(
     distance: Distance | Sequence[Distance],
-    scale: Scale | Sequence[Scale] | None,
+    scale: Scale | Sequence[Scale | None] | None,
     weights: Sequence[float] | None,
 ) -> list[tuple[Distance, Scale | None, float]]:
     distances = [distance] if callable(distance) else list(distance)
@@ -72,10 +132,15 @@ def _terms(
     shares = [1 / len(distances)] * len(distances) if weights is None else list(weights)
     if not len(distances) == len(scales) == len(shares):
         raise ValueError(
-            "each distance needs one scale and one weight: "
-            f"{len(distances)} distances, {len(scales)} scales and {len(shares)} weights do not fit"
+            "each distance needs one scale and one weight: got "
+            f"{len(distances)} distances, {len(scales)} scales and {len(shares)} weights"
         )
     return list(zip(distances, scales, shares, strict=True))
+
+
+def _frobenius(values: Tensor) -> Tensor:
+    """Norm per item, `[B, …]` to `[B]`; its gradient at 0 is 0."""
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(values, dim=-1).flatten(1), dim=1)
 
 
 class TimeFrequencyLoss(Loss):
@@ -85,7 +150,7 @@ class TimeFrequencyLoss(Loss):
         self,
         transform: Transform,
         distance: Distance | Sequence[Distance],
-        scale: Scale | Sequence[Scale] | None = None,
+        scale: Scale | Sequence[Scale | None] | None = None,
         weights: Sequence[float] | None = None,
         reduction: str = "mean",
     ):
@@ -94,28 +159,3 @@ class TimeFrequencyLoss(Loss):
         super().__init__(function, reduction)
         parts = [transform, *(part for term in terms for part in term[:2])]
         self.parts = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
-
-
-def l1(prediction: Tensor, target: Tensor) -> Tensor:
-    """`mean(|P − T|)` over channels, bins and frames, `[B]`."""
-    check_same_spectrogram(prediction, target)
-    return (prediction - target).abs().flatten(1).mean(1)
-
-
-def l2(prediction: Tensor, target: Tensor) -> Tensor:
-    """`mean((P − T)²)` over channels, bins and frames, `[B]`."""
-    check_same_spectrogram(prediction, target)
-    return (prediction - target).square().flatten(1).mean(1)
-
-
-def spectral_convergence(prediction: Tensor, target: Tensor, floor: float = 0.01) -> Tensor:
-    """`‖T − P‖_F / ‖T‖_F` of each channel, mean over channels, `[B]` (Arık et al. 2018).
-
-    Of a silent target it would be without bounds, so the root mean square of T counts as at least `floor`, in units
-    of the spectrogram: for magnitudes of an FFT of 1024 and Hann's window 0.01 is white noise at −66 dBFS. Else as
-    `korvax.loss.spectral_convergence_loss`.
-    """
-    check_same_spectrogram(prediction, target)
-    error = torch.linalg.vector_norm((target - prediction).flatten(2), dim=2)
-    whole = torch.linalg.vector_norm(target.flatten(2), dim=2)
-    return (error / whole.clamp_min(floor * target[0, 0].numel() ** 0.5)).mean(1)

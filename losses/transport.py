@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from losses.base import FunctionLoss, check_same_shape
-from losses.dsp.stft import Window, check_long_enough, magnitude
+from losses.dsp.stft import Window, check_long_enough
+from losses.dsp.transforms import STFT
 from losses.registry import register
+from losses.time_frequency import check_same_spectrogram, time_frequency_loss
 
 FFT_SIZES = (512, 1024, 2048)
 HOP_LENGTHS = (128, 256, 512)
-
-
-def check_same_spectrogram(prediction: Tensor, target: Tensor) -> None:
-    """Raises ValueError, with both shapes, unless both are `[B, C, bins, frames]` and equal in shape."""
-    if prediction.shape != target.shape or prediction.dim() != 4:
-        raise ValueError(
-            "two spectrograms must both be [B, C, bins, frames] and equal in shape, got "
-            f"{list(prediction.shape)} and {list(target.shape)}"
-        )
 
 
 def spectral_optimal_transport(
@@ -41,7 +35,7 @@ def spectral_optimal_transport(
     `korvax.loss.spectral_optimal_transport_loss`.
 
     Args:
-        prediction: spectrogram `[B, C, bins, frames]`, nowhere negative.
+        prediction: spectrogram `[B, C, frames, bins]`, nowhere negative.
         target: as the prediction.
         positions: rising positions of the bins, `[bins]`; default 0, 1/bins, … below 1.
         p: order of the distance, at least 1.
@@ -55,7 +49,7 @@ def spectral_optimal_transport(
         ValueError: shapes differ, the positions are not one per bin, or p is below 1.
     """
     check_same_spectrogram(prediction, target)
-    bins = prediction.shape[-2]
+    bins = prediction.shape[-1]
     if p < 1:
         raise ValueError(f"p must be at least 1, got {p}")
     if positions is None:
@@ -64,7 +58,7 @@ def spectral_optimal_transport(
         raise ValueError(f"positions must be [{bins}], one per bin, got {list(positions.shape)}")
     positions = positions.to(prediction)
 
-    predicted, wanted = prediction.transpose(-1, -2), target.transpose(-1, -2)
+    predicted, wanted = prediction, target
     eps = torch.finfo(prediction.dtype).eps
     mass, wanted_mass = (spectra.sum(-1, keepdim=True) + eps for spectra in (predicted, wanted))
     if balanced:
@@ -135,16 +129,19 @@ def multi_resolution_transport(
     if len(fft_sizes) != len(hop_lengths):
         raise ValueError(f"each FFT size needs a hop: {len(fft_sizes)} sizes and {len(hop_lengths)} hops do not fit")
     check_long_enough(prediction, max(fft_sizes))
-    total = prediction.new_zeros(len(prediction))
+    values = []
     for n_fft, hop in zip(fft_sizes, hop_lengths, strict=True):
-        predicted, wanted = (
-            magnitude(signal, n_fft, hop, window=window).transpose(-1, -2) for signal in (prediction, target)
-        )
         positions = torch.linspace(0, 1, n_fft // 2 + 1, device=prediction.device, dtype=prediction.dtype)
-        total = total + spectral_optimal_transport(
-            predicted, wanted, positions, p, normalize, balanced, quantile_lowpass
+        distance = partial(
+            spectral_optimal_transport,
+            positions=positions,
+            p=p,
+            normalize=normalize,
+            balanced=balanced,
+            quantile_lowpass=quantile_lowpass,
         )
-    return total
+        values.append(time_frequency_loss(prediction, target, STFT(n_fft, hop, window=window, power=1), distance))
+    return sum(values[1:], values[0])
 
 
 class SpectralOptimalTransportLoss(FunctionLoss):

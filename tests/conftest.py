@@ -1,7 +1,11 @@
-"""A tiny codec, a tiny data set and real training runs through the door, shared by the tests."""
+"""The commands, a tiny data set and real training runs, shared by the tests."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
+import io
 import os
 import signal
 import subprocess
@@ -16,6 +20,8 @@ import soundfile
 import torch
 from mlflow.tracking import MlflowClient
 
+from encore.config import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_RATE = 24000
 TRAIN_PAIRS, VAL_PAIRS = 8, 5
@@ -25,21 +31,36 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "120"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
-Door = Callable[..., subprocess.CompletedProcess[str]]
+# What torchrun tells a run's only rank; port 0: any free one.
+ONE_RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+MODULES = {
+    "train_ddp.py": "encore.commands.train",
+    "train_worker.py": "encore.commands.train_worker",
+    "prepare_data.py": "encore.commands.prepare",
+    "train_codec.py": "encore.commands.train_codec",
+    "inference_sample.py": "encore.commands.sample",
+    "evaluate.py": "encore.commands.evaluate",
+    "ablate.py": "encore.commands.ablate",
+}
+
+Finished = subprocess.CompletedProcess[str]
+Command = Callable[..., Finished]
+Door = Command
 
 
 def command(script: str, *arguments: object) -> list[str]:
-    """A door, or `-m` and a module, with its arguments."""
+    """The command line of a script of the repository, or of `-m` and a module."""
     return [sys.executable, script if script == "-m" else str(ROOT / script), *map(str, arguments)]
 
 
 @pytest.fixture(scope="session")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
-    """Runs a door of the repository in a folder, as a user would: `door("train_ddp.py", "--flag", 1, cwd=folder)`."""
+def run_command() -> Command:
+    """Runs a script in a process of its own, as a user would: `run_command("train_ddp.py", "--flag", 1, cwd=folder)`.
 
-    def run(
-        script: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    For what only a process can show; `call_command` is faster by the seconds that a process takes to start.
+    """
+
+    def run(script: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Finished:
         return subprocess.run(
             command(script, *arguments),
             cwd=cwd,
@@ -50,6 +71,43 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def door(run_command: Command) -> Command:
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def call_command() -> Command:
+    """Runs a script's command within this process: `call_command("evaluate.py", "--flag", 1, cwd=folder)`.
+
+    Folder, environment and signal handlers are put back afterwards. `train_worker.py` is a run's only rank.
+    """
+    return call
+
+
+def call(script: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Finished:
+    """See `call_command`."""
+    argv = [str(argument) for argument in arguments]
+    output, errors, status = io.StringIO(), io.StringIO(), 0
+    folder, environment = Path.cwd(), dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        os.chdir(cwd)
+        os.environ.update({"OMP_NUM_THREADS": "1", **ONE_RANK, **(env or {})})
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            cli.run(importlib.import_module(MODULES[script]).app, argv)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        gc.collect()  # ends the threads of a rank's process group
+    return subprocess.CompletedProcess(argv, status, output.getvalue(), errors.getvalue())
 
 
 def results_of_two_ranks(program: str, folder: Path) -> list[Any]:
@@ -120,28 +178,36 @@ def train_flags(tiny_pairs: Path, store: str) -> list[object]:
 
 @pytest.fixture(scope="session")
 def trained_flags(train_flags: list[object]) -> list[object]:
-    """Flags of the run `trained`: 6 epochs of 2 steps of 2 batches, on 2 ranks, with all that energy can draw."""
+    """Flags of the run `trained`: 4 epochs of 2 steps of 2 batches, on 2 ranks, with all that energy can draw."""
     weights = ("--loss_weight_target", 0.5, "--loss_weight_spectral", 0.25, "--loss_weight_mel", 0.25)
-    steps = ("--batch_size", 1, "--grad_accumulation", 2, "--epochs", 6, "--seed", 2**32 - 1, "--world_size", 2)
+    steps = ("--batch_size", 1, "--grad_accumulation", 2, "--epochs", 4, "--seed", 2**32 - 1, "--world_size", 2)
     energy = ("--objective", "energy", "--context_seconds", 0.6, "--context_noise", 0.2, "--rollout_blocks", 1)
     return [*train_flags, *weights, *steps, *energy]
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, door: Door, trained_flags: list[object]) -> Path:
-    """The folder of a finished run of energy, in experiment "trained"; its output is in stdout.txt."""
-    return finished(tmp_path_factory.mktemp("trained"), door, trained_flags, "trained")
+def regression_flags(trained_flags: list[object]) -> list[object]:
+    """Flags of the run `trained_regression`: as many steps, on one rank."""
+    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0, "--batch_size", 2, "--world_size", 1]
 
 
 @pytest.fixture(scope="session")
-def trained_regression(tmp_path_factory: pytest.TempPathFactory, door: Door, trained_flags: list[object]) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, run_command: Command, trained_flags: list[object]) -> Path:
+    """The folder of a finished run of energy, in experiment "trained"; its output is in stdout.txt."""
+    return finished(run_command, "train_ddp.py", trained_flags, tmp_path_factory.mktemp("trained"), "trained")
+
+
+@pytest.fixture(scope="session")
+def trained_regression(
+    tmp_path_factory: pytest.TempPathFactory, call_command: Command, regression_flags: list[object]
+) -> Path:
     """The same of regression, in experiment "regression"."""
-    flags = [*trained_flags, "--objective", "regression", "--rollout_blocks", 0]
-    return finished(tmp_path_factory.mktemp("regression"), door, flags, "regression")
+    folder = tmp_path_factory.mktemp("regression")
+    return finished(call_command, "train_worker.py", regression_flags, folder, "regression")
 
 
-def finished(folder: Path, door: Door, flags: list[object], experiment: str) -> Path:
-    result = door("train_ddp.py", *flags, "--experiment", experiment, cwd=folder)
+def finished(run: Command, script: str, flags: list[object], folder: Path, experiment: str) -> Path:
+    result = run(script, *flags, "--experiment", experiment, cwd=folder)
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout)
     return folder

@@ -16,7 +16,7 @@ from encore.audio import read_audio
 from encore.commands import evaluate
 from encore.config import cli
 from encore.evaluation.baselines import BASELINES
-from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Door
+from tests.conftest import ROOT, SAMPLE_RATE, VAL_PAIRS, Door
 from tests.test_page import Page
 
 DISTANCES = ("spectral_energy", "mel", "codec")
@@ -43,10 +43,29 @@ def evaluated(
 ) -> tuple[Path, str]:
     """The report of a run of evaluate.py, and what it printed."""
     folder = tmp_path_factory.mktemp("report")
+    (folder / "my_metric.py").write_text(metric_of_the_documentation())
     flags = ("--checkpoint", checkpoint, "--against", f"twin={checkpoint}", "--dataset_folder", pairs, *FAST)
-    result = door("evaluate.py", *flags, "--mlflow_uri", store, "--output", folder / "new" / "report", cwd=folder)
+    result = door(
+        "evaluate.py",
+        *flags,
+        "--plugins",
+        "my_metric.py",
+        "--mlflow_uri",
+        store,
+        "--output",
+        folder / "new" / "report",
+        cwd=folder,
+    )
     assert result.returncode == 0, result.stderr
     return folder / "new" / "report", result.stdout
+
+
+def metric_of_the_documentation() -> str:
+    """The code block of the section "A metric" in docs/extending.md."""
+    section = (ROOT / "docs" / "extending.md").read_text().partition("\n## A metric\n")[2].partition("\n## ")[0]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    assert 0 < len(code.strip().splitlines()) <= 15
+    return code
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +80,15 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         cli.run(evaluate.app)
     assert ended.value.code == 2
     return capsys.readouterr().err.splitlines()
+
+
+def run_of(store: str) -> Any:
+    """The MLflow run of the training."""
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("trained")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
 
 
 def test_every_continuer_has_its_values(found: dict[str, Any]) -> None:
@@ -107,6 +135,26 @@ def test_values_with_a_known_answer(found: dict[str, Any], pairs: Path) -> None:
     assert systems["truth"]["memorisation"]["value"] == 1.0
 
 
+def test_a_metric_of_the_users_own_is_in_the_json_the_tables_the_page_and_mlflow(
+    evaluated: tuple[Path, str], found: dict[str, Any], pairs: Path, store: str
+) -> None:
+    truths = [read_audio(pairs / "val" / f"pair_{n:04d}_output.wav", SAMPLE_RATE, 1) for n in range(VAL_PAIRS)]
+    expected = sum(float(audio.abs().amax() / audio.square().mean().sqrt()) for audio in truths) / VAL_PAIRS
+    assert {"model", "silence", "truth"} <= {name for name, v in found["systems"].items() if "crest_factor" in v}
+    assert found["systems"]["truth"]["crest_factor"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert found["systems"]["silence"]["crest_factor"]["value"] == 0
+    assert found["measures"]["crest_factor"] == {
+        "group": "Sound",
+        "note": "Peak level over RMS level.",
+        "goal": "truth",
+    }
+    assert any("crest →t" in line for line in evaluated[1].splitlines())
+    page = Page(evaluated[0] / "index.html")
+    assert any(row[:1] == ["System"] and any(cell.startswith("crest") for cell in row) for row in page.rows)
+    value = found["systems"]["model"]["crest_factor"]["value"]
+    assert run_of(store).data.metrics["eval_model_crest_factor"] == pytest.approx(value)
+
+
 def test_a_twin_has_the_same_values(found: dict[str, Any]) -> None:
     assert found["systems"]["model"] == found["systems"]["twin"]
 
@@ -128,14 +176,11 @@ def test_the_page_and_the_tables_show_the_continuers(evaluated: tuple[Path, str]
     assert max(map(len, evaluated[1].splitlines()[:60])) <= 100
 
 
-def test_the_training_run_has_the_values(found: dict[str, Any], trained: Path, store: str) -> None:
-    client = MlflowClient(store)
-    experiment = client.get_experiment_by_name("trained")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+def test_the_training_run_has_the_values(found: dict[str, Any], store: str) -> None:
+    run = run_of(store)
     value = found["systems"]["model"]["energy_score_mel"]["value"]
     assert run.data.metrics["eval_model_energy_score_mel"] == pytest.approx(value)
-    files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
+    files = {file.path for file in MlflowClient(store).list_artifacts(run.info.run_id, "evaluation")}
     assert files == {"evaluation/evaluation.json", "evaluation/index.html"}
 
 

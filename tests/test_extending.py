@@ -1,8 +1,9 @@
-"""A codec, a prior and a dataset format of one's own, as the documentation writes them, through the entry points."""
+"""Losses, codecs, priors and dataset formats of one's own, as the documentation writes them, through the commands."""
 
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,12 @@ from encore.models.loading import load_generator
 from encore.registry import CODECS, DATASETS, PRIORS, load_plugins
 from tests.conftest import ROOT, SAMPLE_RATE, Door, melody
 
-SECTIONS = {"my_codec.py": "A codec", "my_prior.py": "A prior", "my_format.py": "A dataset format"}
+SECTIONS = {
+    "my_loss.py": "A loss",
+    "my_codec.py": "A codec",
+    "my_prior.py": "A prior",
+    "my_format.py": "A dataset format",
+}
 MOST_LINES = 15
 CPU = torch.device("cpu")
 
@@ -44,13 +50,12 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def registered(plugins: dict[str, Path]) -> Iterator[None]:
     """The examples in this process's registries, and afterwards only what was there before."""
     before = [(registry, dict(registry)) for registry in (CODECS, DATASETS, PRIORS)]
-    load_plugins([str(path) for path in plugins.values()])
+    load_plugins([str(path) for name, path in plugins.items() if name != "my_loss.py"])
     yield
     for registry, entries in before:
         registry._entries.clear()
         registry._entries.update(entries)
-    files = {str(path) for path in plugins.values()}
-    for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) in files]:
+    for name in [name for name in sys.modules if name.startswith("losses_plugin_")]:
         del sys.modules[name]
 
 
@@ -74,15 +79,17 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     tmp_path_factory: pytest.TempPathFactory, door: Door, plugins: dict[str, Path], music: Path, store: str
 ) -> Path:
-    """A training run with all three at once, of a step that changes almost nothing."""
+    """A training run with all four at once, of a step that changes almost nothing."""
     folder = tmp_path_factory.mktemp("run")
     own = ("--plugins", ",".join(map(str, plugins.values())), "--codec", "samples", "--prior", "hold")
+    loss = ("--loss_weight_median_error", 0.5, "--loss_weight_target", 1)
     data = ("--dataset_folder", music, "--dataset_format", "table", "--batch_size", 2, "--num_workers", 0)
     size = ("--d_model", 16, "--nhead", 2, "--num_layers", 1, "--block_seconds", 0.4, "--decode_seconds", 0.4)
     steps = ("--max_steps", 1, "--lr", 1e-9, "--mlflow_uri", store, "--experiment", "extensions")
-    result = door("train_ddp.py", *own, *data, *size, *steps, cwd=folder)
+    result = door("train_ddp.py", *own, *loss, *data, *size, *steps, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "2 training and 2 validation pairs of 1.00 s" in result.stdout
+    assert re.search(r"Val Loss: .*median_error: 0\.\d+", result.stdout)
     return folder
 
 

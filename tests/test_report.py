@@ -12,8 +12,9 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
+from encore.errors import EncoreError
 from encore.evaluation.catalog import catalogue
-from encore.evaluation.metrics import MetricSpec
+from encore.evaluation.metrics import METRICS, MetricSpec, metric
 from encore.evaluation.report import write_report
 from encore.evaluation.results import Results, format_value, print_tables, write_json
 from encore.reporting.html import AudioSample, SampleGroup
@@ -79,6 +80,20 @@ def test_json_holds_every_value_and_no_nan(results: Results, tmp_path: Path) -> 
     assert content["courses"]["Level"]["b"] == [1.0, 0.0]
 
 
+def test_json_can_be_read_again(results: Results, tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    write_json(results, path)
+    again = Results.from_json(path)
+    assert again.values["a"] == results.values["a"] and again.values["b"] == results.values["b"]
+    assert math.isnan(again.values["c"]["is_low"].value)
+    assert [(spec.name, spec.goal) for spec in again.specs] == [(spec.name, spec.goal) for spec in results.specs]
+    assert [again.best(spec) for spec in again.specs] == [results.best(spec) for spec in results.specs]
+    assert (again.metadata, again.contours, again.pairs) == (results.metadata, results.contours, results.pairs)
+    path.write_text('{"facts": 1}')
+    with pytest.raises(EncoreError, match="not an evaluation"):
+        Results.from_json(path)
+
+
 def test_finite_values_are_tracked(results: Results) -> None:
     metrics = results.tracked()
     assert metrics["eval_a_is_low"] == 1.0 and metrics["eval_b_skill_x"] == 0.25
@@ -115,6 +130,23 @@ def test_the_catalogue_names_every_metric_once() -> None:
     names = [spec.name for spec in catalogue(["mel", "codec"], {"rms": "an error"}, ["codec", "log_mel"], 60)]
     assert len(set(names)) == len(names)
     assert {"skill_mel", "energy_score_codec", "kernel_distance_log_mel", "best_rms", "drift_level"} <= set(names)
+
+
+def test_a_metric_under_the_name_of_another_column_or_with_an_unknown_goal_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS))
+
+    def register(name: str, goal: str | None = None) -> None:
+        metric(name, title="level", group="Sound", note="Level.", goal=goal)(lambda item: 0.0)
+
+    with pytest.raises(ValueError, match="registered twice"):
+        register("onset_rate")
+    with pytest.raises(ValueError, match="goal must be None or one of low, high"):
+        register("other", "lowest")
+    register("level_db")
+    with pytest.raises(EncoreError, match="--plugins: the metric level_db is built in"):
+        catalogue(["mel"], {}, ["codec"], 60)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ class RunConfig:
 class TrackingConfig:
     """Where a run is logged."""
 
-    tracker: str = knob("mlflow", "what the run is logged to", TRACKING, choices=TRACKERS)
+    tracker: str = knob("mlflow", "what the run is logged to; none: only to its folder", TRACKING, choices=TRACKERS)
     mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store", TRACKING, common=True)
     experiment: str = knob("encore", "MLflow experiment", TRACKING)
     run_name: str | None = knob(None, "name of the MLflow run", TRACKING, common=True)

@@ -39,5 +39,5 @@ def catalogue(
     ]
     twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
     if twice:
-        raise EncoreError(f"the metric {twice[0]} is built in; register yours under another name")
+        raise EncoreError(f"--plugins: the metric {twice[0]} is built in; register yours under another name")
     return specs

@@ -48,7 +48,6 @@ class EvalConfig:
     codec_repository: Path | None = knob(None, "folder with the pretrained codecs' files")
     cache_dir: Path | None = knob(None, "folder for encoded latents; default: DATASET_FOLDER/.latents")
     device: str | None = knob(None, "cpu or cuda; default: a GPU if there is one", common=True)
-    plugins: str = knob("", "modules or files of your own that register metrics: a,b.py", common=True)
 
     @property
     def others(self) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from encore.registry import TRACKERS
 from encore.tracking.mlflow import MlflowTracker
+from encore.tracking.none import NoTracker
 from encore.tracking.runs import EvaluationRun, NestedRuns, download_artifact, log_evaluation, open_run
 from encore.tracking.tracker import Tracker, build_tracker, register_tracker
 
@@ -12,6 +13,7 @@ __all__ = [
     "EvaluationRun",
     "MlflowTracker",
     "NestedRuns",
+    "NoTracker",
     "Tracker",
     "build_tracker",
     "download_artifact",

@@ -1,4 +1,4 @@
-"""Scales: what is made of a spectrogram `[B, C, bins, frames]` before two of them are compared."""
+"""Scales: functions of a spectrogram `[B, C, frames, bins]`, applied before two of them are compared."""
 
 from __future__ import annotations
 
@@ -10,12 +10,38 @@ import torch
 from torch import Tensor
 
 from losses.dsp.compilation import constant
-from losses.dsp.filterbanks import mel_spectrogram
+from losses.dsp.stft import log_ratio
 
 
-def log_scale(spectrogram: Tensor, log_fac: float = 1.0, log_eps: float = 1e-7) -> Tensor:
-    """`ln(log_fac S + log_eps)`."""
-    return (log_fac * spectrogram + log_eps).log()
+@dataclass(frozen=True)
+class Log:
+    """`ln max(factor S + offset, floor)`.
+
+    Of positive spectrograms, the default `Log()` is their logarithm, and the difference of two takes one logarithm.
+    """
+
+    factor: float = 1.0
+    offset: float = 0.0
+    floor: float = 0.0
+
+    def __call__(self, spectrogram: Tensor) -> Tensor:
+        if (self.factor, self.offset) != (1, 0):
+            spectrogram = self.factor * spectrogram + self.offset
+        return (spectrogram.clamp_min(self.floor) if self.floor else spectrogram).log()
+
+    def difference(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if self == Log():
+            return log_ratio(prediction, target)
+        return self(prediction) - self(target)
+
+
+def difference(prediction: Tensor, target: Tensor, scale: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """`scale(P) − scale(T)`, by the scale's own method `difference` where it has one."""
+    if scale is None:
+        return prediction - target
+    if isinstance(scale, Log):
+        return scale.difference(prediction, target)
+    return scale(prediction) - scale(target)
 
 
 def power_to_db(spectrogram: Tensor, ref: float = 1.0, amin: float = 1e-10, top_db: float | None = 80.0) -> Tensor:
@@ -78,9 +104,9 @@ class AWeighted:
     decibels: Callable[[Tensor], Tensor] = amplitude_to_db
 
     def __call__(self, spectrogram: Tensor) -> Tensor:
-        if spectrogram.shape[-2] != len(self.frequencies):
+        if spectrogram.shape[-1] != len(self.frequencies):
             raise ValueError(
-                f"a spectrogram of {spectrogram.shape[-2]} bins does not fit {len(self.frequencies)} frequencies"
+                f"a spectrogram of {spectrogram.shape[-1]} bins does not fit {len(self.frequencies)} frequencies"
             )
         return self.decibels(spectrogram) + _a_weights(self.frequencies, spectrogram.device, spectrogram.dtype)
 
@@ -88,32 +114,4 @@ class AWeighted:
 @constant
 def _a_weights(frequencies: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     level = a_weighting(torch.tensor(frequencies, dtype=torch.float64))
-    return level[:, None].to(device=device, dtype=dtype)
-
-
-@dataclass(frozen=True)
-class MelScale:
-    """Mel bands of an FFT's spectrogram, `M S` with Slaney's filters, as `korvax.to_mel_scale`.
-
-    Attributes:
-        sample_rate: Hz.
-        n_fft: of the transform, samples.
-        n_mels: bands.
-        f_min: lower end of the lowest, Hz.
-        f_max: upper end of the highest, Hz; None for half the sample rate.
-
-    Raises:
-        ValueError: at the call, a spectrogram of another transform size.
-    """
-
-    sample_rate: int
-    n_fft: int
-    n_mels: int = 128
-    f_min: float = 0.0
-    f_max: float | None = None
-
-    def __call__(self, spectrogram: Tensor) -> Tensor:
-        if spectrogram.shape[-2] != self.n_fft // 2 + 1:
-            raise ValueError(f"a spectrogram of {spectrogram.shape[-2]} bins is not that of an FFT of {self.n_fft}")
-        settings = self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max
-        return mel_spectrogram(spectrogram.transpose(-1, -2), *settings).transpose(-1, -2)
+    return level.to(device=device, dtype=dtype)

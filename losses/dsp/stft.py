@@ -18,7 +18,7 @@ POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silenc
 
 Window = str | tuple[str, float]
 
-_bank: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Any]] | None] = ContextVar("bank", default=None)
+_bank: ContextVar[dict[tuple[Any, ...], tuple[Any, Any]] | None] = ContextVar("bank", default=None)
 
 
 @contextmanager
@@ -109,24 +109,14 @@ def magnitude(
 
 
 @eager
-def log_ratio(
-    prediction: Tensor,
-    target: Tensor,
-    n_fft: int,
-    hop_length: int,
-    win_length: int | None = None,
-    window: Window = "hann_window",
-    pad_mode: str = "reflect",
-    eps: float = POWER_FLOOR,
-) -> Tensor:
-    """`ln P − ln T` of the `magnitude`s of two signals; one logarithm for both."""
-    settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode, eps
+def log_ratio(prediction: Tensor, target: Tensor) -> Tensor:
+    """`ln P − ln T` of two positive spectrograms, such as `magnitude`s, with one logarithm for both."""
 
     def compute() -> Tensor:
-        value: Tensor = LogRatio.apply(magnitude(prediction, *settings), magnitude(target, *settings))
+        value: Tensor = LogRatio.apply(prediction, target)
         return value
 
-    return _shared(prediction, ("log ratio", *_identity(target), *settings), compute)
+    return _shared(prediction, ("log ratio", *_identity(target)), compute, target)
 
 
 @eager
@@ -235,14 +225,14 @@ def _is_held(signal: Tensor, key: tuple[Any, ...]) -> bool:
     return bank is not None and (*_identity(signal), *key) in bank
 
 
-def _shared(signal: Tensor, key: tuple[Any, ...], compute: Callable[[], Tensor]) -> Tensor:
-    """What `compute` returns, from the bank if there is one and it holds that already."""
+def _shared(signal: Tensor, key: tuple[Any, ...], compute: Callable[[], Tensor], other: Tensor | None = None) -> Tensor:
+    """What `compute` returns, from the bank if there is one and it holds that already; `other` is part of the key."""
     bank = _bank.get()
     if bank is None:
         return compute()
     key = (*_identity(signal), *key)
     if key not in bank:
-        bank[key] = (signal, compute())  # the signal is kept so that its id stays its own
+        bank[key] = ((signal, other), compute())  # they are kept so that their ids stay their own
     return bank[key][1]
 
 

@@ -1,4 +1,4 @@
-"""Time-frequency transforms of a signal `[B, C, N]` and the filter banks that they need."""
+"""Time-frequency transforms: a signal `[B, C, N]` to a spectrogram `[B, C, frames, bins]`."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def chroma_filters(sample_rate: float, n_fft: int, n_chroma: int, device: torch.
 
 @dataclass(frozen=True)
 class STFT:
-    """`max(|X|, 1e-4) ** power` of the short-time Fourier transform X, `[B, C, n_fft // 2 + 1, frames]`.
+    """`max(|X|, √eps) ** power` of the short-time Fourier transform X, `[B, C, frames, n_fft // 2 + 1]`.
 
-    Centred frames, one per hop; below 1e-4 there is no gradient. Sizes and defaults are `korvax.spectrogram`'s, which
-    pads with zeros unless told otherwise. Within `losses.shared_spectra()` each transform is computed once.
+    Centred frames, one per hop; below √eps there is no gradient. Sizes and defaults are those of `korvax.spectrogram`,
+    which pads with zeros unless told otherwise. Within `losses.shared_spectra()` each transform is computed once.
 
     Attributes:
         n_fft: transform size, samples.
@@ -50,6 +50,7 @@ class STFT:
         window: by name, as in `losses.dsp.stft.spectrum`.
         power: 1 for magnitudes, 2 for powers.
         pad_mode: "reflect" or "constant" (zeros) beyond the ends.
+        eps: least power of a bin.
 
     Raises:
         ValueError: at the call, an unknown window, or a signal too short to be reflected.
@@ -58,24 +59,25 @@ class STFT:
     n_fft: int = 2048
     hop_length: int | None = None
     win_length: int | None = None
-    window: Window = "hann"
+    window: Window = "hann_window"
     power: float = 2.0
     pad_mode: str = "reflect"
+    eps: float = POWER_FLOOR
 
     def __call__(self, signal: Tensor) -> Tensor:
-        return self._frames(signal).transpose(-1, -2)
-
-    def _frames(self, signal: Tensor) -> Tensor:
-        """The same as `[B, C, frames, bins]`."""
         win_length = self.win_length or self.n_fft
         hop_length = self.hop_length or win_length // 4
-        value = magnitude(signal, self.n_fft, hop_length, win_length, self.window, self.pad_mode)
-        return value if self.power == 1 else value**self.power
+        value = magnitude(signal, self.n_fft, hop_length, win_length, self.window, self.pad_mode, self.eps)
+        return self.bands(value if self.power == 1 else value**self.power)
+
+    def bands(self, spectrogram: Tensor) -> Tensor:
+        """What this transform makes of an FFT's bins, `[…, n_fft // 2 + 1]`: here the same."""
+        return spectrogram
 
 
 @dataclass(frozen=True)
 class Mel(STFT):
-    """Mel bands of an `STFT`, `[B, C, n_mels, frames]`: Slaney's filters, as `korvax.mel_spectrogram`.
+    """Mel bands of an `STFT`, `[B, C, frames, n_mels]`: Slaney's filters, as `korvax.mel_spectrogram`.
 
     Attributes, beside those of `STFT`:
         sample_rate: Hz.
@@ -90,14 +92,13 @@ class Mel(STFT):
     f_min: float = 0.0
     f_max: float | None = None
 
-    def __call__(self, signal: Tensor) -> Tensor:
-        settings = self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max
-        return mel_spectrogram(self._frames(signal), *settings).transpose(-1, -2)
+    def bands(self, spectrogram: Tensor) -> Tensor:
+        return mel_spectrogram(spectrogram, self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max)
 
 
 @dataclass(frozen=True)
 class Chroma(STFT):
-    """Pitch classes of an `STFT`, `[B, C, n_chroma, frames]`, C first; see `chroma_filters`.
+    """Pitch classes of an `STFT`, `[B, C, frames, n_chroma]`, C first; see `chroma_filters`.
 
     Frames are not normalised (`librosa.feature.chroma_stft` with `norm=None`).
 
@@ -110,14 +111,14 @@ class Chroma(STFT):
     sample_rate: int
     n_chroma: int = 12
 
-    def __call__(self, signal: Tensor) -> Tensor:
-        filters = chroma_filters(self.sample_rate, self.n_fft, self.n_chroma, signal.device, signal.dtype)
-        return (self._frames(signal) @ filters.T).transpose(-1, -2)
+    def bands(self, spectrogram: Tensor) -> Tensor:
+        filters = chroma_filters(self.sample_rate, self.n_fft, self.n_chroma, spectrogram.device, spectrogram.dtype)
+        return spectrogram @ filters.T
 
 
 @dataclass(frozen=True)
 class VQT:
-    """Variable-Q transform, `max(|V|, 1e-4) ** power`, `[B, C, n_bins, frames]`.
+    """Variable-Q transform, `max(|V|, 1e-4) ** power`, `[B, C, frames, n_bins]`.
 
     `V_k(m) = sqrt(L_k) Σ_n x(m hop + n) w_k(n) e^(−2πi n f_k / sample_rate) / Σ w_k` with a window w_k of
     `L_k = ceil(sample_rate / (α f_k + γ))` samples around n = 0, `f_k = f_min 2^(k / bins_per_octave)` and
@@ -170,7 +171,7 @@ class VQT:
             real, imaginary = (frames @ kernels).chunk(2, dim=-1)
             powers.append(real.square() + imaginary.square())
         power = torch.cat(powers, dim=-1).clamp_min(POWER_FLOOR)
-        return (power if self.power == 2 else power ** (self.power / 2)).transpose(-1, -2)
+        return power if self.power == 2 else power ** (self.power / 2)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""A tracker of the tests' own, a plugin: writes a run's metrics to a file, and can kill ranks after an epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from encore.config.schema import TrackingConfig
+from encore.tracking import Tracker, register_tracker
+
+FLAGS = ("--plugins", "tests.json_tracker", "--tracker", "json")
+KILL_AFTER = "KILL_AFTER_EPOCH"  # environment variable
+
+
+@register_tracker("json")
+class JsonTracker(Tracker):
+    """Appends a line `[step, metrics]` to `metrics.jsonl` in the run's folder; never sends anything.
+
+    After the epoch that the environment names it kills the other ranks of this machine, unless they are restarted ones.
+    """
+
+    def __init__(self, settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]):
+        self.path, self.run_id = folder / "metrics.jsonl", run_id or settings.run_name
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps([step, dict(values)]) + "\n")
+        if str(step) == os.environ.get(KILL_AFTER) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            for rank in psutil.Process(os.getppid()).children():
+                if rank.pid != os.getpid():
+                    rank.kill()
+
+
+def tracked(folder: Path) -> dict[str, list[float]]:
+    """The history of every metric of a run in `folder`, in the order in which it was logged."""
+    found: dict[str, list[float]] = {}
+    for line in (folder / "checkpoints" / "metrics.jsonl").read_text().splitlines():
+        for name, value in json.loads(line)[1].items():
+            found.setdefault(name, []).append(value)
+    return found
