@@ -1,4 +1,4 @@
-"""Ablations through the door: real trainings and evaluations, nested, resumed, stopped and failed."""
+"""Ablations through the entry point: real trainings and evaluations, nested, resumed, stopped and failed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def experiment(store: str, name: str) -> dict[str, Any]:
 def ablated(
     tmp_path_factory: pytest.TempPathFactory, door: Door, tiny_pairs: Path, store: str
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A folder in which an ablation of two good runs, at the same time, and one that fails has ended."""
+    """The folder and the output of an ablation of two runs that succeed, at the same time, and one that fails."""
     folder = tmp_path_factory.mktemp("ablated")
     broken = {"objective": "regression", "loss_weight_sum_and_difference_stft": 1}  # of stereo, and the codec is mono
     path = grid(folder, COMMON, {**RUNS, "broken": broken})
@@ -58,14 +58,14 @@ def ablated(
 
 def test_runs_are_trained_evaluated_and_compared(ablated: Any) -> None:
     folder, result = ablated
-    assert result.returncode == 1, result.stderr  # because one has failed
+    assert result.returncode == 1, result.stderr  # because one of the runs failed
     output = folder / "ablation"
     found = json.loads((output / "ablation.json").read_text())
     assert list(found["runs"]) == ["mean", "energy", "broken"]
     for name in RUNS:
         run = found["runs"][name]
         assert run["failure"] is None and run["settings"]["max_steps"] == 2
-        # Every run is measured by what any of them was trained on.
+        # Every run is evaluated on the losses of all runs.
         assert {"mean_rms", "mean_log_spectrogram"} <= run["measures"].keys()
     assert found["runs"]["mean"]["settings"]["objective"] == "regression"
     lowest = min(RUNS, key=lambda name: found["runs"][name]["measures"]["mean_rms"]["value"])
@@ -91,8 +91,8 @@ def test_runs_are_nested_in_mlflow(ablated: Any, store: str) -> None:
     assert runs.keys() == {"ablation", "mean", "energy", "broken"}
     parent = runs["ablation"]
     assert parent.info.status == runs["broken"].info.status == "FAILED"
-    kept = {artifact.path for artifact in MlflowClient(store).list_artifacts(parent.info.run_id)}
-    assert kept == {"index.html", "ablation.json"}
+    stored = {artifact.path for artifact in MlflowClient(store).list_artifacts(parent.info.run_id)}
+    assert stored == {"index.html", "ablation.json"}
     for name in RUNS:
         assert runs[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert runs[name].info.status == "FINISHED"
@@ -101,7 +101,7 @@ def test_runs_are_nested_in_mlflow(ablated: Any, store: str) -> None:
         assert any(metric.startswith("eval_model_") for metric in runs[name].data.metrics)
 
 
-def test_a_stopped_ablation_saves_and_goes_on(tmp_path: Path, door: Door, tiny_pairs: Path, store: str) -> None:
+def test_a_stopped_ablation_saves_its_state(tmp_path: Path, door: Door, tiny_pairs: Path, store: str) -> None:
     common = {**COMMON, "max_steps": 100000, "epochs": 100000}
     path = grid(tmp_path, common, {"long": {"objective": "regression"}, "never": {}})
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "stopped", *EVALUATION)
@@ -132,14 +132,14 @@ def test_a_stopped_ablation_saves_and_goes_on(tmp_path: Path, door: Door, tiny_p
 
 
 def within(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Runs the door within this process; returns its exit status."""
+    """Runs the entry point within this process; returns its exit status."""
     monkeypatch.setattr("sys.argv", ["ablate.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         cli.run(ablate.app)
     return int(ended.value.code or 0)
 
 
-def test_what_is_finished_is_not_done_again(
+def test_finished_runs_are_not_repeated(
     ablated: Any,
     tiny_pairs: Path,
     store: str,
@@ -188,9 +188,9 @@ def test_each_loss_is_a_run_of_that_loss_alone(tiny_pairs: Path) -> None:
         "loss_weight_mel": 1.0,
         "decode_seconds": 0.25,
     }
-    said: list[str] = []
-    here = computable_losses(TrainConfig.from_flags(**common), losses.REGISTRY, said.append)
-    left_out = {line.split()[1].rstrip(":") for line in said}
+    lines: list[str] = []
+    here = computable_losses(TrainConfig.from_flags(**common), losses.REGISTRY, lines.append)
+    left_out = {line.split()[1].rstrip(":") for line in lines}
     assert left_out == {"sum_and_difference_stft", "pesq"}  # which need two channels, and a longer crop
     assert {*here, *left_out} == losses.REGISTRY.keys()
     for name, flags in runs_of_each_loss(here).items():

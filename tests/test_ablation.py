@@ -1,4 +1,4 @@
-"""The grid of an ablation, what its runs are resumed from, and how they are put side by side."""
+"""The grid of an ablation, the state its runs are resumed from, and their comparison."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def test_a_grid_gives_every_run_the_common_flags_and_its_own(tmp_path: Path, tin
         assert config.run.checkpoint_dir == tmp_path / "out" / name / "checkpoints"
         assert (config.run.resume, config.tracking.run_name, config.tracking.experiment) == ("auto", name, "there")
         assert config.data.dataset_folder == tiny_pairs
-    assert plain.objective.kind == "energy"  # nothing is left to a default
+    assert plain.objective.kind == "energy"  # defaults are resolved
     assert plain.objective.loss_weights == {"loss_weight_spectral_energy": 1}
 
 
-def test_all_that_is_wrong_with_a_grid_is_said_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_grid_are_reported_together(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "common: {loss_weight_mell: 1, resume: auto, epochs: 1.5}\n"
@@ -93,7 +93,7 @@ def test_all_that_is_wrong_with_a_grid_is_said_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("runs:\n  a: {lr: 1}\n  a: {lr: 2}\n", "a is there twice"),
         ("runs: {a: {lr: 1, lr: 2}}", "lr is there twice"),
@@ -104,9 +104,9 @@ def test_all_that_is_wrong_with_a_grid_is_said_at_once(tmp_path: Path) -> None:
         ("runs: {a: *nowhere}", "nowhere"),
     ],
 )
-def test_a_file_that_is_no_grid_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_not_a_grid_is_refused_in_one_line(tmp_path: Path, text: str, expected: str) -> None:
     (line,) = problems_of(read_grid, write(tmp_path, text))
-    assert line.startswith(f"--grid {tmp_path / 'grid.yaml'}: ") and said in line
+    assert line.startswith(f"--grid {tmp_path / 'grid.yaml'}: ") and expected in line
 
 
 def test_a_grid_may_use_the_anchors_of_yaml(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_grid_may_use_the_anchors_of_yaml(tmp_path: Path) -> None:
     assert read_grid(write(tmp_path, text)).runs == {"a": {"lr": 1.0, "epochs": 2}, "b": {"lr": 2.0, "epochs": 2}}
 
 
-def test_what_every_run_has_wrong_is_said_once(tmp_path: Path) -> None:
+def test_a_problem_of_every_run_is_reported_once(tmp_path: Path) -> None:
     grid = Grid("g.yaml", {"epochs": 0}, {"a": {"lr": 0.0}, "b": {}})
     lines = problems_of(configurations, grid, tmp_path, {})
     assert [line.partition(";")[0] for line in lines] == [
@@ -125,7 +125,9 @@ def test_what_every_run_has_wrong_is_said_once(tmp_path: Path) -> None:
     assert "runs: is empty" in problems_of(configurations, Grid("g.yaml", {}, {}), tmp_path, {})[0]
 
 
-def test_the_shipped_grid_is_one_and_compares_objectives_of_the_same_weights(tmp_path: Path, tiny_pairs: Path) -> None:
+def test_the_shipped_grid_is_valid_and_compares_objectives_with_the_same_weights(
+    tmp_path: Path, tiny_pairs: Path
+) -> None:
     configs = configurations(read_grid(ROOT / "ablation.yaml"), tmp_path, {"dataset_folder": tiny_pairs})
     assert {"balanced", "time", "spectral", "perceptual"} <= configs.keys()
     one, other = configs["balanced"], configs["balanced_energy"]
@@ -133,13 +135,13 @@ def test_the_shipped_grid_is_one_and_compares_objectives_of_the_same_weights(tmp
     assert (one.objective.kind, other.objective.kind) == ("regression", "energy")
 
 
-def test_runs_begun_with_other_settings_are_refused_with_what_differs(tmp_path: Path, tiny_pairs: Path) -> None:
+def test_runs_started_with_other_settings_are_refused_with_the_differences(tmp_path: Path, tiny_pairs: Path) -> None:
     grid = Grid("g", {"codec": "starter"}, {"a": {"lr": 1e-3}, "b": {"lr": 1e-3}, "new": {}})
     before = configurations(grid, tmp_path, {"dataset_folder": tiny_pairs, "experiment": "x"})
     for name in ("a", "b"):
         before[name].run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         (before[name].run.checkpoint_dir / "config.json").write_text(json.dumps(before[name].to_dict()))
-    # Another experiment and another way to write the same folder are no other settings.
+    # Neither another experiment nor another spelling of the same folder is a different setting.
     moved = tiny_pairs / ".." / tiny_pairs.name
     same = configurations(grid, tmp_path, {"dataset_folder": moved, "experiment": "y"})
     assert [run.name for run in open_runs(same)] == ["a", "b", "new"]
@@ -150,20 +152,20 @@ def test_runs_begun_with_other_settings_are_refused_with_what_differs(tmp_path: 
     assert str(tmp_path / "a") in line
 
 
-def test_a_broken_state_is_said_with_its_folder(tmp_path: Path, tiny_pairs: Path) -> None:
+def test_a_broken_state_is_reported_with_its_folder(tmp_path: Path, tiny_pairs: Path) -> None:
     configs = configurations(Grid("g", {}, {"a": {}}), tmp_path, {"dataset_folder": tiny_pairs})
     (tmp_path / "a" / "run.json").write_text("{")
     (line,) = problems_of(open_runs, configs)
     assert str(tmp_path / "a") in line and "move it away" in line
 
 
-def test_differences_leave_out_what_the_ablation_sets() -> None:
+def test_differences_leave_out_the_flags_that_the_ablation_sets() -> None:
     before = TrainConfig.from_flags(run_name="a", mlflow_uri="x", resume="auto", unity_test=True)
     after = TrainConfig.from_flags(run_name="b", mlflow_uri="y", checkpoint_dir=Path("elsewhere"))
     assert differences(before, after) == ["--unity_test true is now false"]
 
 
-def test_a_signal_stops_all_children_and_no_further_one_begins(tmp_path: Path) -> None:
+def test_a_signal_stops_all_children_and_no_further_one_starts(tmp_path: Path) -> None:
     program = f"""
 import sys, threading
 from pathlib import Path
@@ -195,12 +197,12 @@ print(found, children.run(["no", "such"], folder / "c", {{}}), children.stopped_
     assert [(tmp_path / name).read_text() for name in "ab"] == ["up\nsaved\n"] * 2
 
 
-def test_a_store_that_is_away_is_said() -> None:
+def test_a_server_that_cannot_be_reached_is_reported() -> None:
     (line,) = problems_of(NestedRuns, "http://127.0.0.1:9", "x")
     assert line.startswith("--mlflow_uri http://127.0.0.1:9: ")
 
 
-def test_a_reason_is_the_last_error_or_the_last_line(tmp_path: Path) -> None:
+def test_a_failure_is_described_by_the_last_error_or_the_last_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
     for text, reason in [("", "no output"), ("a\nb\n\n", "b"), ("error: x\nerror: y\nafter", "y")]:
         log.write_text(text)
@@ -234,12 +236,12 @@ def comparison() -> Any:
     return compare(evaluations, seconds, {"broken": f"training ended: [b]{NASTY}[/b]"})
 
 
-def test_the_best_are_those_of_the_runs_by_each_measure(comparison: Any) -> None:
+def test_the_best_run_by_each_metric(comparison: Any) -> None:
     assert [(m.name, m.group) for m in comparison.metrics] == [
         *(("score", "First"), ("gain", "First"), ("tempo", "Second"), ("level_db", "Second")),
         ("training_seconds", "Training"),
     ]
-    best = {measure.name: comparison.best(measure) for measure in comparison.metrics}
+    best = {metric.name: comparison.best(metric) for metric in comparison.metrics}
     # The replay scores better, but is no run.
     assert best == {
         "score": {"quiet"},
@@ -249,11 +251,11 @@ def test_the_best_are_those_of_the_runs_by_each_measure(comparison: Any) -> None
         "training_seconds": set(),
     }
     alone = compare({"only": evaluation(1.0, 1.0, 0.0)}, {"only": 1.0}, {})
-    assert not any(alone.best(measure) for measure in alone.metrics)
+    assert not any(alone.best(metric) for metric in alone.metrics)
 
 
 @pytest.mark.parametrize("width", [44, 120])
-def test_the_terminals_table_has_every_figure_at_any_width(comparison: Any, width: int) -> None:
+def test_the_table_in_the_terminal_has_every_value_at_any_width(comparison: Any, width: int) -> None:
     console = Console(file=io.StringIO(), width=width)
     print_comparison(comparison, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -265,14 +267,14 @@ def test_the_terminals_table_has_every_figure_at_any_width(comparison: Any, widt
     assert "…" not in table
 
 
-def test_the_page_has_the_sounds_of_each_pair_and_one_table(comparison: Any, tmp_path: Path) -> None:
+def test_the_page_has_the_audio_samples_of_each_pair_and_one_table(comparison: Any, tmp_path: Path) -> None:
     tone = torch.sin(torch.arange(SAMPLE_RATE / 4) * 0.1)[None] * 0.5
-    heard = [
+    groups = [
         SampleGroup(title, [AudioSample(name, NASTY, tone) for name in ("Input and truth", "quiet", "loud")])
         for title in (NASTY, "pair_0001")
     ]
     path = tmp_path / "index.html"
-    write_page(comparison, heard, SAMPLE_RATE, {"quiet": NASTY}, {"Data": NASTY}, path)
+    write_page(comparison, groups, SAMPLE_RATE, {"quiet": NASTY}, {"Data": NASTY}, path)
     page = Page(path)
     assert len(page.audio) == len(page.images) == 6 and not page.elsewhere
     rows = {row[0]: row[1:] for row in page.rows}
@@ -285,7 +287,7 @@ def test_the_page_has_the_sounds_of_each_pair_and_one_table(comparison: Any, tmp
     assert "<script>alert" not in path.read_text()
 
 
-def test_a_comparison_of_which_every_run_failed_still_has_a_page(tmp_path: Path) -> None:
+def test_a_comparison_in_which_every_run_failed_still_has_a_page(tmp_path: Path) -> None:
     nothing = compare({}, {"a": 0.0}, {"a": "it broke"})
     write_page(nothing, [], 1, {"a": "x"}, {}, tmp_path / "index.html")
     assert "it broke" in Page(tmp_path / "index.html").text

@@ -93,7 +93,7 @@ def run(
     return folder
 
 
-@pytest.mark.parametrize("section", SECTIONS.values())
+@pytest.mark.parametrize("section", [*SECTIONS.values(), "A metric"])
 def test_an_example_is_short(section: str) -> None:
     code = [line for line in example(section).splitlines() if line.strip()]
     assert 0 < len(code) <= MOST_LINES

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from jinja2 import UndefinedError
 from matplotlib.image import imread
 
-from encore.reporting.html import AudioSample, Table, write_page
+from encore.reporting.html import AudioSample, Table, render, write_page
 
 RATE = 24000
 NASTY = "a <script>alert('1')</script> & \"b\""
@@ -73,7 +74,7 @@ def samples() -> list[AudioSample]:
     ]
 
 
-def test_players_hold_the_audio_and_pictures_are_pictures(tmp_path: Path, samples: list[AudioSample]) -> None:
+def test_players_hold_the_audio_and_images_are_spectrograms(tmp_path: Path, samples: list[AudioSample]) -> None:
     write_page(tmp_path / "index.html", NASTY, {NASTY: NASTY}, samples, RATE)
     page = Page(tmp_path / "index.html")
     assert len(page.audio) == len(page.images) == 2
@@ -119,3 +120,8 @@ def test_candidates_come_first_and_the_best_of_a_row_is_marked(tmp_path: Path, s
     alone = Table("", ["one", "codec"], {"rms": [0.1, 0.2]}, {"rms": ""}, rivals=1)
     write_page(tmp_path / "index.html", "title", {}, samples, RATE, alone)
     assert "strong" not in Page(tmp_path / "index.html").tags
+
+
+def test_a_page_of_which_something_is_missing_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="'candidates' is undefined"):
+        render("continuation.html.j2", title="title")

@@ -23,11 +23,11 @@ def tone(frequency: float, seconds: float, amplitude: float = 1.0) -> torch.Tens
     return amplitude * torch.sin(2 * math.pi * frequency * time)[None]
 
 
-def levels_of(picture: np.ndarray) -> np.ndarray:
+def levels_of(image: np.ndarray) -> np.ndarray:
     """The level in dB that each pixel shows, in every 20th column from 1/5 to 3/4 of the width (within the panel)."""
     scale = matplotlib.colormaps["magma"](np.arange(256))[:, :3]
-    width = picture.shape[1]
-    pixels = picture[:, width // 5 : 3 * width // 4 : 20, None, :3]
+    width = image.shape[1]
+    pixels = image[:, width // 5 : 3 * width // 4 : 20, None, :3]
     distance = np.abs(pixels - scale).max(-1)
     # Text, being grey, has none of these colours.
     return np.where(distance.min(-1) < 0.01, -80 + 80 * distance.argmin(-1) / 255, -80)

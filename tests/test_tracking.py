@@ -17,7 +17,8 @@ from mlflow.tracking import MlflowClient
 
 from encore.config.schema import TrackingConfig
 from encore.tracking import MlflowTracker
-from tests.conftest import ENVIRONMENT, ROOT, Door
+from tests.conftest import ENVIRONMENT, Door
+from tests.test_extending import MOST_LINES, example
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on this port
 
@@ -142,9 +143,8 @@ def test_a_resumed_run_continues_and_tags_changed_parameters(tmp_path: Path, sto
 def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
     tmp_path: Path, door: Door, train_flags: list[object]
 ) -> None:
-    section = (ROOT / "docs" / "extending.md").read_text().partition("\n## A tracker\n")[2].partition("\n## ")[0]
-    code = section.partition("```python\n")[2].partition("```")[0]
-    assert 0 < len(code.strip().splitlines()) <= 15
+    code = example("A tracker")
+    assert 0 < len(code.strip().splitlines()) <= MOST_LINES
     (tmp_path / "my_tracker.py").write_text(code)
     flags = (*train_flags, "--epochs", 2, "--mlflow_uri", "sqlite:///unused.db", "--plugins", "my_tracker.py")
     result = door("train_ddp.py", *flags, "--tracker", "json_lines", cwd=tmp_path)

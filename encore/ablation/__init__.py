@@ -1,0 +1,1 @@
+"""Ablations: the same model trained with several weightings or objectives, evaluated and compared."""

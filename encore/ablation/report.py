@@ -107,23 +107,22 @@ def _row(comparison: Comparison, metric: MetricSpec) -> dict[str, Any]:
 @torch.no_grad()
 def continuations(runs: Sequence[AblationRun]) -> tuple[list[SampleGroup], int]:
     """Some validation pairs, spread over all of them, continued by every run; and the sample rate in Hz."""
-    if not runs:
-        return [], 1
-    samples: dict[Path, list[AudioSample]] = {}
+    groups: dict[Path, SampleGroup] = {}
+    rate = 1
     for run in runs:
         generator = load_generator(run.checkpoint, choose_device(None))
-        rate = generator.codec.sample_rate
-        data = run.config.data
+        data, rate = run.config.data, generator.codec.sample_rate
         assert data.dataset_folder is not None
         pairs = find_pairs(data.dataset_folder, rate, data.dataset_format)["val"]
         count = min(len(pairs), MAX_PAIRS, max(1, MAX_PLAYERS // len(runs)))
         for pair in [pairs[number * len(pairs) // count] for number in range(count)]:
             song, truth = (read_audio(path, rate, generator.codec.channels) for path in (pair.input, pair.output))
-            if pair.input not in samples:
-                note = f"The input of every run, then its true continuation from {song.shape[-1] / rate:.2f} s on."
-                samples[pair.input] = [AudioSample("Input and truth", note, torch.cat([song, truth], -1))]
-            samples[pair.input].append(continuation(run.name, generator, song, truth.shape[-1] / rate))
-    return [SampleGroup(path.name.removesuffix("_input.wav"), group) for path, group in samples.items()], rate
+            note = f"The input of every run, then its true continuation from {song.shape[-1] / rate:.2f} s on."
+            reference = AudioSample("Input and truth", note, torch.cat([song, truth], -1))
+            earlier = groups.get(pair.input, SampleGroup(pair.name, [reference]))
+            made = continuation(run.name, generator, song, truth.shape[-1] / rate)
+            groups[pair.input] = SampleGroup(pair.name, [*earlier.samples, made])
+    return list(groups.values()), rate
 
 
 def continuation(title: str, generator: Generator, song: Tensor, seconds: float) -> AudioSample:

@@ -1,0 +1,1 @@
+"""Reports: pages, plots and spectrograms, as files that need no network."""

@@ -1,4 +1,4 @@
-"""Pages in one HTML file each, with their sounds and pictures inside, which need no network."""
+"""Pages that need no network: one HTML file each, with audio and images as data URIs, made from Jinja2 templates."""
 
 from __future__ import annotations
 

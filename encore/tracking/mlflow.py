@@ -1,4 +1,4 @@
-"""The MLflow client, and the tracker of training runs: what cannot be sent now is kept in a file and sent later."""
+"""The MLflow client, and the tracker of training runs, which saves what cannot be sent and sends it later."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def reason(error: Exception) -> str:
 class MlflowTracker(Tracker):
     """One MLflow run, with the load of the machine.
 
-    Records are collected and sent by `flush`, oldest first. One that cannot be sent is kept, with those after it, in a
-    journal (JSON lines), and the next flush tries again; training never waits for a server.
+    Records are collected and sent by `flush`, oldest first. One that cannot be sent is saved, with those after it, to
+    a journal (JSON lines), and the next flush tries again; training never waits for a server.
 
     Args:
         settings: server or store, experiment (created if missing) and name of the run (None lets MLflow choose).
@@ -111,12 +111,12 @@ class MlflowTracker(Tracker):
             while self._records:
                 self._send(self._records[0])
                 self._records.pop(0)
-        except Exception as error:  # whatever a tracking backend raises, training goes on
+        except Exception as error:  # whatever a tracking backend raises, training continues
             self._write_journal()
             if not self.lost:
                 self.log(
-                    f"MLflow cannot be reached ({reason(error)}); training goes on, what could not be logged is kept "
-                    f"in {self.journal}"
+                    f"MLflow cannot be reached ({reason(error)}); training continues, and what could not be logged is "
+                    f"saved in {self.journal}"
                 )
             self.lost = True
             return
