@@ -236,9 +236,9 @@ def test_an_output_that_holds_something_is_left_alone(music: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--segment_seconds", "0"), "--segment_seconds 0.0: must be at least 0.2"),
-        (("--segment_seconds", "nan"), "--segment_seconds nan: must be at least 0.2"),
-        (("--min_rms", "-1"), "--min_rms -1.0: must be at least 0"),
+        (("--segment_seconds", "0"), "--segment_seconds 0.0: must be a finite number of at least 0.2"),
+        (("--segment_seconds", "nan"), "--segment_seconds nan: must be a finite number of at least 0.2"),
+        (("--min_rms", "-1"), "--min_rms -1.0: must be a finite number of at least 0"),
         (("--val_fraction", "0"), "--val_fraction 0.0: must be between 0 and 1"),
         (("--output", "{music}/pairs"), "lies inside the music folder"),
         (("--output", "{music}/a.wav"), "is a file"),

@@ -13,8 +13,9 @@ from benchmarks.bench_codec import figures, untrained_codec
 from encore.audio import read_audio
 from encore.codecs import Codec, load_codec
 from encore.codecs.starter.weights import STARTER_WEIGHTS
+from tests.conftest import ROOT
 
-ASSETS = STARTER_WEIGHTS.parent
+ASSETS = ROOT / "assets"
 RATE = 24000
 
 

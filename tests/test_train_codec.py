@@ -14,13 +14,13 @@ from encore.codecs.starter.trainer import (
     CodecTraining,
     CropSampler,
     log_relative_error,
-    si_sdr,
     split_files,
     validation_crops,
 )
 from encore.codecs.starter.weights import load_codec_file
 from encore.commands import train_codec
 from encore.errors import EncoreError
+from losses import functional
 from tests.conftest import Door
 
 RATE = 24000
@@ -54,7 +54,7 @@ def test_training_improves_on_the_start_and_writes_a_codec(door: Door, music: Pa
     codec = load_codec(str(tmp_path / "codec.safetensors"))
     assert (codec.latent_dim, codec.sample_rate, codec.hop_length) == (32, RATE, 320)
     audio = torch.sin(6.2832 * 200 * torch.arange(RATE // 2 // 320 * 320) / RATE)[None, None] * 0.2
-    assert si_sdr(codec.decode(codec.encode(audio)), audio) > 15
+    assert -functional.si_sdr(codec.decode(codec.encode(audio)), audio, zero_mean=False) > 15
 
 
 def test_random_start(music: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_random_start(music: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--val_fraction", "1.5", "--lr", "0"], "give --minutes or --steps.*--val_fraction 1.5.*--lr 0"),
+        (["--val_fraction", "1.5", "--lr", "0"], "--minutes, --steps: both are missing.*--val_fraction 1.5.*--lr 0"),
         (["--steps", "1", "--n_filters", "2"], "2 filters are too few for 120 coefficients.*--n_filters"),
         (["--steps", "1", *SMALL, "--crop_seconds", "60"], "no training file is as long.*--crop_seconds"),
     ],
@@ -116,11 +116,10 @@ def test_validation_crops_are_two_a_file_one_of_them_quieter() -> None:
         validation_crops([torch.ones(1, 100)], RATE)
 
 
-def test_figures_of_known_errors() -> None:
+def test_the_relative_error_of_known_errors() -> None:
     t = torch.arange(RATE) / RATE
     target = torch.sin(6.2832 * 100 * t)[None, None]
     other = torch.sin(6.2832 * 200 * t)[None, None]
-    assert si_sdr(3 * (target + 0.1 * other), target).item() == pytest.approx(20, abs=0.1)
     assert log_relative_error(target + 0.1 * other, target).item() == pytest.approx(-4.605, abs=0.01)
     assert log_relative_error(0 * target, 0 * target).item() == pytest.approx(0, abs=1e-6)
 
