@@ -1,4 +1,4 @@
-"""Ranks: how a process of a group ends."""
+"""Ranks: what they agree on, and how a process of a group ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ENVIRONMENT
+from tests.conftest import ENVIRONMENT, results_of_two_ranks
 
 # Each ending in a fork of its own, with an object that lives until the interpreter is torn down and then aborts the
 # process, as a thread of gloo's may.
@@ -51,3 +51,27 @@ def test_a_rank_ends_with_its_status_and_without_a_teardown(tmp_path: Path) -> N
         assert (tmp_path / f"{ending}.out").read_text() == "worked\ntidied up\n"
         said = (tmp_path / f"{ending}.err").read_text()
         assert said.endswith("ValueError: what went wrong\n") if ending == "raise" else said == ""
+
+
+# On each of two ranks: blocks in which nobody, one rank, or every rank fails.
+AGREE = """
+from encore.errors import EncoreError
+
+def main(ranks, folder):
+    said = []
+    for failing in ((), (1,), (0, 1)):
+        try:
+            with ranks.agree():
+                if ranks.rank in failing:
+                    raise EncoreError(f"rank {ranks.rank} found something")
+            said.append("")
+        except EncoreError as error:
+            said.append(str(error))
+    return said, ranks.gather(10 * ranks.rank), ranks.broadcast_from_main(lambda: f"from {ranks.rank}")
+"""
+
+
+def test_what_fails_on_one_rank_fails_on_all_with_its_message(tmp_path: Path) -> None:
+    for said, gathered, sent in results_of_two_ranks(AGREE, tmp_path):
+        assert said == ["", "rank 1 found something", "rank 0 found something"]
+        assert gathered == [0, 10] and sent == "from 0"
