@@ -9,8 +9,8 @@ f(x) = ELU(x) + ELU(−x) ≈ |x| − 1:
               is e_j, normalised to zero mean and unit deviation
     decoder   the sum over bands j and sets s of  sign(r_sj) · e_j · pattern_sj
 
-Here `sign(r) · e ≈ (f(e + r) − f(e − r)) / 2`. The *carrier* r is a random projection of the path's latents, so that the
-patterns do not repeat at 75 Hz. The patterns are band-passed noise of one and a half blocks with overlapping ends.
+Here `sign(r) · e ≈ (f(e + r) − f(e − r)) / 2`. The *carrier* r is a random projection of the path's latents, so that
+the patterns do not repeat at 75 Hz. The patterns are band-passed noise of one and a half blocks with overlapping ends.
 The decoder's part is trained further, at reduced learning rates.
 """
 
