@@ -1,4 +1,4 @@
-"""The door train_codec.py, run as a user would on seconds of synthesised music and a codec of few filters."""
+"""train_codec.py as a user runs it, on seconds of synthesised music, with a small codec."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from encore.codecs.starter.weights import load_codec_file
 from encore.commands import train_codec
 from encore.errors import EncoreError
 from losses import functional
-from tests.conftest import Door
+from tests.conftest import Command
 
 RATE = 24000
 SMALL = ["--n_filters", "8", "--dimension", "32", "--coefficients", "26"]
@@ -29,7 +29,7 @@ SMALL = ["--n_filters", "8", "--dimension", "32", "--coefficients", "26"]
 
 @pytest.fixture(scope="module")
 def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four files of 2 s: a decaying chord over a little noise."""
+    """Four files of 2 s: a decaying chord with a little noise."""
     folder = tmp_path_factory.mktemp("music")
     generator = torch.Generator().manual_seed(0)
     t = torch.arange(2 * RATE) / RATE
@@ -40,8 +40,8 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_improves_on_the_start_and_writes_a_codec(door: Door, music: Path, tmp_path: Path) -> None:
-    result = door(
+def test_training_improves_on_the_start_and_writes_a_codec(run_command: Command, music: Path, tmp_path: Path) -> None:
+    result = run_command(
         "train_codec.py", music, "--output", tmp_path, *SMALL, "--steps", 12, "--batch_size", 2, "--crop_seconds", 0.3,
         "--lr", 0.002, "--val_fraction", 0.25, "--validate_every", 4, "--seed", 1, cwd=tmp_path,
     )  # fmt: skip
@@ -73,14 +73,16 @@ def test_random_start(music: Path, tmp_path: Path) -> None:
         (["--steps", "1", *SMALL, "--crop_seconds", "60"], "no training file is as long.*--crop_seconds"),
     ],
 )
-def test_what_the_user_can_put_right_is_said(music: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_named_with_their_remedies(
+    music: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     result = CliRunner().invoke(train_codec.app, [str(music), "--output", str(tmp_path), *arguments])
     assert isinstance(result.exception, EncoreError)
     assert re.search(message, str(result.exception), re.S), result.exception
 
 
-def test_a_missing_folder_is_named_in_one_line(door: Door, tmp_path: Path) -> None:
-    result = door("train_codec.py", tmp_path / "nowhere", "--output", tmp_path, "--steps", 1, cwd=tmp_path)
+def test_a_missing_folder_is_named_in_one_line(run_command: Command, tmp_path: Path) -> None:
+    result = run_command("train_codec.py", tmp_path / "nowhere", "--output", tmp_path, "--steps", 1, cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "nowhere" in result.stderr and "Traceback" not in result.stderr
 
@@ -124,7 +126,7 @@ def test_the_relative_error_of_known_errors() -> None:
     assert log_relative_error(0 * target, 0 * target).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_rates_scale_the_step_and_zero_keeps_constants() -> None:
+def test_factors_scale_the_step_and_zero_keeps_constants() -> None:
     torch.manual_seed(0)
     encoder, decoder = torch.nn.Conv1d(1, 4, 1), torch.nn.Conv1d(4, 1, 1)
     rates = {"decoder.weight": torch.tensor([0.0, 0.1, 1.0, 1.0]).view(1, 4, 1)}
