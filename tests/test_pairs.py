@@ -1,4 +1,4 @@
-"""Pairs on disk: what is found, what is refused, what a step gets."""
+"""Pairs: finding and checking them, and the batches of a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from encore.codecs import load_codec
 from encore.data.dataset import EpochSampler, PairDataset, collate, find_pairs, segment_frames
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
-from tests.conftest import SAMPLE_RATE, Door, write_pairs
+from tests.conftest import SAMPLE_RATE, Command, write_pairs
 
 
 @pytest.fixture
@@ -98,29 +98,29 @@ def test_a_damaged_pair_is_named_with_the_reason(folder: Path, damage, reason: s
     assert str(culprit) in message and reason in message and len(message.splitlines()) == 1
 
 
-def test_all_damaged_pairs_are_reported_together_without_a_traceback(folder: Path, door: Door) -> None:
+def test_all_damaged_pairs_are_reported_together_without_a_traceback(folder: Path, run_command: Command) -> None:
     other_rate(folder)
     (folder / "val" / "pair_0001_output.wav").unlink()
-    result = door("train_ddp.py", "--dataset_folder", folder, "--codec", "starter", cwd=folder.parent)
+    result = run_command("train_ddp.py", "--dataset_folder", folder, "--codec", "starter", cwd=folder.parent)
     assert result.returncode == 2
     lines = result.stderr.splitlines()
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines), result.stderr
 
 
-def test_nan_samples_are_found_when_the_latents_are_made(folder: Path, door: Door) -> None:
+def test_nan_samples_are_found_when_latents_are_encoded(folder: Path, run_command: Command) -> None:
     audio, _ = soundfile.read(first(folder))
     audio[100] = np.nan
     soundfile.write(first(folder), audio, SAMPLE_RATE, subtype="FLOAT")
     flags = ("--dataset_folder", folder, "--codec", "starter", "--world_size", 2, "--block_seconds", 0.4)
-    result = door("train_ddp.py", *flags, cwd=folder.parent)
+    result = run_command("train_ddp.py", *flags, cwd=folder.parent)
     assert result.returncode == 2
     assert f"error: {first(folder)}: holds NaN or infinite samples" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_batch_larger_than_the_data_set_is_refused(folder: Path, door: Door) -> None:
+def test_a_batch_larger_than_the_data_set_is_refused(folder: Path, run_command: Command) -> None:
     flags = ("--dataset_folder", folder, "--codec", "starter", "--batch_size", 4, "--block_seconds", 0.4)
-    result = door("train_ddp.py", *flags, cwd=folder.parent)
+    result = run_command("train_ddp.py", *flags, cwd=folder.parent)
     assert result.returncode == 2
     assert "--batch_size 4: a step takes 4 pairs" in result.stderr and "only 3 training pairs" in result.stderr
     assert "Traceback" not in result.stderr
@@ -136,7 +136,7 @@ def test_items_are_the_cached_latents_and_the_waveforms(folder: Path) -> None:
     batch = collate([data[0], data[2]])
     assert batch.number.tolist() == [0, 2] and len(batch) == 2
     audio = torch.from_numpy(soundfile.read(pairs["train"][2].input, dtype="float32")[0])
-    # Of an input the last frames count, of an output the first: they meet where the one ends and the other begins.
+    # The last frames of the input and the first ones of the output, which follow each other.
     assert torch.equal(batch.input_audio[1, 0], audio[7 * 320 : 37 * 320])
     following = torch.from_numpy(soundfile.read(pairs["train"][2].output, dtype="float32")[0])
     assert torch.equal(batch.target_audio[1, 0], following[: 30 * 320])
@@ -166,7 +166,7 @@ def test_ranks_share_an_epoch_without_overlap_and_orders_differ_between_epochs()
     assert orders[0] != orders[1]
 
 
-def test_an_epoch_is_taken_up_where_it_was_left() -> None:
+def test_an_epoch_resumes_where_it_was_interrupted() -> None:
     sampler = EpochSampler(20, 2, 2, 1, 2, seed=0)
     sampler.start_at(4, 0)
     whole = list(sampler)

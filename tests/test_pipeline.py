@@ -15,7 +15,7 @@ import torch
 import encore
 from encore.errors import EncoreError
 from encore.inference.pipeline import ContinuationPipeline
-from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Door, melody
+from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Command, melody
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,12 @@ def model(trained: Path) -> ContinuationPipeline:
     return encore.load(trained / "checkpoints" / "best_model.pt", device="cpu")
 
 
-def test_it_is_what_the_command_writes(model: ContinuationPipeline, trained: Path, door: Door, tmp_path: Path) -> None:
+def test_it_is_what_the_command_writes(
+    model: ContinuationPipeline, trained: Path, run_command: Command, tmp_path: Path
+) -> None:
     soundfile.write(tmp_path / "song.wav", melody(1.6, 3), SAMPLE_RATE)
     flags = ("--checkpoint", trained / "checkpoints" / "best_model.pt", "--seconds", 1.3, "--seed", 4)
-    result = door("inference_sample.py", "--input", "song.wav", *flags, cwd=tmp_path)
+    result = run_command("inference_sample.py", "--input", "song.wav", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     samples, rate = soundfile.read(tmp_path / "song.wav", dtype="float32")
     audio = model.continue_(samples, rate, seconds=1.3, seed=4)

@@ -38,7 +38,6 @@ class SampleConfig:
     output: Path = knob(Path("out"), "folder for the results", common=True)
     codec_repository: Path | None = knob(None, "folder with the pretrained codecs' files", common=True)
     device: str | None = knob(None, "cpu or cuda; default: a GPU if there is one", common=True)
-    plugins: str = knob("", "modules or files of your own that register codecs or priors: a,b.py", common=True)
 
     @property
     def seeds(self) -> range:
