@@ -170,9 +170,7 @@ def _generator() -> torch.Generator:
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_distances_between_samples_of_music_are_small_and_grow_with_damage(
-    songs: tuple[Tensor, Tensor], name: str
-) -> None:
+def test_distances_of_music_are_small_and_grow_with_damage(songs: tuple[Tensor, Tensor], name: str) -> None:
     distance: Distance = DISTANCES[name]
     features: Callable[[Tensor], Tensor] = (
         (lambda audio: pooled(log_mel_patches(audio, RATE))[..., ::5])  # few features for few samples

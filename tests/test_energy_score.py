@@ -53,7 +53,7 @@ def test_mean_score_does_not_depend_on_the_number_of_candidates() -> None:
 
 
 def test_the_true_distribution_scores_best() -> None:
-    """Proper: under- and overdispersed, shifted and mean forecasts are all worse, by more than chance."""
+    """Proper: too narrow, too wide, shifted and mean forecasts are all worse, by more than chance."""
     truth, x = normal(1, 4000, 1, 4), normal(2, 4000, 4, 1, 4)
     best = energy_score(rms, x, truth).score.numpy()
     items = [str(item) for item in range(4000)]
