@@ -21,7 +21,7 @@ from torch import Tensor
 
 import losses
 from encore.codecs import load_codec
-from encore.data.dataset import Batch
+from encore.data.dataset import Batch, find_pairs
 from encore.evaluation.dataset import EvalSet
 from encore.evaluation.metrics.energy_score import energy_score, skill
 from encore.models.priors import RHYTHM_SHARE, FrameOrder, draw_lags, lag_probs, replay, take
@@ -71,7 +71,8 @@ def main() -> None:
     parser.add_argument("--cache_dir", type=Path)
     options = parser.parse_args()
     codec, cpu = load_codec(options.codec), torch.device("cpu")
-    data = EvalSet.open(codec, options.pairs, options.cache_dir, options.items, 0, cpu)
+    pairs = find_pairs(options.pairs, codec.sample_rate)
+    data = EvalSet.open(codec, pairs, options.cache_dir or options.pairs / ".latents", options.items, 0, cpu)
     distances = {name: losses.create(name, codec.sample_rate) for name in DISTANCES}
     margin = codec.measure_margin(data.load([0]).context)
     scores: dict[str, dict[str, list[Tensor]]] = {name: {key: [] for key in DISTANCES} for name in PRIORS}

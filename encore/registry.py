@@ -74,6 +74,7 @@ PRIORS: Registry[Any] = Registry("prior", "--prior")
 DATASETS: Registry[Any] = Registry("dataset format", "--dataset_format")
 METRICS: Registry[Any] = Registry("metric", "--metrics")
 TRACKERS: Registry[Any] = Registry("tracker", "--tracker")
+LOADED: set[str] = set()  # plugins, as they were named
 
 
 def load_plugins(names: Iterable[str]) -> None:
@@ -92,3 +93,4 @@ def load_plugins(names: Iterable[str]) -> None:
             losses.load_plugins(name)
         except ValueError as error:
             raise EncoreError(f"--plugins {name}: {error}") from error
+        LOADED.add(name)

@@ -1,4 +1,4 @@
-"""The loss doctor: `python -m losses` examines every loss, or those of --only, on noise and music or on your files."""
+"""The loss doctor: `python -m losses` checks every loss, or those of --only, on noise and music or on your files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from losses.doctor.checks import Report
 from losses.registry import load_plugins
 
 USER_ERROR = 2
-WIDTH = 120  # of what is not a terminal
-NARROW = 100  # a terminal with fewer columns has long names on two lines
+WIDTH = 120  # columns of output that goes to a file or pipe
+NARROW = 100  # below so many columns long names are broken into two lines
 SAMPLE_RATE, SECONDS = 24000, 1.0
-MOST_SAMPLES = 10_000_000  # what fits into the memory of a small machine, all losses considered
+MOST_SAMPLES = 10_000_000  # fits into the memory of a small machine, whatever the loss
 
 app = typer.Typer(
     add_completion=False,
@@ -37,14 +37,14 @@ app = typer.Typer(
 
 @app.command(help=__doc__)
 def main(
-    only: Annotated[str | None, typer.Option("--only", help="losses to examine: a,b,c; default: all")] = None,
-    input_: Annotated[Path | None, typer.Option("--input", help="audio file taken for the prediction")] = None,
-    target: Annotated[Path | None, typer.Option("--target", help="audio file taken for the target")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="losses to check: a,b,c; default: all")] = None,
+    input_: Annotated[Path | None, typer.Option("--input", help="audio file to use as the prediction")] = None,
+    target: Annotated[Path | None, typer.Option("--target", help="audio file to use as the target")] = None,
     sample_rate: Annotated[
-        int | None, typer.Option("--sample_rate", help="Hz of the noise and music; default: 24000")
+        int | None, typer.Option("--sample_rate", help="sample rate of the noise and music, Hz; default: 24000")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", help="length of the signals; default: 1, or all of the files")
+        float | None, typer.Option("--seconds", help="length of the signals; default: 1, or the whole files")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
     plugins: Annotated[
@@ -61,11 +61,11 @@ def main(
     if unknown := [name for name in names if name not in entries]:
         refuse(f"--only {','.join(unknown)}: no such loss; there are {', '.join(entries)}")
     if not names:
-        refuse("--only names no loss")
+        refuse("--only names no loss; give names separated by commas")
     if device not in ("cpu", "cuda"):
         refuse(f"--device {device}: must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        refuse("--device cuda: torch finds no such device here")
+        refuse("--device cuda: torch finds no CUDA device; use --device cpu")
     if seconds is not None and not 0 < seconds < math.inf:
         refuse(f"--seconds {seconds:g}: must be above 0")
     if sample_rate is not None and sample_rate < 1:
@@ -79,7 +79,7 @@ def main(
     watched = track(names, "Examining", console=progress, transient=True, disable=not progress.is_terminal)
     reports = [checks.examine(name, entries[name], material, place) for name in watched]
     check_length(reports, material)
-    for report in reports:  # last, because it changes how memory is given out, which costs time
+    for report in reports:  # last, because it changes the memory allocator's settings, which slows the losses down
         if report.step is not None:
             report.megabytes = checks.peak_memory(report.step, place) / 1e6
     print_table(console, reports, material, place)
@@ -93,21 +93,21 @@ def main(
 def signals(
     console: Console, prediction: Path | None, target: Path | None, sample_rate: int | None, seconds: float | None
 ) -> Material:
-    """The user's files, or else noise and music."""
+    """The signals of the given files, or noise and music if there are none."""
     if prediction is None and target is None:
         sample_rate, seconds = sample_rate or SAMPLE_RATE, seconds or SECONDS
         if not seconds * sample_rate <= MOST_SAMPLES:
-            refuse(f"--seconds {seconds:g}: more than {MOST_SAMPLES // sample_rate} s at {sample_rate} Hz is too much")
+            refuse(f"--seconds {seconds:g}: at most {MOST_SAMPLES // sample_rate} s are possible at {sample_rate} Hz")
         if round(seconds * sample_rate) < 1:
-            refuse(f"--seconds {seconds:g}: less than a sample at {sample_rate} Hz")
+            refuse(f"--seconds {seconds:g}: shorter than one sample at {sample_rate} Hz")
         return cases.synthesised(sample_rate, seconds)
     if prediction is None or target is None:
-        refuse("--input and --target go together")
+        refuse("--input and --target go together: give both")
     (ours, rate), (theirs, other) = read("--input", prediction), read("--target", target)
     if rate != other:
         refuse(f"{prediction} has {rate} Hz and {target} {other} Hz; resample one of them")
     if sample_rate not in (None, rate):
-        refuse(f"--sample_rate {sample_rate}: the files have {rate} Hz")
+        refuse(f"--sample_rate {sample_rate}: the files have {rate} Hz; leave this flag out")
     if len(ours[0]) != len(theirs[0]):
         refuse(f"{prediction} has {len(ours[0])} channel(s) and {target} {len(theirs[0])}; make them equal")
     samples = min(ours.shape[-1], theirs.shape[-1])
@@ -129,12 +129,12 @@ def read(flag: str, path: Path) -> tuple[Tensor, int]:
     try:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
-        refuse(f"{flag} {path}: can't be read as audio ({error})")
+        refuse(f"{flag} {path}: cannot be read as audio ({error})")
     signal = torch.from_numpy(audio.T.copy())[None]
     if not signal.numel():
-        refuse(f"{flag} {path}: holds no samples")
+        refuse(f"{flag} {path}: contains no samples")
     if not signal.isfinite().all():
-        refuse(f"{flag} {path}: has samples that are not finite")
+        refuse(f"{flag} {path}: contains samples that are not finite")
     if signal.shape[1] > 2:
         refuse(f"{flag} {path}: has {signal.shape[1]} channels; give a mono or stereo file")
     return signal, int(rate)
@@ -144,13 +144,15 @@ def check_length(reports: list[Report], material: Material) -> None:
     samples = material.shape[-1]
     needs = {report.name: report.shortest for report in reports if (report.shortest or 0) > samples}
     if needs:
-        wanted = ", ".join(f"{name} {least}" for name, least in needs.items())
-        refuse(f"{samples} samples ({samples / material.sample_rate:.3g} s) are too short: needed are for {wanted}")
+        wanted = ", ".join(f"{least} for {name}" for name, least in needs.items())
+        refuse(f"{samples} samples ({samples / material.sample_rate:.3g} s) are too few; at least: {wanted}")
 
 
 def print_table(console: Console, reports: list[Report], material: Material, device: torch.device) -> None:
     items, _, samples = material.shape
-    shape = f"[{items}, {material.channels}, {samples}]" + " (two channels where need be)" * (material.channels == 1)
+    shape = f"[{items}, {material.channels}, {samples}]" + " (two channels for stereo losses)" * (
+        material.channels == 1
+    )
     title = f"Losses at {material.sample_rate} Hz on {device.type}, {shape}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for column in ("loss", *material.pairs, "itself", "safe", "least", "ch.", "ms", "MB", "gradient"):
@@ -174,14 +176,14 @@ def print_table(console: Console, reports: list[Report], material: Material, dev
         f"{', '.join(material.pairs)}: value, prediction against target. itself: value of the target against itself, "
         "✓ if that is its minimum.\n"
         f"safe: ✓ for each of {', '.join(checks.SAFETY)} with a finite value and gradient.\n"
-        "least: samples needed. ch.: channels taken. ms, MB: forward and backward, memory at its peak. gradient: norm "
-        "of an item's.\n",
+        "least: samples needed. ch.: channels accepted. ms, MB: forward and backward, peak memory. gradient: norm for "
+        "one item.\n",
         style="dim",
     )
 
 
 def print_notes(console: Console, reports: list[Report]) -> bool:
-    """What the table has no place for; whether a loss has failed."""
+    """Warnings and problems, a line each; returns whether a loss has failed."""
     for report in reports:
         for warning in report.warnings:
             line(console, None, f"{report.name}: {warning}")
@@ -199,7 +201,7 @@ def mark(good: bool | None) -> str:
 
 
 def folded(name: str) -> str:
-    """A long name on two lines, broken after an underscore that the spaces stand for meanwhile."""
+    """A long name on two lines, broken after an underscore."""
     lines = textwrap.wrap(name.replace("_", "_ "), 18)
     return "\n".join(line.replace(" ", "") for line in lines)
 
@@ -209,7 +211,7 @@ def line(console: Console, good: bool | None, text: str) -> None:
 
 
 def refuse(problem: str) -> NoReturn:
-    """Ends with status 2 and one line on standard error."""
+    """Exits with status 2 after one line on standard error."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(problem)}")
     raise typer.Exit(USER_ERROR)
 

@@ -1,8 +1,8 @@
-"""Several losses as one: a weighted sum, and gradients balanced so that a weight is a share.
+"""Several losses as one: a weighted sum, and gradients balanced so that each weight is a share.
 
-`WeightedSum` is a loss of its own. `WeightedGradient` and `LossBalancer` are for a training loop whose losses all look
-at one signal, the decoded audio: they take each loss's values at it and give one gradient there, from which a single
-backward pass goes on into whatever made the signal::
+`WeightedSum` is a loss of its own. `WeightedGradient` and `LossBalancer` are for a training loop whose losses are all
+computed on one signal, the decoded audio: from the losses' values they make one gradient at that signal, and a single
+backward pass continues from there into whatever produced the signal::
 
     combined = balancer({"spectral": spectral(audio, target), "mel": mel(audio, target)}, audio)
     audio.backward(combined.gradient)
@@ -21,7 +21,7 @@ from torch import distributed as dist
 
 from losses.dsp.stft import shared_spectra
 
-REFERENCE_STEPS = 100  # steps after which a term's average becomes the size that `shrink` holds it to
+REFERENCE_STEPS = 100  # with `shrink`, a term is scaled up no more than it was after so many steps
 
 
 class WeightedSum(nn.Module):
@@ -40,12 +40,12 @@ class WeightedSum(nn.Module):
         self.losses = nn.ModuleDict({name: terms[name][0] for name in self.weights})
 
     def parts(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Every loss's own value, without its weight."""
+        """The value of every loss, without its weight."""
         with shared_spectra():
             return {name: loss(prediction, target) for name, loss in self.losses.items()}
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of what `parts` gave."""
+        """The weighted sum of the values that `parts` returned."""
         return torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum(0)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -54,14 +54,14 @@ class WeightedSum(nn.Module):
 
 @dataclass(frozen=True)
 class BalancedGradient:
-    """What several losses' values become at the signal that they look at.
+    """The gradient of several losses at the signal on which they were computed.
 
     Attributes:
         gradient: of the combined loss's mean over the items, in the signal's shape.
         shares: each term's part of the gradient, `‖scale · g‖ / Σ ‖scale · g‖`, where g is one item's gradient and
-            the norms are means over this process's items; 0 for a term that has no part in it. Empty where it was
-            not measured.
-        left_out: terms that were not finite on some rank and have no part in this gradient.
+            the norms are means over this process's items; 0 for a term that contributes nothing. Empty if it was not
+            measured.
+        left_out: terms that were not finite on some rank and contribute nothing to this gradient.
     """
 
     gradient: Tensor
@@ -70,7 +70,7 @@ class BalancedGradient:
 
 
 class WeightedGradient(nn.Module):
-    """The gradient of the plain weighted sum, and on demand each term's share of it.
+    """The gradient of the plain weighted sum and, if wanted, each term's share of it.
 
     Args:
         weights: name to weight. A term of weight 0 needs no value.
@@ -84,9 +84,9 @@ class WeightedGradient(nn.Module):
         self.weights = _checked(weights)
 
     def forward(self, values: Mapping[str, Tensor], signal: Tensor, measure: bool = True) -> BalancedGradient:
-        """Combines `values`, one per item `[B]` each, at `signal [B, C, N]`, of which they were computed.
+        """Combines `values`, `[B]` each, into one gradient at `signal [B, C, N]`, from which they were computed.
 
-        With `measure` every term's gradient is taken by itself and its share is known; without, all in one pass.
+        With `measure` each term's gradient is computed separately, which gives the shares; without, all in one pass.
         """
         if not measure:
             total = torch.stack([weight * values[name] for name, weight in self.weights.items()]).sum(0)
@@ -100,15 +100,16 @@ class LossBalancer(nn.Module):
 
     `Σ_k s_k · total_norm · g_k / n_k`, with g_k the gradient of an item's loss at the signal, `s_k = w_k / Σ w`, and
     n_k a moving average of the norm ‖g_k‖ (mean over all items of all ranks): `Σ_i β^i · norm_i / Σ_i β^i`, where i
-    counts steps backwards. As in EnCodec (Défossez et al. 2022, section 3.4), but for these: the result is that of
-    the mean over the items, so that a larger batch gives no larger gradient; and a term without any gradient in a step
-    (an adversary that has not started, a perfect prediction) keeps its average, and the others take its share.
+    counts steps backwards. As in EnCodec (Défossez et al. 2022, section 3.4), with two differences: the result is the
+    gradient of the mean over the items, so that a larger batch gives no larger gradient; and a term without any
+    gradient in a step (an adversary that has not started, a perfect prediction) keeps its average, while the others
+    take its share.
 
     A term whose value or gradient is not finite on any rank is left out of that step on all ranks, and named.
 
-    `shrink` lets gradients become small. Without it, a loss that is nearly solved has its gradient, by then mostly
-    noise, scaled up to its full share. With it, a term is never scaled up by more than it was at first: n_k is at
-    least its value after 100 steps, so a gradient that fades from then on fades in the result too.
+    `shrink` lets gradients become small. Without it, the gradient of a loss that is nearly solved, by then mostly
+    noise, is scaled up to its full share. With it, a term is never scaled up by more than after the first 100 steps:
+    n_k is at least its value then, so a gradient that fades later fades in the result too.
 
     Args:
         weights: name to weight. A term of weight 0 needs no value.
@@ -129,7 +130,7 @@ class LossBalancer(nn.Module):
         self.averages = {name: Average() for name in self.weights}
 
     def forward(self, values: Mapping[str, Tensor], signal: Tensor, measure: bool = True) -> BalancedGradient:
-        """Like `WeightedGradient`'s; the norms are needed in any case, so the shares are there even unasked."""
+        """As that of `WeightedGradient`; the shares are always given, because the norms are needed anyway."""
         gradients = gradients_at({name: values[name] for name in self.weights}, signal)
         local = _norms(gradients)
         finite = torch.stack([local[name].isfinite() & values[name].isfinite().all() for name in local])
@@ -144,7 +145,7 @@ class LossBalancer(nn.Module):
     def _over_ranks(
         norms: Mapping[str, Tensor], finite: Tensor, items: int
     ) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Mean norms over all ranks' items of the terms that have a gradient; the names of those not finite."""
+        """Mean norms over the items of all ranks, of the terms with a gradient; the names of terms not finite."""
         sums = torch.where(finite, torch.stack(list(norms.values())), 0).double() * items
         report = torch.cat([sums, (~finite).double(), sums.new_tensor([items])])
         if dist.is_available() and dist.is_initialized():
@@ -159,13 +160,13 @@ class LossBalancer(nn.Module):
         return {name: vars(average).copy() for name, average in self.averages.items()}
 
     def set_extra_state(self, state: dict[str, dict[str, Any]]) -> None:
-        """A term that the state doesn't know begins anew."""
+        """Restores the averages; a term that the state does not contain starts afresh."""
         self.averages = {name: Average(**state.get(name, {})) for name in self.weights}
 
 
 @dataclass
 class Average:
-    """A moving average that is right from its first value on, and what it was after `REFERENCE_STEPS`."""
+    """A bias-corrected moving average, and its value after `REFERENCE_STEPS`."""
 
     total: float = 0.0
     weight: float = 0.0
@@ -184,7 +185,7 @@ class Average:
 
 
 def balance(weights: Mapping[str, float], sizes: Mapping[str, float], total_norm: float = 1.0) -> dict[str, float]:
-    """The factors that give gradients of norms `sizes` (above 0) their weights' shares of `total_norm`.
+    """The factors by which gradients of norms `sizes` (above 0) get the shares of `total_norm` that their weights are.
 
     `w_k / Σ w · total_norm / size_k`, the sum over the names in `sizes`.
     """
@@ -193,18 +194,18 @@ def balance(weights: Mapping[str, float], sizes: Mapping[str, float], total_norm
 
 
 def gradients_at(values: Mapping[str, Tensor], signal: Tensor) -> dict[str, Tensor]:
-    """The gradient of every item's value `[B]` at its own part of `signal [B, C, N]`; 0 for values without one."""
+    """The gradient of each item's value `[B]` with respect to its part of `signal [B, C, N]`; 0 for constant values."""
     gradients = {name: torch.zeros_like(signal) for name in values}
     waiting = [name for name, value in values.items() if value.requires_grad]
     while waiting:
         name = waiting.pop()
-        # The losses share spectra: what one pass needs, others need too, until the last one.
+        # The losses share spectra, so the graph is kept until the last pass.
         (gradients[name],) = torch.autograd.grad(values[name].sum(), signal, retain_graph=bool(waiting))
     return gradients
 
 
 def _norms(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Mean over the items of the norms of each one's gradient."""
+    """Each term's gradient norm of an item, mean over the items."""
     return {name: torch.linalg.vector_norm(g.flatten(1), dim=1).mean() for name, g in gradients.items()}
 
 
@@ -217,7 +218,7 @@ def _sum(gradients: Mapping[str, Tensor], scales: Mapping[str, float], signal: T
 
 
 def _shares(norms: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, float]:
-    """Every term's part of the sum of the scaled norms; empty where there is no gradient at all."""
+    """Each term's part of the sum of the scaled norms; empty if all gradients are 0."""
     numbers = zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)
     sizes = {name: scales[name] * norm if name in scales else 0.0 for name, norm in numbers}
     whole = sum(sizes.values())
@@ -231,5 +232,5 @@ def _checked(weights: Mapping[str, float]) -> dict[str, float]:
             raise ValueError(f"the weight of {name!r} must be a finite number of at least 0, got {weight}")
     above = {name: weight for name, weight in weights.items() if weight}
     if not above:
-        raise ValueError("there is nothing to combine: no weight is above 0")
+        raise ValueError("there is nothing to combine: at least one weight must be above 0")
     return above

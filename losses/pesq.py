@@ -16,12 +16,12 @@ from losses.dsp.compilation import eager
 from losses.registry import register
 
 RATE = 16000  # Hz, that of wide-band PESQ
-SHORTEST = 5248  # samples at 16 kHz: the first length that the package pads to its 20 frames of 512 samples, hop 256
-AUDIBLE = 1e-5  # peak; -100 dBFS
-POWER_FLOOR = 1e-8  # of the band that levels are aligned by, relative to the louder signal's peak; -80 dB
+SHORTEST = 5248  # samples at 16 kHz: the shortest signal that the package pads to its 20 frames of 512 samples, hop 256
+AUDIBLE = 1e-5  # peak, −100 dBFS
+POWER_FLOOR = 1e-8  # power in the band by which levels are aligned, relative to the louder signal's peak; −80 dB
 
 
-@eager  # torchaudio's recursive filter can't be compiled
+@eager  # torchaudio's recursive filter cannot be compiled
 def pesq(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     """Differentiable PESQ (ITU-T P.862) by the package torch-pesq: `0.1 · d_symmetric + 0.0309 · d_asymmetric`.
 
@@ -65,16 +65,16 @@ def pesq(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
         )
     rows = [resample(signal.flatten(0, 1).double(), sample_rate, RATE) for signal in (prediction, target)]
     audible = torch.maximum(*(row.abs().amax(1, keepdim=True) for row in rows)) > AUDIBLE
-    # The package divides by the peak; what replaces silence there is never seen.
+    # The package divides by the peak; the result for the ones that replace silence is discarded.
     degraded, reference = (torch.where(audible, row, torch.ones_like(row)) for row in rows)
     values = torch.where(audible[:, 0], _measure(prediction.device)(reference, degraded), 0)
     return values.unflatten(0, prediction.shape[:2]).mean(1).to(prediction.dtype)
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # its filters serve training, whoever asks first
+@torch.inference_mode(False)  # its filters must serve training, even if inference asks for them first
 def _measure(device: torch.device) -> Any:
-    """The package's loss in float64, which aligns no silence to the level of speech."""
+    """The package's loss in float64, changed so that silence is not raised to the level of speech."""
     try:
         package: Any = import_module("torch_pesq")
     except ImportError as error:
@@ -86,7 +86,7 @@ def _measure(device: torch.device) -> Any:
         def align_level(self, signal: Tensor) -> Tensor:
             numerator, denominator = self.power_filter
             band = lfilter(signal, denominator, numerator, clamp=False)
-            power = band.square().sum(1, keepdim=True) / (band.shape[1] + 5120) / 1.04684  # as P.862's program has it
+            power = band.square().sum(1, keepdim=True) / (band.shape[1] + 5120) / 1.04684  # as in P.862's program
             return signal * (1e7 / power.clamp_min(POWER_FLOOR)).sqrt()
 
     return Measure(factor=1.0, sample_rate=RATE).to(device, torch.float64)
@@ -104,5 +104,5 @@ class PESQLoss(Loss):
     """
 
     def __init__(self, sample_rate: int, reduction: str = "mean"):
-        _measure(torch.device("cpu"))  # a missing package is named now, not at the first step
+        _measure(torch.device("cpu"))  # raises now, not at the first step, if the package is missing
         super().__init__(partial(pesq, sample_rate=sample_rate), reduction)

@@ -110,20 +110,42 @@ def call(script: str, *arguments: object, cwd: Path, env: dict[str, str] | None 
     return subprocess.CompletedProcess(argv, status, output.getvalue(), errors.getvalue())
 
 
+# Two ranks: forks of one process, which has imported what they need. The program before it defines `main`.
+TWO_RANKS = """
+import os as _os, sys as _sys
+import torch as _torch, torch.distributed as _dist
+from encore.training.distributed import Ranks as _Ranks, end_process as _end
+
+def _rank(number, folder):
+    _dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+    result = main(_Ranks(number, 2, _torch.device("cpu")), folder)
+    _torch.save(result, f"{folder}/{number}.pt")
+    _dist.destroy_process_group()
+
+_children = []
+for _number in range(2):
+    _children.append(_os.fork())
+    if not _children[-1]:
+        _end(lambda: _rank(_number, _sys.argv[1]))
+_sys.exit(max(_os.waitstatus_to_exitcode(_os.waitpid(child, 0)[1]) != 0 for child in _children))
+"""
+
+
 def results_of_two_ranks(program: str, folder: Path) -> list[Any]:
-    """What two processes of a program, called with their rank and the folder, save there as `<rank>.pt`."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(rank), str(folder)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
+    """What `main(ranks, folder)`, which the program defines, returns on each of two ranks."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program + TWO_RANKS, str(folder)],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        problems = [process.communicate(timeout=240)[1] for process in ranks]
+        problems = process.communicate(timeout=240)[1]
     finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], problems
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, problems
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

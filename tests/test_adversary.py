@@ -206,17 +206,13 @@ class TestSteps:
         assert not equal(weights(adversary), before)
 
 
-# Rank r of two: what the weights are after each of several steps.
+# What the weights of each of two ranks are after each of several steps.
 RANK = """
-import sys
 import torch
-import torch.distributed as dist
-from encore.training.distributed import end_process, stop
 from losses import Adversary, discriminator
 
-def main():
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def main(ranks, folder):
+    rank = ranks.rank
     torch.manual_seed(rank)
     adversary = Adversary(discriminator("mpd", 24000, 1, filters=2))
     adversary.synchronise()
@@ -238,10 +234,7 @@ def main():
     if rank == 0:
         adversary.accumulate(prediction, target)
     end_step()
-    torch.save(snapshots, f"{folder}/{rank}.pt")
-    stop()
-
-end_process(main)
+    return snapshots
 """
 
 

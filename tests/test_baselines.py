@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from encore.codecs import Codec, load_codec
+from encore.data import find_pairs
 from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES, Baselines, Continuer, check_comparable, seeds_of
 from encore.evaluation.dataset import EvalSet, partners_elsewhere
@@ -39,9 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def open_set(codec: Codec, folder: Path, items: int | None = None, segments: int = 0) -> EvalSet:
+    return EvalSet.open(codec, find_pairs(folder, SAMPLE_RATE), folder / ".latents", items, segments, CPU)
+
+
 @pytest.fixture(scope="module")
 def data(codec: Codec, folder: Path) -> EvalSet:
-    return EvalSet.open(codec, folder, None, None, 3, CPU)
+    return open_set(codec, folder, None, 3)
 
 
 @pytest.fixture(scope="module")
@@ -110,25 +115,25 @@ def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: Codec, t
     assert data.one_of_each(2) == [0, 2] and data.one_of_each(9) == [0, 2, 1]
     assert partners_elsewhere(["a", "a"], 0) is None
     copy = shutil.copytree(folder, tmp_path / "pairs")
-    few = EvalSet.open(codec, copy, None, 2, 1, CPU)
+    few = open_set(codec, copy, 2, 1)
     assert [pair.input.name[:9] for pair in few.val.pairs] == ["pair_0000", "pair_0001"]
     assert (few.total, len(few.train)) == (3, 1)
     (copy / "metadata.csv").write_text("pair,source_file,start_second,split\npair_0000,a.wav,0,val\n")
-    with pytest.raises(EncoreError, match=r"metadata\.csv: has no row for val/pair_0001, val/pair_0002"):
-        EvalSet.open(codec, copy, None, None, 0, CPU)
+    with pytest.raises(EncoreError, match=r"the recording of pair_0001, pair_0002 is unknown"):
+        open_set(codec, copy, None, 0)
     (copy / "metadata.csv").write_text("pair,split\n")
     with pytest.raises(EncoreError, match="no column source_file"):
-        EvalSet.open(codec, copy, None, None, 0, CPU)
+        open_set(codec, copy, None, 0)
     (copy / "metadata.csv").unlink()
-    unknown = EvalSet.open(codec, copy, None, None, 0, CPU)
+    unknown = open_set(codec, copy, None, 0)
     assert not unknown.recordings_known and len(set(unknown.recordings)) == 3
 
 
 def test_too_little_data_is_refused(codec: Codec, tmp_path: Path) -> None:
-    with pytest.raises(EncoreError, match=r"0\.49 s; evaluation needs at least 1 s"):
-        EvalSet.open(codec, write_pairs(tmp_path / "short", {"train": 1, "val": 2}, 0.5), None, None, 0, CPU)
+    with pytest.raises(EncoreError, match=r"_input.wav: 0\.49 s long; evaluation needs at least 1 s"):
+        open_set(codec, write_pairs(tmp_path / "short", {"train": 1, "val": 2}, 0.5))
     with pytest.raises(EncoreError, match="there is one validation pair"):
-        EvalSet.open(codec, write_pairs(tmp_path / "one", {"train": 1, "val": 1}), None, None, 0, CPU)
+        open_set(codec, write_pairs(tmp_path / "one", {"train": 1, "val": 1}))
 
 
 def test_only_models_of_like_codecs_are_compared(codec: Codec) -> None:

@@ -15,7 +15,7 @@ from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
 from encore.models.loading import FORMAT, build_model, generation_config, load_generator, read
 from encore.training.checkpoint import move_aside, resume_source
-from tests.conftest import Door
+from tests.conftest import Command, write_pairs
 
 CPU = torch.device("cpu")
 
@@ -59,7 +59,7 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(kind: str, tmp_path: Path, t
 
 
 def test_a_checkpoint_of_another_shape_and_codec_is_refused(
-    trained: Path, tmp_path: Path, door: Door, train_flags: list[object]
+    trained: Path, tmp_path: Path, call_command: Command, train_flags: list[object]
 ) -> None:
     architecture, encoder, decoder = load_codec_file(STARTER_WEIGHTS)
     with torch.no_grad():
@@ -68,10 +68,11 @@ def test_a_checkpoint_of_another_shape_and_codec_is_refused(
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.pt").write_text("an earlier run")
     checkpoint = trained / "checkpoints" / "last.pt"
-    flags = (*train_flags, "--codec", tmp_path / "other.safetensors", "--cache_dir", tmp_path / "cache")
+    pairs = write_pairs(tmp_path / "pairs", {"train": 2, "val": 1})
+    flags = (*train_flags, "--dataset_folder", pairs, "--codec", tmp_path / "other.safetensors")
     flags = (*flags, "--resume", checkpoint, "--d_model", 64, "--num_layers", 2)
     flags = (*flags, "--objective", "regression", "--block_seconds", 0.2, "--prior", "none")
-    result = door("train_ddp.py", *flags, cwd=tmp_path)
+    result = call_command("train_worker.py", *flags, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         f"error: --resume {checkpoint}: was trained with --d_model 32, not 64",

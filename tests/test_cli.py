@@ -128,3 +128,13 @@ def test_the_command_encore_has_the_entry_points_as_subcommands(tmp_path: Path) 
     refused = run("train", "--lr", "-1", "--dataset_folder", "nowhere")
     assert refused.returncode == 2
     assert [line.split(":")[1] for line in refused.stderr.splitlines()] == [" --lr -1.0", " --dataset_folder nowhere"]
+
+
+def test_a_file_does_not_decide_what_code_is_run(tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text("from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n")
+    (tmp_path / "run.yaml").write_text("plugins: planted.py\n")
+    with pytest.raises(
+        EncoreError, match=r"run.yaml: plugins: name them on the command line too: --plugins planted\.py"
+    ):
+        parse("--config", str(tmp_path / "run.yaml"))
+    assert not (tmp_path / "planted.ran").exists()

@@ -17,7 +17,7 @@ from encore.config.knobs import knobs_of
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.training.launcher import ranks_here
-from tests.conftest import Door
+from tests.conftest import Command
 
 
 def parse(*flags: str) -> TrainConfig:
@@ -147,9 +147,9 @@ def test_a_bad_value_is_named_with_its_flag(changes: dict, flag: str, tmp_path: 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_all_problems_are_reported_together(door: Door, tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(run_command: Command, tmp_path: Path) -> None:
     flags = ("--dataset_folder", "nowhere", "--lr", "-1", "--scheduler", "x", "--objective", "x")
-    result = door("train_ddp.py", *flags, cwd=tmp_path)
+    result = run_command("train_ddp.py", *flags, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
     lines = result.stderr.splitlines()
@@ -158,8 +158,8 @@ def test_all_problems_are_reported_together(door: Door, tmp_path: Path) -> None:
         assert flag in result.stderr
 
 
-def test_an_unknown_flag_is_refused_with_a_suggestion(door: Door, tmp_path: Path) -> None:
-    result = door("train_ddp.py", "--loss_weight_targt", "1", cwd=tmp_path)
+def test_an_unknown_flag_is_refused_with_a_suggestion(call_command: Command, tmp_path: Path) -> None:
+    result = call_command("train_ddp.py", "--loss_weight_targt", "1", cwd=tmp_path)
     assert result.returncode == 2
     assert "--loss_weight_targt" in result.stderr and "--loss_weight_target" in result.stderr
     assert "Traceback" not in result.stderr

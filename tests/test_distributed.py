@@ -1,46 +1,77 @@
-"""Ranks: how a process of a group ends."""
+"""Ranks: what they agree on, and how a process of a group ends."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
+from tests.conftest import ENVIRONMENT, results_of_two_ranks
 
-from tests.conftest import ENVIRONMENT
-
-# An object that lives until the interpreter is torn down, and then aborts the process as a thread of gloo's may.
-RANK = """
-import atexit, os, sys
+# Each ending in a fork of its own, with an object that lives until the interpreter is torn down and then aborts the
+# process, as a thread of gloo's may.
+RANKS = """
+import atexit, json, os, sys
 from encore.training.distributed import end_process
 
 class Late:
     def __del__(self):
         os.abort()
 
-sys.late = Late()
-atexit.register(print, "tidied up")
+def fail():
+    raise ValueError("what went wrong")
 
-def rank():
-    print("worked")
-    {ending}
+def rank(ending):
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(f"{folder}/{ending}.{stream.name[4:7]}", os.O_CREAT | os.O_WRONLY), stream.fileno())
+    sys.late = Late()
+    atexit.register(print, "tidied up")
+    end_process(lambda: (print("worked"), ENDINGS[ending]()))
 
-end_process(rank)
+ENDINGS = {"return": int, "exit": sys.exit, "exit 3": lambda: sys.exit(3), "raise": fail}
+folder, statuses = sys.argv[1], {}
+for ending in ENDINGS:
+    child = os.fork()
+    if not child:
+        rank(ending)
+    statuses[ending] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(statuses))
 """
 
 
-@pytest.mark.parametrize(
-    ("ending", "status", "said"),
-    [
-        ("return", 0, ""),
-        ("sys.exit()", 0, ""),
-        ("sys.exit(3)", 3, ""),
-        ("raise ValueError('what went wrong')", 1, "ValueError: what went wrong"),
-    ],
-)
-def test_a_rank_ends_with_its_status_and_without_a_teardown(ending: str, status: int, said: str) -> None:
-    command = [sys.executable, "-c", RANK.format(ending=ending)]
-    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == status, result.stderr
-    assert result.stdout.split("\n") == ["worked", "tidied up", ""]
-    assert said in result.stderr
+def test_a_rank_ends_with_its_status_and_without_a_teardown(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", RANKS, tmp_path], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    statuses = json.loads(result.stdout)
+    assert statuses == {"return": 0, "exit": 0, "exit 3": 3, "raise": 1}
+    for ending in statuses:
+        assert (tmp_path / f"{ending}.out").read_text() == "worked\ntidied up\n"
+        said = (tmp_path / f"{ending}.err").read_text()
+        assert said.endswith("ValueError: what went wrong\n") if ending == "raise" else said == ""
+
+
+# On each of two ranks: blocks in which nobody, one rank, or every rank fails.
+AGREE = """
+from encore.errors import EncoreError
+
+def main(ranks, folder):
+    said = []
+    for failing in ((), (1,), (0, 1)):
+        try:
+            with ranks.agree():
+                if ranks.rank in failing:
+                    raise EncoreError(f"rank {ranks.rank} found something")
+            said.append("")
+        except EncoreError as error:
+            said.append(str(error))
+    return said, ranks.gather(10 * ranks.rank), ranks.broadcast_from_main(lambda: f"from {ranks.rank}")
+"""
+
+
+def test_what_fails_on_one_rank_fails_on_all_with_its_message(tmp_path: Path) -> None:
+    for said, gathered, sent in results_of_two_ranks(AGREE, tmp_path):
+        assert said == ["", "rank 1 found something", "rank 0 found something"]
+        assert gathered == [0, 10] and sent == "from 0"

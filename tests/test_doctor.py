@@ -87,13 +87,13 @@ def test_what_the_user_can_put_right_is_one_line(tmp_path: Path) -> None:
         ("--device", "tpu"): "--device tpu: must be cpu or cuda",
         ("--seconds", 0): "--seconds 0: must be above 0",
         ("--sample_rate", -1): "--sample_rate -1: must be above 0",
-        ("--seconds", 0.01, "--only", "rms,mel"): "240 samples (0.01 s) are too short: needed are for mel 513",
+        ("--seconds", 0.01, "--only", "rms,mel"): "240 samples (0.01 s) are too few; at least: 513 for mel",
         ("--input", good): "--input and --target go together",
         (*files, tmp_path / "none.wav"): "none.wav: no such file",
-        (*files, text): "text.wav: can't be read as audio",
+        (*files, text): "text.wav: cannot be read as audio",
         (*files, other): "16000 Hz; resample one of them",
         (*files, good, "--sample-rate", 8000): "--sample_rate 8000: the files have 24000 Hz",
-        (*files, short, "--only", "mel"): "240 samples (0.01 s) are too short: needed are for mel 513",
+        (*files, short, "--only", "mel"): "240 samples (0.01 s) are too few; at least: 513 for mel",
     }.items():
         status, output = run(*arguments)
         errors = [line for line in output.splitlines() if not line.startswith("!")]
@@ -103,13 +103,13 @@ def test_what_the_user_can_put_right_is_one_line(tmp_path: Path) -> None:
 def test_ill_losses_fail_each_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     ill: list[tuple[Callable[[Tensor, Tensor], Tensor], str]] = [
         (lambda p, t: (p - t).square().mean((1, 2)) * float("nan"), "noise: the value is nan"),
-        (lambda p, t: (p - t).square().mean((1, 2)) + 0.5, "identity: the value is 0.5, it should be 0"),
+        (lambda p, t: (p - t).square().mean((1, 2)) + 0.5, "identity: the value is 0.5, but should be 0"),
         (lambda p, t: (p - t).square().mean((1, 2)).sqrt(), "identity: the value is 0, the gradient's norm nan"),
         (lambda p, t: (p - t).abs().mean((1, 2)) / t.abs().mean((1, 2)), "silence against silence: the value is nan"),
         (lambda p, t: p @ t, "noise: RuntimeError: Expected size"),
         (lambda p, t: (p * t).mean((1, 2)) - t.square().mean((1, 2)), "noise: the value is -0.0"),
         (lambda p, t: (p - t).detach().square().mean((1, 2)), "noise: RuntimeError: element 0 of tensors"),
-        (lambda p, t: (p - t)[..., 10:].square().mean((1, 2)), "shortest input: 1 samples don't do"),
+        (lambda p, t: (p - t)[..., 10:].square().mean((1, 2)), "shortest input: 1 samples are too few"),
         (lambda p, t: (p - t).square().mean((1, 2)) * _asking(p, 20), "shortest input: fewer than the 20 samples"),
         (lambda p, t: (p - t).square().mean((1, 2)) * _mono(p), "stereo: no stereo, please"),
     ]
@@ -155,7 +155,9 @@ def test_a_loss_that_is_flat_where_it_should_be_trained_is_warned_of(
 def test_a_loss_that_does_not_fall_towards_the_target_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "ill", entry(lambda p, t: (p * t).mean((1, 2)), None))
     status, output = run("--only", "ill", "--seconds", 0.05)
-    assert status == 1 and re.search(r"✗ ill: identity: the value is [\d.]+, it should be less than elsewhere", output)
+    assert status == 1 and re.search(
+        r"✗ ill: identity: the value is [\d.]+, but should be lower than for other predictions", output
+    )
 
 
 def test_a_loss_of_the_first_guide_that_is_ill_fails_its_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,10 @@ from encore.evaluation.metrics.embeddings import (
     latent_patches,
     load_embedding,
     log_mel_patches,
-    panns_models,
     pooled,
 )
 from encore.evaluation.metrics.energy_score import energy_score
+from losses.embedding.networks import panns_models
 
 RATE = 24000
 
@@ -110,7 +110,7 @@ def test_codec_distance_grows_with_damage_and_serves_an_energy_score() -> None:
 
 
 def test_missing_weights_and_packages_are_named(tmp_path: Path) -> None:
-    with pytest.raises(EncoreError, match="--embedding vggish: no such embedding; give panns or clap"):
+    with pytest.raises(EncoreError, match="--embedding vggish: no such embedding; use panns or clap"):
         load_embedding("vggish")
     for name, package, module in (
         ("panns", "panns-inference", "panns_inference"),
@@ -124,7 +124,7 @@ def test_missing_weights_and_packages_are_named(tmp_path: Path) -> None:
         wrong = tmp_path / "wrong.pt"
         torch.save({"model": {"weight": torch.zeros(1)}}, wrong)
         installed = importlib.util.find_spec(module) is not None
-        expected = f"does not hold the weights of {WEIGHTS[name][0]}" if installed else f"pip install {package}"
+        expected = f"does not hold the weights of {WEIGHTS[name][0]}" if installed else f"needs the package {package}"
         if name == "panns" or not installed:  # laion-clap asks the network for its tokenizer
             with pytest.raises(EncoreError, match=expected):
                 load_embedding(name, wrong)

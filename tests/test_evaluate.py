@@ -16,7 +16,8 @@ from encore.audio import read_audio
 from encore.commands import evaluate
 from encore.config import cli
 from encore.evaluation.baselines import BASELINES
-from tests.conftest import ROOT, SAMPLE_RATE, VAL_PAIRS, Door
+from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Door
+from tests.test_extending import example
 from tests.test_page import Page
 
 DISTANCES = ("spectral_energy", "mel", "codec")
@@ -43,7 +44,7 @@ def evaluated(
 ) -> tuple[Path, str]:
     """The report of a run of evaluate.py, and what it printed."""
     folder = tmp_path_factory.mktemp("report")
-    (folder / "my_metric.py").write_text(metric_of_the_documentation())
+    (folder / "my_metric.py").write_text(example("A metric"))
     flags = ("--checkpoint", checkpoint, "--against", f"twin={checkpoint}", "--dataset_folder", pairs, *FAST)
     result = door(
         "evaluate.py",
@@ -58,14 +59,6 @@ def evaluated(
     )
     assert result.returncode == 0, result.stderr
     return folder / "new" / "report", result.stdout
-
-
-def metric_of_the_documentation() -> str:
-    """The code block of the section "A metric" in docs/extending.md."""
-    section = (ROOT / "docs" / "extending.md").read_text().partition("\n## A metric\n")[2].partition("\n## ")[0]
-    code = section.partition("```python\n")[2].partition("```")[0]
-    assert 0 < len(code.strip().splitlines()) <= 15
-    return code
 
 
 @pytest.fixture(scope="module")

@@ -272,7 +272,7 @@ def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: 
             ["--candidates 0: must be a finite number of at least 1", "--seed -1: must be"],
         ),
         ({"--seed": 2**32}, ["--seed 4294967296: must be"]),
-        ({"--temperature": -1}, ["--temperature -1: must be"]),
+        ({"--temperature": -1}, ["--temperature -1.0: must be"]),
         ({"--temperature": "nan"}, ["--temperature nan: must be"]),
         (
             {"--checkpoint": "{regression}", "--candidates": 2, "--temperature": 0.5},

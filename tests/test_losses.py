@@ -174,28 +174,20 @@ class TestSharedSpectra:
         assert spectra._bank.get() is None
 
 
-# Rank r of two: the second call of each loss on its half of the batch, value and gradient.
+# On each of two ranks: the second call of each loss on its half of the batch, value and gradient.
 RANK = """
-import sys
 import torch
-import torch.distributed as dist
 import losses
-from encore.training.distributed import end_process, stop, total
-from tests.signals import loss_named, noise, second_call, shape_for
+from tests.signals import noise, second_call, shape_for
 
-def main():
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.manual_seed(rank)
-    results = {}
+def main(ranks, folder):
+    torch.manual_seed(ranks.rank)
+    half, results = slice(2 * ranks.rank, 2 * ranks.rank + 2), {}
     for name in losses.REGISTRY:
-        prediction, target = (signal[2 * rank : 2 * rank + 2] for signal in noise(shape_for(name, 4), 8))
+        prediction, target = (signal[half] for signal in noise(shape_for(name, 4), 8))
         value, gradient = second_call(name, prediction, target)
-        results[name] = value, total(value) / 2, gradient
-    torch.save(results, f"{folder}/{rank}.pt")
-    stop()
-
-end_process(main)
+        results[name] = value, ranks.sum(value) / 2, gradient
+    return results
 """
 
 

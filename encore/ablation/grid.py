@@ -11,15 +11,14 @@ from typing import Any
 from encore.config.checks import validate
 from encore.config.files import read_yaml, typed_flags
 from encore.config.knobs import to_flags
-from encore.config.schema import TrainConfig, listed
+from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
-from encore.registry import load_plugins
 
 RESERVED = ("checkpoint_dir", "resume", "run_name", "experiment", "mlflow_uri")  # flags that the ablation sets itself
-# Flags that must be the same for all runs: what they are evaluated on, and the modules to import.
+# Flags that must be the same for all runs: what they are evaluated on.
 SHARED = (
     *("dataset_folder", "dataset_format", "codec", "codec_repository", "encodec_bandwidth"),
-    *("unity_test", "shuffle_targets", "plugins"),
+    *("unity_test", "shuffle_targets"),
 )
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # also the name of the run's folder
 
@@ -40,11 +39,10 @@ class Grid:
 
 
 def read_grid(path: Path) -> Grid:
-    """Reads `common:` and `runs:`; either may be missing. Plugins that are named under `common:` are imported.
+    """Reads `common:` and `runs:`; either may be missing.
 
     Raises:
-        EncoreError: the file cannot be read or is not YAML, a plugin cannot be imported, or everything that is wrong
-            with its keys and values, a line each.
+        EncoreError: the file cannot be read or is not YAML, or everything wrong with its keys and values, a line each.
     """
     content = read_yaml(path, "--grid", "; ablation.yaml is an example")
     if not isinstance(content, dict) or not content or content.keys() - {"common", "runs"}:
@@ -52,7 +50,6 @@ def read_grid(path: Path) -> Grid:
     common, runs = content.get("common") or {}, content.get("runs") or {}
     if not isinstance(common, dict) or not isinstance(runs, dict):
         raise EncoreError(f"--grid {path}: common: must hold flags, and runs: names, each with flags of its own")
-    load_plugins(listed(str(common.get("plugins") or "")))
     problems: list[str] = []
     grid = Grid(
         str(path),
@@ -139,6 +136,8 @@ def _flags(flags: Mapping[Any, Any], where: str, shared: tuple[str, ...], proble
     def refuse(name: str) -> str | None:
         if name in RESERVED:
             return "is set by ablate.py for every run; leave it out"
+        if name == "plugins":  # a file of settings does not decide what code is run
+            return "give it to ablate.py itself: --plugins"
         return "must be the same for all runs; put it under common:" if name in shared else None
 
     return typed_flags(flags, TrainConfig, where, problems, refuse)

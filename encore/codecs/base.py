@@ -28,6 +28,8 @@ class Codec(nn.Module):
         segment_frames: frames per segment of a codec that encodes and decodes segments independently, else None.
     """
 
+    _place: Tensor
+
     def __init__(
         self, sample_rate: int, channels: int, hop_length: int, latent_dim: int, segment_frames: int | None = None
     ):
@@ -35,6 +37,12 @@ class Codec(nn.Module):
         self.sample_rate, self.channels, self.hop_length = sample_rate, channels, hop_length
         self.frame_rate = sample_rate / hop_length  # Hz
         self.latent_dim, self.segment_frames = latent_dim, segment_frames
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # moves with a codec of any kind
+
+    @property
+    def device(self) -> torch.device:
+        """Where audio and latents have to be."""
+        return self._place.device
 
     @abstractmethod
     def encode(self, audio: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from encore.config import cli
+from encore.data import find_pairs
 from encore.errors import make_folder
 from encore.evaluation.baselines import check_comparable
 from encore.evaluation.config import EvalConfig
@@ -36,9 +37,7 @@ def main(config: EvalConfig) -> None:
     if config.mlflow_uri is not None:
         run = open_run(config.mlflow_uri, config.experiment, config.run_id, progress["run_id"])
     with timed(console, "finding and encoding the pairs"):
-        data = EvalSet.open(
-            model.codec, config.dataset_folder, config.cache_dir, config.items, config.memorisation, device
-        )
+        data = open_data(config, model, device)
     results, samples = Evaluator(model, data, config, console, others, embeddings).run()
     write_json(results, config.output / "evaluation.json")
     write_report(results, samples, model.codec.sample_rate, config.output / "index.html")
@@ -59,6 +58,18 @@ def load_models(config: EvalConfig, device: torch.device) -> tuple[Generator, Ma
     others = {name: load_generator(path, device, config.codec_repository) for name, path in config.others.items()}
     check_comparable(model.codec, {name: other.codec for name, other in others.items()})
     return model, others
+
+
+def open_data(config: EvalConfig, model: Generator, device: torch.device) -> EvalSet:
+    """The validation pairs, encoded with the model's codec.
+
+    Raises:
+        EncoreError: there are no pairs that can be used.
+    """
+    dataset_format = config.dataset_format or model.config.data.dataset_format
+    pairs = find_pairs(config.dataset_folder, model.codec.sample_rate, dataset_format)
+    cache_dir = config.cache_dir or config.dataset_folder / ".latents"
+    return EvalSet.open(model.codec, pairs, cache_dir, config.items, config.memorisation, device)
 
 
 def load_embeddings(config: EvalConfig, device: torch.device) -> Mapping[str, Embedding]:

@@ -21,6 +21,10 @@ from encore.errors import EncoreError
 from encore.registry import load_plugins
 
 USER_ERROR = 2
+# Of commands that do not keep it in their configuration; `run` loads the plugins of all commands.
+PLUGINS = Knob(
+    "plugins", str, "", "modules or files of your own that register building blocks: a,b.py", "Options", common=True
+)
 C = TypeVar("C")
 
 
@@ -47,7 +51,7 @@ def new_app() -> App:
 def add_command(app: App, config_class: type[C], main: Callable[[C], None]) -> None:
     """Makes `main(config)` the app's command, with a flag for every setting of the configuration.
 
-    Its docstring is the help text. `run` builds the flags anew after loading plugins, which may add some.
+    Its docstring is the help text. Every command has --config, --plugins and --help_all too.
     """
 
     def build() -> None:
@@ -117,10 +121,11 @@ def _with_values(argv: Sequence[str], switches: Collection[str]) -> list[str]:
 def _command(config_class: type[C], main: Callable[[C], None]) -> Callable[..., None]:
     def command(**values: Any) -> None:
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        del values["config"], values["help_all"]
-        main(from_flags(config_class, values))
+        main(from_flags(config_class, {one.name: values[one.name] for one in settings if one is not PLUGINS}))
 
     settings = knobs_of(config_class)
+    if PLUGINS.name not in {one.name for one in settings}:
+        settings.append(PLUGINS)
     annotations = {"config": _config_option(config_class)} | {one.name: _option(one) for one in settings}
     defaults = {"config": None, "help_all": False} | {one.name: _default(one) for one in settings}
     annotations["help_all"] = Annotated[

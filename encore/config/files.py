@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from encore.config.knobs import knobs_of
+from encore.config.schema import listed
 from encore.errors import EncoreError
+from encore.registry import LOADED
 
 KINDS = {
     bool: "true or false",
@@ -27,11 +29,15 @@ def read_flags(path: Path, config_class: type) -> dict[str, Any]:
     """The flags of a file for `--config`: a mapping of names without dashes; what is null is left out.
 
     Raises:
-        EncoreError: the file cannot be read, or all that is wrong with its names and values, a line each.
+        EncoreError: the file cannot be read, it names plugins that are not loaded, or all that is wrong with its names
+            and values, a line each.
     """
     content = read_yaml(path, "--config")
     if not isinstance(content, dict):
         raise EncoreError(f"--config {path}: must hold flags and their values, e.g. lr: 1e-4")
+    unknown = [name for name in listed(str(content.get("plugins") or "")) if name not in LOADED]
+    if unknown:  # a file of settings does not decide what code is run
+        raise EncoreError(f"--config {path}: plugins: name them on the command line too: --plugins {','.join(unknown)}")
     problems: list[str] = []
     flags = typed_flags(content, config_class, f"--config {path}", problems)
     if problems:

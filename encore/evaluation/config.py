@@ -12,6 +12,7 @@ from encore.config.schema import listed
 from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES
 from encore.evaluation.metrics.embeddings import WEIGHTS
+from encore.registry import DATASETS
 
 MODEL = "model"  # the name of the model that is evaluated
 
@@ -22,6 +23,9 @@ class EvalConfig:
 
     checkpoint: Path = knob(None, "checkpoint of a training run", common=True)
     dataset_folder: Path = knob(None, "folder with train/ and val/ pairs", common=True)
+    dataset_format: str | None = knob(
+        None, "how the pairs are stored there; default: as for training", choices=DATASETS
+    )
     output: Path = knob(Path("report"), "folder for the report", common=True)
     against: tuple[str, ...] = knob(
         (), "checkpoints to compare with: FILE or NAME=FILE, a list a,b or several flags", common=True
@@ -48,7 +52,6 @@ class EvalConfig:
     codec_repository: Path | None = knob(None, "folder with the pretrained codecs' files")
     cache_dir: Path | None = knob(None, "folder for encoded latents; default: DATASET_FOLDER/.latents")
     device: str | None = knob(None, "cpu or cuda; default: a GPU if there is one", common=True)
-    plugins: str = knob("", "modules or files of your own that register metrics: a,b.py", common=True)
 
     @property
     def others(self) -> dict[str, Path]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from encore.codecs import Codec
-from encore.data.dataset import Batch, Pair, PairDataset, collate, find_pairs, segment_frames
+from encore.data.dataset import Batch, Pair, PairDataset, collate, segment_frames
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
 
@@ -27,18 +26,20 @@ class EvalSet:
 
     Attributes:
         val: the validation pairs.
-        train: files of training segments.
-        recordings: the recording of each validation pair; the name of the pair where it is unknown.
+        names: the name of each validation pair.
+        recordings: the recording of each validation pair, or the names if the recordings are unknown.
         recordings_known: whether the recordings are known.
+        train: files of training segments.
         cache: latents of the codec.
-        total: how many validation pairs the folder has.
+        total: how many validation pairs the data set has.
         device: where batches go.
     """
 
     val: PairDataset
-    train: list[Path]
+    names: list[str]
     recordings: list[str]
     recordings_known: bool
+    train: list[Path]
     cache: LatentCache
     total: int
     device: torch.device
@@ -47,50 +48,47 @@ class EvalSet:
     def open(
         cls,
         codec: Codec,
-        folder: Path,
-        cache_dir: Path | None,
+        pairs: Mapping[str, Sequence[Pair]],
+        cache_dir: Path,
         items: int | None,
         segments: int,
         device: torch.device,
     ) -> EvalSet:
-        """Finds the pairs of `folder`, as training does, and encodes the files that are not in the cache yet.
+        """Selects from the pairs of a data set (`find_pairs`), and encodes the files that are not in the cache yet.
 
         Args:
+            cache_dir: folder for encoded latents.
             items: how many validation pairs to take, spread evenly over all; None for all of them.
             segments: how many training segments, likewise.
 
         Raises:
-            EncoreError: there are no pairs, fewer than two validation pairs, or they are too short.
+            EncoreError: there are fewer than two validation pairs, they are too short, or the recordings of only some
+                are known.
         """
-        pairs = find_pairs(folder, codec.sample_rate)
         frames, total = segment_frames(pairs, codec.hop_length), len(pairs["val"])
         if frames < LEAST_SECONDS * codec.frame_rate:
+            shortest = min((pair for split in pairs.values() for pair in split), key=lambda pair: pair.samples)
             raise EncoreError(
-                f"--dataset_folder {folder}: the shortest pair has {frames / codec.frame_rate:.2f} s; evaluation needs "
-                f"at least {LEAST_SECONDS:g} s, prepare longer pairs"
+                f"{shortest.input}: {frames / codec.frame_rate:.2f} s long; evaluation needs at least "
+                f"{LEAST_SECONDS:g} s, prepare longer pairs"
             )
         if total < 2:
             raise EncoreError(
-                f"--dataset_folder {folder}: there is one validation pair, evaluation needs at least two; prepare more "
-                "music"
+                "--dataset_folder: there is one validation pair, evaluation needs at least two; prepare more music"
             )
         val = spread(pairs["val"], total if items is None else items)
         train = spread([file for pair in pairs["train"] for file in (pair.input, pair.output)], segments)
         files = [file for pair in val for file in (pair.input, pair.output)] + train
-        cache = LatentCache.open(cache_dir or folder / ".latents", codec.identity, files)
+        recordings = _recordings(val)
+        cache = LatentCache.open(cache_dir, codec.identity, files)
         for _ in cache.encode(cache.missing(files), codec, device):
             pass
-        known = recordings(val, folder)
-        names = known or [pair_name(pair) for pair in val]
-        return cls(PairDataset(val, cache, codec, frames), train, names, known is not None, cache, total, device)
+        dataset = PairDataset(val, cache, codec, frames)
+        names = [pair.name for pair in val]
+        return cls(dataset, names, recordings or names, recordings is not None, train, cache, total, device)
 
     def __len__(self) -> int:
         return len(self.val)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the validation pairs."""
-        return [pair_name(pair) for pair in self.val.pairs]
 
     def load(self, numbers: Iterable[int]) -> Batch:
         """The validation pairs of these numbers."""
@@ -111,34 +109,16 @@ def spread(entries: Sequence[T], count: int) -> list[T]:
     return [entries[number * len(entries) // count] for number in range(count)]
 
 
-def pair_name(pair: Pair) -> str:
-    return pair.input.name.removesuffix("_input.wav")
-
-
-def recordings(pairs: Sequence[Pair], folder: Path) -> list[str] | None:
-    """The recording that each pair was cut from, by `folder/metadata.csv`, which prepare_data.py writes.
-
-    None if there is no such file.
-
-    Raises:
-        EncoreError: the file has no row for some pair.
-    """
-    path = folder / "metadata.csv"
-    if not path.is_file():
-        return None
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        missing = {"pair", "source_file", "split"} - set(rows.fieldnames or ())
-        if missing:
-            raise EncoreError(f"{path}: has no column {', '.join(sorted(missing))}; restore or remove it")
-        sources = {(row["split"], row["pair"]): row["source_file"] for row in rows}
-    names = [(pair.input.parent.name, pair_name(pair)) for pair in pairs]
-    unknown = [f"{split}/{name}" for split, name in names if (split, name) not in sources]
-    if unknown:
+def _recordings(pairs: Sequence[Pair]) -> list[str] | None:
+    """The recording of each pair; None if they are unknown."""
+    known = [pair.recording for pair in pairs if pair.recording is not None]
+    if known and len(known) < len(pairs):
+        missing = [pair.name for pair in pairs if pair.recording is None]
         raise EncoreError(
-            f"{path}: has no row for {', '.join(unknown[:3])}; prepare the data again, or remove the file"
+            f"--dataset_folder: the recording of {', '.join(missing[:3])} is unknown and that of other pairs is known; "
+            "complete metadata.csv, or remove it"
         )
-    return [sources[name] for name in names]
+    return known or None
 
 
 def partners_elsewhere(groups: Sequence[str], seed: int) -> list[int] | None:

@@ -92,7 +92,7 @@ def _pieces(
     generator: Generator, context: Tensor, samples: int, seeds: Sequence[int], temperature: float
 ) -> Iterator[Tensor]:
     codec, config, hop = generator.codec, generator.generation, generator.codec.hop_length
-    device = next(codec.parameters()).device
+    device = codec.device
     latents = codec.encode(context[None].to(device)).expand(len(seeds), -1, -1)
     fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), config.block_frames)
     lead = _lead_frames(codec, latents[:1], fade)
@@ -119,7 +119,7 @@ def crossfade(first: Tensor, second: Tensor) -> Tensor:
 @torch.no_grad()
 def reconstruct(codec: Codec, audio: Tensor, segment_frames: int) -> Tensor:
     """`decode(encode(audio))` of `audio [C, N]`, segment by segment as in training."""
-    device = next(codec.parameters()).device
+    device = codec.device
     pieces = [
         codec.decode(codec.encode(piece[None].to(device)))[0, :, : piece.shape[-1]].cpu()
         for piece in audio.split(segment_frames * codec.hop_length, dim=-1)

@@ -1,7 +1,7 @@
 """Discriminators of audio: modules of `audio [B, C, N]` that return `(logits, features)`.
 
 `logits` is a list with one tensor `[B, …]` per discriminator, higher where the audio is taken for real; `features` is a
-list of lists, the tensors `[B, …]` of each discriminator's layers.
+list of lists with the tensors `[B, …]` of each discriminator's layers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ def discriminator(name: str, sample_rate: int, channels: int, filters: int = 32)
 
     Args:
         name: "msstft" (multi-scale STFT), "mpd" (multi-period), or several joined by "+", e.g. "msstft+mpd".
-        filters: channels of the first convolution, which all others are multiples of. 32 is the papers'; fewer make a
-            smaller discriminator.
+        filters: channels of the first convolution, of which all others are multiples; 32 in the papers.
 
     Raises:
         ValueError: an unknown name.
@@ -45,9 +44,9 @@ def discriminator(name: str, sample_rate: int, channels: int, filters: int = 32)
 class MultiScaleSTFT(nn.Module):
     """EnCodec's discriminator (Défossez et al. 2022): 2-d convolutions on complex spectra, one network per FFT size.
 
-    That of the package `encodec`, with its FFT sizes 512, 1024 and 2048 and hops of a quarter; at 48 kHz they are
-    doubled, as in the paper (other rates: the factor of the nearest of 24 kHz, 48 kHz, 96 kHz …). Channels are channels
-    of the input.
+    From the package `encodec`, with its FFT sizes 512, 1024 and 2048 and hops of a quarter; at 48 kHz they are doubled,
+    as in the paper (other rates: the factor of the nearest of 24 kHz, 48 kHz, 96 kHz …). The input's channels are the
+    channels of the first convolution's input.
 
     Raises:
         ValueError: at the call, audio that is not `[B, channels, N]` or shorter than the longest window.
@@ -61,7 +60,7 @@ class MultiScaleSTFT(nn.Module):
         sizes = [scale * size for size in (1024, 2048, 512)]
         hops = [size // 4 for size in sizes]
         with warnings.catch_warnings():
-            # The package uses torch's older weight norm.
+            # The package uses a deprecated weight norm of torch.
             warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
             self.network = MultiScaleSTFTDiscriminator(
                 filters, channels, n_ffts=sizes, hop_lengths=hops, win_lengths=sizes
@@ -76,8 +75,8 @@ class MultiScaleSTFT(nn.Module):
 class MultiPeriod(nn.Module):
     """HiFi-GAN's discriminator (Kong et al. 2020), one network per period p of 2, 3, 5, 7 and 11 samples.
 
-    Each sees the audio folded to `[B, C, N / p, p]` and convolves along time only, so that every column is the signal
-    sampled each p samples. Channels are channels of the input; sizes in samples, whatever the sample rate.
+    Each gets the audio folded to `[B, C, N / p, p]` and convolves along time only, so that every column is every p-th
+    sample of the signal. Periods are in samples, whatever the sample rate.
 
     Raises:
         ValueError: at the call, audio that is not `[B, channels, N]` or shorter than the longest period.

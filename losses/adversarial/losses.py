@@ -1,6 +1,6 @@
-"""Adversarial losses: what a generator gains by deceiving a discriminator, and the adversary that trains one.
+"""Adversarial losses of generator and discriminator, and the `Adversary` that trains a discriminator.
 
-The losses take what discriminators return, a list of logits (one tensor `[B, …]` per discriminator) and a list of
+The losses take the outputs of discriminators, a list of logits (one tensor `[B, …]` per discriminator) and a list of
 lists of features (one tensor `[B, …]` per discriminator and layer), and give one value per item, `[B]`.
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from losses.base import check_same_shape
 
-FEATURE_FLOOR = 1e-4  # relative feature matching divides by no less, so that dead features can't outweigh all others
+FEATURE_FLOOR = 1e-4  # least divisor of relative feature matching, so that dead features cannot outweigh all others
 
-# Per type of GAN: of the generator on fake logits; of the discriminator on real and on fake logits.
+# Per GAN type: the generator's on fake logits; the discriminator's on real and on fake logits.
 _CRITERIA: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "hinge": (lambda fake: -fake, lambda real: (1 - real).relu(), lambda fake: (1 + fake).relu()),
     "lsgan": (lambda fake: (fake - 1).square(), lambda real: (real - 1).square(), lambda fake: fake.square()),
@@ -44,10 +44,10 @@ def generator_loss(fake_logits: Sequence[Tensor], gan_type: str = "hinge") -> Te
 
 
 def discriminator_loss(real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor], gan_type: str = "hinge") -> Tensor:
-    """What the discriminators minimise, `[B]`: mean over them of each item's means on real and fake logits, added.
+    """The discriminators' loss, `[B]`: mean over discriminators of an item's means on real and on fake logits, added.
 
-    "hinge": `max(0, 1 − D(x)) + max(0, 1 + D(x̂))`; "lsgan": `(D(x) − 1)² + D(x̂)²`. Falls as real and fake are told
-    apart, to 0 at best; a discriminator that answers 0 to everything has 2 ("hinge") or 1 ("lsgan").
+    "hinge": `max(0, 1 − D(x)) + max(0, 1 + D(x̂))`; "lsgan": `(D(x) − 1)² + D(x̂)²`. The better real and fake are told
+    apart, the lower, down to 0; a discriminator that answers 0 to everything has 2 ("hinge") or 1 ("lsgan").
 
     Raises:
         ValueError: an unknown `gan_type`, or lists that differ in length.
@@ -85,7 +85,7 @@ def feature_matching(
 
 
 class GeneratorLoss(nn.Module):
-    """What the generator minimises, `(fake_logits) -> [B]`; see `generator_loss`."""
+    """The generator's loss, `(fake_logits) -> [B]`; see `generator_loss`."""
 
     def __init__(self, gan_type: str = "hinge"):
         super().__init__()
@@ -97,7 +97,7 @@ class GeneratorLoss(nn.Module):
 
 
 class DiscriminatorLoss(nn.Module):
-    """What the discriminators minimise, `(real_logits, fake_logits) -> [B]`; see `discriminator_loss`."""
+    """The discriminators' loss, `(real_logits, fake_logits) -> [B]`; see `discriminator_loss`."""
 
     def __init__(self, gan_type: str = "hinge"):
         super().__init__()
@@ -120,7 +120,7 @@ class FeatureMatchingLoss(nn.Module):
 
 
 class Adversary(nn.Module):
-    """A discriminator with the optimiser that trains it, to be used as one more loss of a training loop.
+    """A discriminator and its optimiser, used as one more loss of a training loop::
 
         adversary = Adversary(discriminator("msstft", 24000, 1)).to(device)
         adversary.synchronise()
@@ -130,15 +130,15 @@ class Adversary(nn.Module):
                 adversary.accumulate(prediction, target, 1 / batches)         # the discriminator's own gradients
             adversary.step()                                                  # after the generator's backward passes
 
-    Adam with betas (0.5, 0.9), as EnCodec. The discriminator computes in float32, autocast or not. `state_dict` holds
-    all of it: weights, optimiser and count of steps; the learning rate after loading is that of the constructor.
+    Adam with betas (0.5, 0.9), as EnCodec. The discriminator computes in float32 even under autocast. `state_dict`
+    holds weights, optimiser and step count; the learning rate after loading is that of the constructor.
 
     Args:
-        discriminator: `module(audio [B, C, N]) -> (logits, features)`, lists as described at the top of this file.
+        discriminator: `module(audio [B, C, N]) -> (logits, features)`, lists as described at the top of this module.
         gan_type: "hinge" or "lsgan".
         lr: learning rate of the discriminator.
         update_freq: the discriminator is trained at steps that are multiples of this.
-        start_step: before this step nothing is computed: all losses are zeros, and nothing is trained.
+        start_step: before this step all losses are zeros and nothing is computed or trained.
 
     Raises:
         ValueError: an unknown `gan_type`, or `update_freq` below 1.
@@ -174,7 +174,7 @@ class Adversary(nn.Module):
         return self.started and self.steps % self.update_freq == 0
 
     def synchronise(self) -> None:
-        """Gives all ranks the discriminator of rank 0; to be called by all of them, on the device they train on."""
+        """Broadcasts rank 0's discriminator; every rank calls this, on its training device."""
         if dist.is_initialized():
             for tensor in itertools.chain(self.discriminator.parameters(), self.discriminator.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
@@ -182,8 +182,8 @@ class Adversary(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The generator's losses "gan" and "feature_matching", `[B]` each, of signals `[B, C, N]`.
 
-        Gradients reach the prediction, and neither the discriminator's weights nor the target. Before `start_step`
-        both are zeros.
+        Gradients flow to the prediction, not to the discriminator's weights or the target. Before `start_step` both
+        losses are zeros.
 
         Raises:
             ValueError: shapes that differ, are not `[B, C, N]`, or are too short for the discriminator.
@@ -191,7 +191,7 @@ class Adversary(nn.Module):
         check_same_shape(prediction, target)
         if not self.started:
             return {name: self._zeros(prediction) for name in ("gan", "feature_matching")}
-        # The weights' own requires_grad is left alone: the discriminator can be trained at any time.
+        # On detached weights; their requires_grad stays, so the discriminator can be trained at any time.
         weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
         discriminate = partial(torch.func.functional_call, self.discriminator, weights)
         with torch.autocast(prediction.device.type, enabled=False):
@@ -204,9 +204,9 @@ class Adversary(nn.Module):
             }
 
     def accumulate(self, prediction: Tensor, target: Tensor, scale: float = 1.0) -> Tensor:
-        """The discriminator's loss on both signals `[B, C, N]`, `[B]`, detached; zeros if this step doesn't train it.
+        """The discriminator's loss on both signals `[B, C, N]`, `[B]`, detached; zeros unless this step trains it.
 
-        The gradient of `scale` times its mean is added to that of the discriminator's weights.
+        The gradient of `scale` times its mean is added to the gradients of the discriminator's weights.
 
         Raises:
             ValueError: as the adversary's call.
@@ -222,10 +222,10 @@ class Adversary(nn.Module):
         return values.detach()
 
     def step(self, skip: bool = False) -> None:
-        """Ends a step of the generator's: trains the discriminator if that is due, on the mean gradient of all ranks.
+        """Ends a training step: updates the discriminator, if that is due, with the mean gradient of all ranks.
 
-        To be called by all ranks. With `skip` on any rank, or a gradient that is not finite, the weights stay as they
-        are. The step is counted and the gradients are dropped in any case.
+        Every rank calls this. With `skip` on any rank, or a gradient that is not finite, the weights stay as they are.
+        In any case the step is counted and the gradients are cleared.
         """
         if self.due and self._average_gradients(skip):
             self.optimizer.step()
@@ -234,9 +234,9 @@ class Adversary(nn.Module):
 
     @torch.no_grad()
     def _average_gradients(self, skip: bool) -> bool:
-        """Replaces the gradients by their means over ranks; whether no rank skips and all of them are finite."""
+        """Replaces the gradients by their means over ranks; returns whether all are finite and no rank skips."""
         weights = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
-        # A weight that this rank used nowhere counts as 0: the others wait for its share.
+        # The gradient of a weight that this rank did not use is 0: all ranks must reduce the same number of values.
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         flag = gradients[0].new_tensor([float(skip)])
         flat = torch.cat([flag, *(gradient.flatten() for gradient in gradients)])

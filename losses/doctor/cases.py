@@ -1,4 +1,4 @@
-"""What the loss doctor examines and on what: all losses, small networks for those that need one, noise and music."""
+"""The test cases of the loss doctor: all losses, small networks for those that need one, and signals."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from losses.adversarial import Adversary, discriminator, feature_matching, gener
 from losses.base import Loss
 from losses.registry import REGISTRY, Entry, described
 
-LEVEL = 0.1  # root mean square of the synthesised signals, -20 dBFS
+LEVEL = 0.1  # RMS of the synthesised signals, −20 dBFS
 NEEDS_ENCODEC = ("embedding", "gan", "feature_matching")
 
 
 @dataclass(frozen=True)
 class Material:
-    """Signals to try losses on.
+    """Signals on which losses are checked.
 
     Attributes:
-        pairs: a prediction and a target `[B, C, N]` by name; the first pair is the one that is timed.
+        pairs: a prediction and a target `[B, C, N]` by name; the first pair is timed.
         sample_rate: Hz.
-        channels: so many of them are given to losses that don't ask for a number of their own.
+        channels: how many channels losses get that do not need a certain number.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]]
@@ -46,7 +46,7 @@ def noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def music(shape: tuple[int, ...], sample_rate: int, seed: int) -> Tensor:
-    """Plucked notes with overtones, eight in a second, over noise of -70 dBFS; RMS 0.1 in every channel."""
+    """Plucked notes with overtones, eight per second, over noise of −70 dBFS; RMS 0.1 in every channel."""
     random = np.random.default_rng(seed)
     samples = shape[-1]
     clock = np.arange(samples) / sample_rate
@@ -64,7 +64,7 @@ def music(shape: tuple[int, ...], sample_rate: int, seed: int) -> Tensor:
 
 
 def synthesised(sample_rate: int, seconds: float) -> Material:
-    """Noise against noise, and music against other music: two items, mono where stereo is not asked for."""
+    """Noise against noise, and music against other music: two items, mono except for stereo losses."""
     shape = (2, 2, round(seconds * sample_rate))
     pairs = {
         "noise": (noise(shape, 0), noise(shape, 1)),
@@ -74,7 +74,7 @@ def synthesised(sample_rate: int, seconds: float) -> Material:
 
 
 def all_entries() -> dict[str, Entry]:
-    """The registered losses and the adversarial ones; what needs a network of the user's has a small random one."""
+    """The registered and the adversarial losses; those that need a network have a small one with random weights."""
     adversarial = {
         "gan": Entry(build=_Adversarial, minimum=None, group="adversarial", **described(generator_loss)),
         "feature_matching": Entry(build=_FeatureMatching, group="adversarial", **described(feature_matching)),
@@ -86,7 +86,7 @@ def all_entries() -> dict[str, Entry]:
 
 
 class _Adversarial(Loss):
-    """One of an adversary's losses, by a small discriminator with random weights for as many channels as there are."""
+    """One of an adversary's losses, with a small discriminator of random weights for mono and one for stereo."""
 
     term = "gan"
 
@@ -110,13 +110,13 @@ def _adversary(sample_rate: int, channels: int) -> Adversary:
 
 
 def _embedding(sample_rate: int) -> Loss:
-    """The loss `embedding` with a small encoder like EnCodec's, its weights random."""
+    """The loss `embedding` with a small encoder like EnCodec's and random weights."""
     from encodec.modules import SEANetEncoder
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         with warnings.catch_warnings():
-            # The package uses torch's older weight norm.
+            # The package uses a deprecated weight norm of torch.
             warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
             encoder = SEANetEncoder(channels=1, dimension=16, n_filters=4)
     encoder.channels = 1

@@ -1,4 +1,4 @@
-"""The loss doctor's examination: what a loss gives on noise, music, silence and clipping, and what it costs."""
+"""The checks of the loss doctor: values on noise, music, silence and clipping, shortest input, time and memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from losses.balancer import WeightedSum
 from losses.doctor.cases import NEEDS_ENCODEC, Material, noise
 from losses.registry import REGISTRY, Entry
 
-TOLERANCE = 1e-6  # of the minimum at identity
-REPEATS, PATIENCE = 5, 1.0  # a step is timed so many times, or until so many seconds are over
+TOLERANCE = 1e-6  # of the value at identity
+REPEATS, PATIENCE = 5, 1.0  # a step is timed so many times, or until so many seconds have passed
 SAFETY = ("silence against silence", "silence against music", "clipping")
-# What the first training guide trains on, by the name that it has there, with its weights.
+# The losses of the basic training recipe, with their weights.
 GUIDE = {"RMS": ("rms", 0.5), "STFT": ("spectral", 0.25), "Mel": ("mel", 0.25)}
 GUIDE_SAMPLES = 12000
 
@@ -33,7 +33,10 @@ Pairs = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass
 class Report:
-    """What was found. `problems` fail the loss, NaN is what is not known; `at_minimum` is None if there is none."""
+    """The findings on one loss.
+
+    Unknown numbers are NaN, `at_minimum` is None if the loss has no minimum, and any of `problems` fails the loss.
+    """
 
     name: str
     note: str = ""
@@ -54,7 +57,7 @@ class Report:
         """The value and the norms of the items' gradients; None, with a problem noted, unless all are finite."""
         try:
             value, gradient = value_and_gradient(loss, prediction, target)
-        except Exception as error:  # whatever it is, it is what is to be reported
+        except Exception as error:  # any error of the loss is a finding
             self.problems.append(f"{what}: {type(error).__name__}: {_line(error)}")
             return None
         norms = gradient.flatten(1).norm(dim=1) * len(gradient)  # of an item's own loss
@@ -73,24 +76,24 @@ def value_and_gradient(loss: Step, prediction: Tensor, target: Tensor) -> tuple[
 
 
 def shortest(loss: Step, channels: int, device: torch.device) -> int:
-    """Samples that the loss needs, by its own words: what it asks for is tried until it is enough, and one less isn't.
+    """The shortest input that the loss accepts, in samples: parsed from its own error, and verified.
 
     Raises:
-        AssertionError: it asks for nothing, or for more than it needs.
+        AssertionError: the error names no minimum, or a larger one than is needed.
     """
     least = 1
     while (refusal := _refusal(loss, channels, least, device)) is not None:
         found = re.search(r"at least (\d+)\s+samples", refusal)
         if found is None or int(found[1]) <= least:
-            raise AssertionError(f"{least} samples don't do, and the error does not name a minimum above: {refusal}")
+            raise AssertionError(f"{least} samples are too few, but the error names no larger minimum: {refusal}")
         least = int(found[1])
     if least > 1 and _refusal(loss, channels, least - 1, device) is None:
-        raise AssertionError(f"fewer than the {least} samples that it asks for are enough")
+        raise AssertionError(f"fewer than the {least} samples that its error asks for are enough")
     return least
 
 
 def examine(name: str, entry: Entry, material: Material, device: torch.device) -> Report:
-    """Everything but the memory."""
+    """Runs all checks but that of the memory."""
     report = Report(name)
     if entry.channels and entry.channels > material.shape[1]:
         report.note = "needs stereo"
@@ -107,7 +110,7 @@ def examine(name: str, entry: Entry, material: Material, device: torch.device) -
         if name in NEEDS_ENCODEC:
             report.note = "(random network)"
         _examine(report, loss, entry, material.with_channels(entry.channels or material.channels), device)
-    # torch's own deprecations (of weight norm) are not the user's concern.
+    # Deprecations inside torch (of weight norm) do not concern the user.
     texts = [_line(w.message) for w in caught if not issubclass(w.category, FutureWarning | DeprecationWarning)]
     report.warnings += dict.fromkeys(texts)
     return report
@@ -154,13 +157,13 @@ def _identity(report: Report, loss: Step, entry: Entry, target: Tensor) -> None:
         for what, value in report.values.items():
             if value < entry.minimum - TOLERANCE:
                 report.problems.append(f"{what}: the value is {value:.3g}, below the minimum of {wanted}")
-    elif report.name == "gan":  # a discriminator may find the original itself unconvincing
+    elif report.name == "gan":  # a discriminator may take even the target for fake
         return
-    else:  # a ratio falls without end
+    else:  # a ratio in dB has no lower bound
         report.at_minimum = found[0] <= min(report.values.values(), default=math.inf)
-        wanted = "less than elsewhere"
+        wanted = "lower than for other predictions"
     if not report.at_minimum:
-        report.problems.append(f"identity: the value is {found[0]:.3g}, it should be {wanted}")
+        report.problems.append(f"identity: the value is {found[0]:.3g}, but should be {wanted}")
 
 
 def _channels(report: Report, loss: Step, entry: Entry, samples: int, device: torch.device) -> str:
@@ -175,7 +178,7 @@ def _channels(report: Report, loss: Step, entry: Entry, samples: int, device: to
 
 
 def _refusal(loss: Step, channels: int, samples: int, device: torch.device) -> str | None:
-    """What a ValueError says; None if there is none, and the value is a number."""
+    """The message of the ValueError raised for so short or so wide a signal; None if the loss has a finite value."""
     pair = [noise((1, channels, samples), seed).to(device) for seed in (4, 5)]
     try:
         value = loss(*pair).mean().item()
@@ -202,9 +205,9 @@ def _seconds(step: Callable[[], None]) -> float:
 
 
 def peak_memory(step: Callable[[], None], device: torch.device) -> float:
-    """Bytes that a step takes at its peak over what was there before; NaN where that can't be known.
+    """Peak memory of a step beyond what was in use before, in bytes; NaN where the system does not tell.
 
-    On a GPU what torch allocates, else what the process's resident set grows by, which Linux tells.
+    On a GPU the memory that torch allocates, else the growth of the process's resident set (Linux only).
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -215,7 +218,7 @@ def peak_memory(step: Callable[[], None], device: torch.device) -> float:
         library = ctypes.CDLL(None)
         library.mallopt(-3, 65536)  # M_MMAP_THRESHOLD: blocks above it go back to the system at once
         library.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     except (OSError, AttributeError, TypeError):
         return math.nan
     before = _resident("VmRSS")
@@ -229,7 +232,7 @@ def _resident(name: str) -> int:
 
 
 def guide(sample_rate: int, device: torch.device) -> dict[str, str | None]:
-    """The terms of the first training guide: what each does if all is well, with what is wrong with it, or None."""
+    """Checks the basic training recipe: a line for each check, with the problem, or None if it passes."""
     prediction, target = (noise((2, 1, GUIDE_SAMPLES), seed).to(device) for seed in (6, 7))
 
     def loss(name: str) -> nn.Module:
@@ -254,15 +257,20 @@ def guide(sample_rate: int, device: torch.device) -> dict[str, str | None]:
 
 
 def _falls(loss: Step, prediction: Tensor, target: Tensor) -> str | None:
-    """What is wrong unless the loss falls to 0 as the prediction becomes the target."""
+    """Checks that the loss falls to 0 as the prediction becomes the target; returns the problem, or None."""
     values = [loss(target + share * (prediction - target), target).mean().item() for share in (1, 0.1, 0)]
     if values[0] > values[1] > values[2] and math.isfinite(values[0]) and abs(values[2]) <= TOLERANCE:
         return None
-    return "on noise, at a tenth of its distance and at the target, it is {:.3g}, {:.3g} and {:.3g}".format(*values)
+    return "on noise, at a tenth of its distance and at the target, the value is {:.3g}, {:.3g} and {:.3g}".format(
+        *values
+    )
 
 
 def _flows(loss: WeightedSum, prediction: Tensor, target: Tensor) -> str | None:
-    """What is wrong unless each term has a gradient at every item, and a small step against their sum helps."""
+    """Checks that each term has a gradient at every item and that a small step against their sum lowers the loss.
+
+    Returns the problem, or None.
+    """
     for name, term in loss.losses.items():
         norms = value_and_gradient(term, prediction, target)[1].flatten(1).norm(dim=1)
         if not (norms.isfinite().all() and (norms > 0).all()):

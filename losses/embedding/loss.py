@@ -1,4 +1,4 @@
-"""Distances between what a frozen network makes of the prediction and of the target."""
+"""Distances between the activations of a frozen network on the prediction and on the target."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from losses.dsp.compilation import eager
 from losses.embedding.networks import NETWORKS, Network
 from losses.registry import register
 
-FLOOR_SHARE = 0.1  # of a layer's mean magnitude on white noise of RMS 0.1, -20 dBFS: the least a target counts as
+FLOOR_SHARE = 0.1  # a target counts as at least this share of a layer's mean magnitude on white noise of −20 dBFS
 
 
-@eager  # an LSTM compiles into one step after the other, for minutes
+@eager  # compiling an LSTM unrolls its steps and takes minutes
 def embedding(
     prediction: Tensor, target: Tensor, sample_rate: int, network: Network, floors: Sequence[float], layers: str = "all"
 ) -> Tensor:
     """Mean over the layers of `mean(|P − T|) / max(mean(|T|), floor)`, P and T the activations of one layer.
 
-    Relative to the target's mean magnitude in each layer and item, so that layers count alike; without a unit; 0 at
+    Relative to the target's mean magnitude in each layer and item, so that layers count alike; dimensionless, 0 at
     identity. The activations are computed in the precision of the network's weights, the target's without gradient.
 
     Args:
         prediction: `[B, C, N]`.
         target: `[B, C, N]`.
         sample_rate: Hz, of both.
-        network: frozen; makes lists of activations.
-        floors: for each layer the least that the target's mean magnitude counts as.
-        layers: "all", or "last" for the last alone.
+        network: frozen; returns a list of activations.
+        floors: for each layer, the least value that the target's mean magnitude counts as.
+        layers: "all" or "last".
 
     Returns:
         One value per item, `[B]`.
@@ -46,7 +46,7 @@ def embedding(
     check_same_shape(prediction, target)
     start = 0 if layers == "all" else -1
     predicted = _activations(prediction, sample_rate, network)[start:]
-    # Without no_grad, under which an LSTM rounds otherwise: identity would not be 0. There is nothing to record anyway.
+    # Not under no_grad, where an LSTM rounds differently, so that identity would not be 0. Nothing is recorded anyway.
     wanted = _activations(target.detach(), sample_rate, network)[start:]
     total = prediction.new_zeros(len(prediction))
     for p, t, floor in zip(predicted, wanted, floors[start:], strict=True):
@@ -81,9 +81,9 @@ class EmbeddingLoss(Loss):
         hop_length: for "crepe" and "openl3": samples at the network's rate from frame to frame.
 
     Raises:
-        ValueError: an unknown model or value, an option that is another model's, no encoder for "codec", unfit weights.
+        ValueError: an unknown model or value, an option of another model, no encoder for "codec", unsuitable weights.
         ImportError: the model's package is not installed.
-        FileNotFoundError: there are no weights, or they can't be downloaded.
+        FileNotFoundError: the weights do not exist or cannot be downloaded.
     """
 
     def __init__(

