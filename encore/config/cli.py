@@ -15,8 +15,7 @@ from rich.markup import escape
 
 from encore.config.components import WEIGHT
 from encore.config.files import read_flags
-from encore.config.knobs import Knob, from_flags, knobs_of
-from encore.config.schema import listed
+from encore.config.knobs import Knob, from_flags, knobs_of, listed
 from encore.errors import EncoreError
 from encore.registry import load_plugins
 

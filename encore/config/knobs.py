@@ -114,6 +114,11 @@ def problems_of(config: Any) -> list[str]:
     return problems
 
 
+def listed(names: str) -> list[str]:
+    """The names of a list a,b,c."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
 def _build(config_class: type[C], left: dict[str, Any]) -> C:
     """Takes what it needs out of `left`."""
     hints = get_type_hints(config_class)

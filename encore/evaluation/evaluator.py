@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import losses
 from encore.codecs.losses import build_losses
-from encore.config.schema import listed
+from encore.config.knobs import listed
 from encore.data.dataset import Batch
 from encore.errors import EncoreError
 from encore.evaluation.baselines import OTHER_MUSIC, TRUTH, Baselines, Continuer, model_continuer

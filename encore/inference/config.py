@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import losses
+from encore.config.components import unknown_losses
 from encore.config.knobs import knob, problems_of
-from encore.config.schema import listed
 from encore.errors import EncoreError
 
 MAX_SEED = 2**32 - 1
@@ -62,10 +61,7 @@ class SampleConfig:
             problems.append(f"--start {self.start:g}: must be a second of the song above 0")
         if not 0 <= self.seed <= MAX_SEED:
             problems.append(f"--seed {self.seed}: must be a whole number from 0 to {MAX_SEED}")
-        unknown = [name for name in listed(self.metrics or "") if name not in losses.REGISTRY]
-        if unknown:
-            problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}")
-        problems += problems_of(self)
+        problems += unknown_losses(self.metrics) + problems_of(self)
         if problems:
             raise EncoreError("\n".join(problems))
 

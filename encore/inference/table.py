@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import losses
 from encore.codecs.losses import build_losses
-from encore.config.schema import listed
+from encore.config.knobs import listed
 from encore.errors import EncoreError
 from encore.inference.presentation import CODEC
 from encore.models.loading import Generator
