@@ -22,7 +22,6 @@ from encore.codecs import Codec, load_codec
 from encore.codecs.encodec import SEANetCodec
 from encore.codecs.starter.dct_init import coefficient_deviations, initialise_linear_path
 from encore.codecs.starter.texture_init import initialise_texture
-from encore.codecs.starter.trainer import si_sdr
 from encore.codecs.starter.weights import Architecture
 from encore.config.cli import new_app, run
 from losses import SpectralLoss, functional
@@ -35,7 +34,7 @@ NOISE = 0.3  # standard deviation, in units of each latent's own over the music
 def figures(prediction: Tensor, target: Tensor, sample_rate: int) -> dict[str, float]:
     """What the card shows, of `[1, C, N]`."""
     return {
-        "SI-SDR (dB)": float(si_sdr(prediction, target)),
+        "SI-SDR (dB)": -float(functional.si_sdr(prediction, target, zero_mean=False)),
         "multi-resolution STFT": float(SpectralLoss()(prediction, target)),
         "mel to 8 kHz": float(functional.mel(prediction, target, sample_rate)),
         "mel to 12 kHz": float(functional.mel(prediction, target, sample_rate, f_max=12000.0)),

@@ -21,12 +21,12 @@ def sine(frequency: float, seconds: float, rate: int) -> np.ndarray:
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 @pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
-def test_every_format_is_read_at_the_rate_asked_for(tmp_path: Path, suffix: str, rate: int) -> None:
+def test_every_format_is_read_at_the_requested_rate(tmp_path: Path, suffix: str, rate: int) -> None:
     path = tmp_path / f"tone.{suffix}"
     soundfile.write(path, np.stack([sine(440, 1, rate)] * 2, 1), rate)
     audio = read_audio(path, 24_000, 1)
     assert (audio.dtype, audio.shape) == (torch.float32, (1, 24_000))
-    # Away from the edges, where the resampler and the mp3 have no neighbours.
+    # Away from the edges, where resampler and mp3 encoder lack neighbouring samples.
     error = audio[0, 2400:-2400].numpy() - sine(440, 1, 24_000)[2400:-2400]
     assert np.sqrt(np.mean(error**2)) < (0.02 if suffix in ("ogg", "mp3") else 2e-3)
 
@@ -70,7 +70,7 @@ def test_a_truncated_wav_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_wav_written_to_a_pipe_is_read(tmp_path: Path) -> None:
-    """Its writer could not go back to fill in the length."""
+    """Its header has no length, as a pipe cannot be rewound."""
     path = tmp_path / "a.wav"
     soundfile.write(path, sine(440, 0.1, 24_000), 24_000)
     data = bytearray(path.read_bytes())
@@ -80,7 +80,7 @@ def test_a_wav_written_to_a_pipe_is_read(tmp_path: Path) -> None:
     assert read_audio(path, 24_000, 1).shape == (1, 2400)
 
 
-def test_a_chunk_before_the_data_is_stepped_over(tmp_path: Path) -> None:
+def test_a_chunk_before_the_data_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, sine(440, 0.1, 24_000), 24_000)
     data = path.read_bytes()
@@ -109,7 +109,7 @@ def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"RIFF\0\0\0\0WAVEfmt \x10", b"hello" * 100])
-def test_what_is_no_audio_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_than_audio_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.wav").write_bytes(content)
     with pytest.raises(EncoreError, match=r"a.wav: cannot be read as audio"):
         read_audio(tmp_path / "a.wav", 24_000, 1)

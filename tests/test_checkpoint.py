@@ -38,7 +38,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "pickle", "other", "half", "earlier"])
-def test_what_is_no_checkpoint_is_refused_in_a_line(kind: str, tmp_path: Path, trained: Path) -> None:
+def test_other_files_are_refused_in_one_line(kind: str, tmp_path: Path, trained: Path) -> None:
     path = tmp_path / "model.pt"
     if kind == "text":
         path.write_text("no checkpoint")
@@ -135,7 +135,7 @@ def test_an_earlier_run_is_set_aside_and_not_overwritten(tmp_path: Path) -> None
     assert (tmp_path / "earlier_2" / "last.pt").read_text() == "again"
 
 
-def test_where_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = tmp_path / "last.pt"
     auto = RunConfig(checkpoint_dir=tmp_path, resume="auto")
     assert resume_source(auto) is None

@@ -19,16 +19,7 @@ from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.registry import Registry
 from tests.conftest import ENVIRONMENT, ROOT
-
-
-def parse(*flags: str) -> TrainConfig:
-    app = cli.new_app()
-    seen: list[TrainConfig] = []
-    cli.add_command(app, TrainConfig, seen.append)
-    result = CliRunner().invoke(app, flags, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    (config,) = seen
-    return config
+from tests.test_config import parse
 
 
 def test_a_file_sets_flags_and_the_command_line_overrides_it(tmp_path: Path) -> None:

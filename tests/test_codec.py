@@ -1,4 +1,4 @@
-"""The frozen codec: shapes, gradients, crops, files, and the pretrained models' loading code on weights made here."""
+"""Codecs: shapes, gradients, crops, files, and the loading of pretrained models, with weights made by the tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_starter_has_the_documented_shape(starter: Codec, latents: torch.Tensor)
     assert (starter.sample_rate, starter.channels, starter.frame_rate, starter.latent_dim) == (24000, 1, 75, 128)
     assert latents.shape == (1, 128, 600)
     assert starter.decode(latents).shape == (1, 1, 8 * SAMPLE_RATE)
-    assert starter.encode(torch.zeros(1, 1, 321)).shape[-1] == 2  # a begun frame is a frame
+    assert starter.encode(torch.zeros(1, 1, 321)).shape[-1] == 2  # the last frame is padded
 
 
 def test_gradients_reach_the_latents_and_weights_stay(starter: Codec, latents: torch.Tensor) -> None:
@@ -54,15 +54,15 @@ def test_only_the_decoders_lstm_is_ever_in_training_mode(starter: Codec) -> None
 
 
 def random_codec() -> Codec:
-    """A codec of random weights, whose LSTM remembers more than a trained one's need to."""
+    """A codec of random weights, whose LSTM has a longer memory than a trained one."""
     torch.manual_seed(0)
     architecture = Architecture(n_filters=4)
     return SEANetCodec(*architecture.build(), architecture.sample_rate, architecture.channels)
 
 
 @pytest.mark.parametrize("build", [lambda: load_codec("starter"), random_codec], ids=["starter", "random"])
-def test_a_crop_sounds_as_in_the_whole_decoding(build: Callable[[], Codec]) -> None:
-    """The margin is measured on one half of one signal; it must hold at other places of another signal too."""
+def test_a_crop_equals_the_whole_decoding(build: Callable[[], Codec]) -> None:
+    """The margin is measured on half of one signal; it must hold at other positions of another signal too."""
     codec = build()
     margin = codec.measure_margin(codec.encode(torch.from_numpy(melody(8, 3))[None, None]))
     assert 8 <= margin < 300
@@ -73,13 +73,13 @@ def test_a_crop_sounds_as_in_the_whole_decoding(build: Callable[[], Codec]) -> N
 
 
 def relative_error(crop: torch.Tensor, whole: torch.Tensor, start: int) -> float:
-    """Error of a crop from frame `start` on, in dB against the same stretch of the whole."""
+    """Error of a crop that begins at frame `start`, in dB relative to the whole decoding."""
     wanted = whole[..., start * 320 : start * 320 + crop.shape[-1]]
     assert crop.shape == wanted.shape
     return 20 * torch.log10((crop - wanted).norm() / wanted.norm() + 1e-9).item()
 
 
-def test_a_crop_without_its_margin_sounds_otherwise() -> None:
+def test_a_crop_without_its_margin_differs() -> None:
     codec = random_codec()
     latents = codec.encode(torch.from_numpy(melody(6, 17))[None, None])
     whole, margin = codec.decode(latents), codec.measure_margin(latents)
@@ -109,7 +109,7 @@ def test_a_codec_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no codec", STARTER_WEIGHTS.read_bytes()[:5000]])
-def test_what_is_no_codec_file_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_other_files_than_codecs_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(EncoreError, match=f"--codec {path}: not a codec"):
@@ -126,7 +126,7 @@ def test_a_codec_that_does_not_exist_is_refused() -> None:
 
 
 def repository(folder: Path, name: str) -> EncodecModel:
-    """Writes randomly initialised weights as the package's files are named: with their own checksum."""
+    """Writes randomly initialised weights under a name like those of the package, with their checksum."""
     torch.manual_seed(1)
     build = {"encodec_24khz": EncodecModel.encodec_model_24khz, "encodec_48khz": EncodecModel.encodec_model_48khz}
     model = build[name](pretrained=False)
@@ -177,12 +177,12 @@ def test_encodec_48khz_keeps_each_seconds_volume_as_a_latent(tmp_path: Path) -> 
         assert torch.allclose(latents[:, 128:, :150].exp(), scale.expand(-1, 1, 150))
         decoded = codec.decode(latents[..., :150])
         assert torch.allclose(decoded, reference.decoder(latents[:, :128, :150]) * scale, atol=1e-3)
-    # Segments are independent, so a crop inside the second one is decoded with it and exactly.
+    # Segments are independent, so a crop within the second one is decoded exactly.
     whole = codec.decode(latents)
     assert torch.allclose(codec.decode_crop(latents, 160, 20, margin=0), whole[..., 160 * 320 : 180 * 320], atol=1e-5)
 
 
-def test_weights_that_can_not_be_had_are_explained(tmp_path: Path) -> None:
+def test_missing_weights_are_explained(tmp_path: Path) -> None:
     with pytest.raises(EncoreError, match=r"no encodec_24khz-d7cc33bc.th in it; put it there, or use --codec starter"):
         load_codec("encodec_24khz", tmp_path)
 

@@ -30,11 +30,11 @@ def test_files_are_music_at_a_fixed_level(tmp_path: Path) -> None:
         assert (header.samplerate, header.channels, header.frames) == (24_000, 1, 9 * 24_000)
         assert 20 * np.log10(np.sqrt(np.mean(piece**2))) == pytest.approx(-18, abs=0.5)
         assert np.abs(piece).max() < 0.95
-        # No second of it is silent.
+        # No second is silent.
         assert np.sqrt(np.mean(piece.reshape(9, -1) ** 2, 1)).min() > 0.05
 
 
-def test_the_same_seed_gives_the_same_files_and_each_file_is_another(tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_files_and_each_file_differs(tmp_path: Path) -> None:
     first = make(tmp_path / "a", "--files", "2", "--seconds", "3")
     again = make(tmp_path / "b", "--files", "3", "--seconds", "3")
     other = make(tmp_path / "c", "--files", "2", "--seconds", "3", "--seed", "1")
@@ -58,7 +58,7 @@ def test_a_pluck_sounds_at_its_pitch_and_fades() -> None:
     assert np.abs(note[-2400:]).max() < 0.1 * np.abs(note[:2400]).max()
 
 
-def test_as_a_command_where_the_folder_can_not_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-m", "encore.data.demo", str(tmp_path / "file/music")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

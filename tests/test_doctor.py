@@ -1,4 +1,4 @@
-"""The loss doctor: as a command, and with losses that are ill."""
+"""The loss doctor: through the door as a user calls it, and with losses that are ill."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rows(output: str) -> dict[str, list[str]]:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    """The command within this process; it prints its table and its errors."""
+    """The door within this process; it prints its table and its errors."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -43,7 +43,7 @@ def entry(function: Callable[[Tensor, Tensor], Tensor], minimum: float | None = 
 
 
 @pytest.mark.slow
-def test_a_healthy_loss_passes_as_a_command(run_command: Command, tmp_path: Path) -> None:
+def test_a_healthy_loss_passes_through_the_run_command(run_command: Command, tmp_path: Path) -> None:
     result = run_command("-m", "losses", "--only", FEW, "--seconds", 0.2, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     table = rows(result.stdout)

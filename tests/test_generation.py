@@ -51,7 +51,7 @@ def noise_of(sampler: Sampler, steps: int, count: int = 1) -> Tensor:
     return noise
 
 
-def test_noise_lasts_for_a_continuation_a_block_or_a_frame() -> None:
+def test_noise_is_constant_per_continuation_per_block_or_per_frame() -> None:
     sampler = new_sampler(1, 2)
     first, second = noise_of(sampler, SIZE, 3), noise_of(sampler, SIZE)
     assert first.shape == (2, NOISE_CHANNELS, 3 * SIZE) and second.shape == (2, NOISE_CHANNELS, SIZE)
@@ -64,7 +64,7 @@ def test_noise_lasts_for_a_continuation_a_block_or_a_frame() -> None:
     assert PER_CONTINUATION == PER_BLOCK == 16 and NOISE_CHANNELS == 64
 
 
-def test_noise_is_normal_and_the_temperature_its_deviation() -> None:
+def test_noise_has_the_temperature_as_its_standard_deviation() -> None:
     for temperature in (0.0, 1.0, 2.5):
         noise = noise_of(new_sampler(*range(20), temperature=temperature), 5, 40)
         for part in noise.split(16, 1):

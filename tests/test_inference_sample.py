@@ -1,4 +1,4 @@
-"""Continuing a song with a model from a real training run."""
+"""inference_sample.py with a model from a real training run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from encore.models.loading import load_generator
 from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Command, command, melody
 from tests.test_page import Page
 
-START, SECONDS, SONG_SECONDS = 2.3, 2.5, 4.0  # the song goes on for 1.7 s only
+START, SECONDS, SONG_SECONDS = 2.3, 2.5, 4.0  # so 1.7 s of the song follow
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def continued(
     tmp_path_factory: pytest.TempPathFactory, call_command: Command, trained: Path, song: Path
 ) -> tuple[Path, str]:
-    """The results of a run of the command, and what it printed."""
+    """The output folder of a run of the command, and what it printed."""
     folder = tmp_path_factory.mktemp("continued")
     flags = ("--input", song, "--start", START, "--seconds", SECONDS, "--output", folder / "new" / "out")
     result = call_command(
@@ -53,7 +53,7 @@ def continued(
 
 
 def save_as(trained: Path, path: Path, **settings: object) -> Path:
-    """The checkpoint of a run, as if its configuration had been another."""
+    """The checkpoint of a run with changed settings."""
     content = torch.load(trained / "checkpoints" / "best_model.pt", weights_only=True)
     torch.save({**content, "config": {**content["config"], **settings}}, path)
     return path
@@ -61,7 +61,7 @@ def save_as(trained: Path, path: Path, **settings: object) -> Path:
 
 @pytest.fixture(scope="module")
 def drawing(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
-    """A checkpoint whose model draws block by block, from a lag and noise."""
+    """A checkpoint of a model that samples block by block, with a replay and noise."""
     path = tmp_path_factory.mktemp("drawing") / "model.pt"
     return save_as(trained, path, objective="energy", generation="blocks", block_seconds=0.4, prior="replay")
 
@@ -80,14 +80,14 @@ def samples_of(path: Path) -> np.ndarray:
     return samples
 
 
-def test_the_continuation_is_the_end_of_the_whole(continued: tuple[Path, str], song: Path) -> None:
+def test_full_wav_is_the_context_and_the_continuation(continued: tuple[Path, str], song: Path) -> None:
     folder, _ = continued
     continuation, full = samples_of(folder / "continuation.wav"), samples_of(folder / "full.wav")
     context = 75 * 320  # one second, as in training
     assert len(continuation) == round(SECONDS * SAMPLE_RATE)
     assert len(full) == context + len(continuation)
     np.testing.assert_array_equal(full[context:], continuation)
-    # Before it the song itself, up to the cross-fade of two frames.
+    # In front of it is the song itself, up to the cross-fade of two frames.
     end = round(START * SAMPLE_RATE)
     original = soundfile.read(song, dtype="int16")[0][end - context : end]
     np.testing.assert_allclose(full[: context - 640], original[:-640], atol=1)
@@ -118,7 +118,7 @@ def test_the_table_holds_the_runs_losses_against_the_truth(
     assert "over 1.70 s" in printed
 
 
-def test_the_page_has_players_and_pictures_of_all_signals(continued: tuple[Path, str], song: Path) -> None:
+def test_the_page_has_players_and_spectrograms_of_all_signals(continued: tuple[Path, str], song: Path) -> None:
     folder, _ = continued
     page = Page(folder / "index.html")
     assert len(page.audio) == len(page.images) == 5
@@ -135,7 +135,7 @@ def test_the_page_has_players_and_pictures_of_all_signals(continued: tuple[Path,
     assert song.stem in page.text and "continuation begins at 1.00 s" in page.text
 
 
-def test_the_table_is_of_what_a_run_was_trained_on_unless_told_otherwise(trained: Path) -> None:
+def test_the_table_has_the_losses_of_training_or_those_of_metrics(trained: Path) -> None:
     config = TrainConfig.from_flags(loss_weight_gan=1.0, loss_weight_esr=0.5, metrics="rms_input,phase")
     assert config.objective.loss_names == {"rms", "esr", "phase"}
     generator = load_generator(trained / "checkpoints" / "best_model.pt", torch.device("cpu"))
@@ -214,7 +214,7 @@ def test_candidates_stand_side_by_side_and_the_best_of_each_row_is_marked(
         assert f"<strong>{best}</strong>" in (tmp_path / "index.html").read_text()
         assert re.search(rf"{name}\s.*{re.escape(best)} \*", printed), printed
 
-    # Whatever is made beside it, a candidate is its seed's.
+    # A candidate depends on its own seed only.
     second = samples_of(tmp_path / "continuation_2.wav")
     assert sample(monkeypatch, *flags, "--seed", 5, "--output", tmp_path / "five") == 0
     np.testing.assert_allclose(samples_of(tmp_path / "five" / "continuation.wav"), second, atol=1)
@@ -245,7 +245,7 @@ def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: 
     assert far is not None, printed
     for number in ("", "_2"):
         made, whole = (samples_of(tmp_path / "out" / f"{stem}{number}.wav") for stem in ("continuation", "full"))
-        assert len(made) / SAMPLE_RATE == pytest.approx(float(far[1]), abs=0.41)  # a piece may have been under way
+        assert len(made) / SAMPLE_RATE == pytest.approx(float(far[1]), abs=0.41)  # plus the piece being written
         np.testing.assert_array_equal(whole[SAMPLE_RATE:][: len(made)], made[: len(whole) - SAMPLE_RATE])
     assert len(Page(tmp_path / "out" / "index.html").audio) == 3
 
@@ -290,7 +290,7 @@ def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: 
     ],
     ids=lambda value: " ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
-def test_each_mistake_gets_one_clear_line(
+def test_each_mistake_is_one_line_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     trained: Path,

@@ -1,4 +1,4 @@
-"""The latent cache notices what changes and keeps what does not."""
+"""The latent cache encodes what is new and keeps the rest."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_latents_are_the_codecs_and_are_encoded_once(tmp_path: Path, codec: Code
     assert filled(tmp_path / "cache", codec, files)[1] == 0
 
 
-def test_a_changed_file_is_encoded_anew_even_with_its_old_time(tmp_path: Path, codec: Codec, files: list[Path]) -> None:
+def test_a_changed_file_is_encoded_again_even_with_its_old_time(
+    tmp_path: Path, codec: Codec, files: list[Path]
+) -> None:
     before, _ = filled(tmp_path / "cache", codec, files)
     old = before.load(files[0])
     stamp = files[0].stat()

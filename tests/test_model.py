@@ -1,4 +1,4 @@
-"""The transformer, its optimiser, the course of its learning rate and its averaged weights."""
+"""The transformer, its optimiser, learning-rate schedule and averaged weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ D, STEPS = 6, 4
 def new_model(
     window: int = 20, layers: int = 2, start_at_prior: bool = False, lively: bool = True
 ) -> ContinuationTransformer:
-    """In evaluation mode; `lively`: with weights so large that attention tells frames apart."""
+    """In evaluation mode; `lively`: with weights large enough for attention to distinguish frames."""
     torch.manual_seed(0)
     model = ContinuationTransformer(D, 16, 2, layers, dropout=0.0, window=window, start_at_prior=start_at_prior)
     if lively:
@@ -48,7 +48,7 @@ def block(values: Tensor, number: int) -> Tensor:
 def one_by_one(
     model: ContinuationTransformer, context: Tensor, following: Tensor, noise: Tensor, prior: Tensor
 ) -> tuple[Tensor, KVCache]:
-    """Blocks made one after the other with a cache that is given the true frames after each, and that cache."""
+    """Blocks generated one by one, with the true frames appended to the cache after each; and the cache."""
     cache, made = model.prefill(context), list[Tensor]()
     for number in range(noise.shape[-1] // STEPS):
         made.append(model.decode_block(cache, STEPS, block(noise, number), block(prior, number)))
@@ -67,7 +67,7 @@ def test_shapes(model: ContinuationTransformer) -> None:
 
 
 @pytest.mark.parametrize("window", [9, 20, 500])
-def test_blocks_in_one_pass_are_those_made_one_after_the_other(window: int) -> None:
+def test_blocks_in_one_pass_equal_those_generated_one_by_one(window: int) -> None:
     """Also where the window is shorter than the past, and over many blocks."""
     model, count = new_model(window, layers=3), 30
     context, following = torch.randn(3, D, 20), torch.randn(3, D, count * STEPS)
@@ -80,7 +80,7 @@ def test_blocks_in_one_pass_are_those_made_one_after_the_other(window: int) -> N
     assert cache.end == 20 + count * STEPS
     kept = min(window, cache.end)
     assert {part.shape[2] for part in cache.keys + cache.values} == {kept}
-    # Blocks in any order and number, of contexts that are given once for all their rows.
+    # Any number of blocks in any order.
     chosen = [number for number in (7, 2, 29)]
     parts = [torch.cat([block(values, number) for number in chosen], -1) for values in (noise, prior)]
     with torch.no_grad():
@@ -89,17 +89,17 @@ def test_blocks_in_one_pass_are_those_made_one_after_the_other(window: int) -> N
         assert (block(some, place) - block(expected, number)).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_rows_of_one_item_are_made_from_it(model: ContinuationTransformer) -> None:
+def test_rows_of_one_item_share_its_context(model: ContinuationTransformer) -> None:
     contexts = torch.randn(2, D, 20)
     noise, prior = inputs(1, rows=6)
     with torch.no_grad():
         made = model(contexts, STEPS, noise, prior)
         assert torch.allclose(made, model(contexts.repeat_interleave(3, 0), STEPS, noise, prior), atol=1e-5)
-        assert not torch.allclose(made[0], made[1], atol=1e-2)  # its noise matters
+        assert not torch.allclose(made[0], made[1], atol=1e-2)  # the noise has an effect
 
 
 @pytest.mark.parametrize(("window", "layers"), [(5, 1), (5, 3), (100, 2)])
-def test_a_block_sees_what_came_before_it_as_far_as_its_layers_reach(window: int, layers: int) -> None:
+def test_a_block_attends_to_the_past_as_far_as_its_layers_reach(window: int, layers: int) -> None:
     """Gradients of a block: to no frame of its own or later, and through every layer to `window` frames more."""
     model, begin = new_model(window, layers), 30
     history = torch.randn(1, D, 50, requires_grad=True)
@@ -107,12 +107,12 @@ def test_a_block_sees_what_came_before_it_as_far_as_its_layers_reach(window: int
     made = model(history, STEPS, noise, prior, starts=[begin, begin + 10])
     (gradient,) = torch.autograd.grad(block(made, 0).square().sum(), history)
     seen = gradient.abs().sum((0, 1)) > 0
-    # The first layer's answer looks `window` frames back; what it finds there has looked `window − 1` further back.
+    # A block attends to `window` past frames; each further layer adds the `window − 1` frames that these attend to.
     reach = window + (layers - 1) * (window - 1)
     assert seen.tolist() == [begin - reach <= frame < begin for frame in range(50)]
 
 
-def test_an_answer_knows_its_whole_block_and_no_other(model: ContinuationTransformer) -> None:
+def test_a_frame_attends_to_its_whole_block_and_to_no_other(model: ContinuationTransformer) -> None:
     noise, prior = inputs(2, rows=1)
     noise.requires_grad_()
     made = model(torch.randn(1, D, 30), STEPS, noise, prior, starts=[20, 30])
@@ -121,7 +121,7 @@ def test_an_answer_knows_its_whole_block_and_no_other(model: ContinuationTransfo
         assert (gradient.abs().sum((0, 1)) > 0).tolist() == [True] * STEPS + [False] * STEPS
 
 
-def test_an_output_layer_of_zeros_is_the_prior_itself() -> None:
+def test_an_output_projection_of_zeros_gives_the_prior() -> None:
     model = new_model(start_at_prior=True, lively=False)
     noise, prior = inputs(1)
     assert torch.allclose(model(torch.randn(3, D, 20), STEPS, noise, prior), prior, atol=1e-6)
@@ -142,7 +142,7 @@ def test_the_gate_and_the_residual_act_on_normalised_latents() -> None:
     assert torch.allclose(model(torch.randn(3, D, 20), STEPS, None, prior), expected, atol=1e-5)
 
 
-def test_latents_are_normalised_on_the_way_in_and_back_on_the_way_out(model: ContinuationTransformer) -> None:
+def test_latents_are_normalised_on_input_and_denormalised_on_output(model: ContinuationTransformer) -> None:
     context, mean, deviation = torch.randn(2, D, 9), torch.randn(D), torch.rand(D) + 0.5
     noise, prior = inputs(1, rows=2)
     model.set_statistics(torch.zeros(D), torch.ones(D))
@@ -157,7 +157,7 @@ def test_latents_are_normalised_on_the_way_in_and_back_on_the_way_out(model: Con
     assert model(context, STEPS, noise, prior).isfinite().all()
 
 
-def test_the_level_of_the_contexts_noise_is_known_to_the_model(model: ContinuationTransformer) -> None:
+def test_the_model_is_given_the_level_of_the_noise_on_its_context(model: ContinuationTransformer) -> None:
     context, (noise, prior) = torch.randn(3, D, 20), inputs(1)
     with torch.no_grad():
         none = model(context, STEPS, noise, prior)
@@ -167,7 +167,7 @@ def test_the_level_of_the_contexts_noise_is_known_to_the_model(model: Continuati
     assert not torch.allclose(other[1], none[1], atol=1e-3) and not torch.allclose(other[2], other[1], atol=1e-3)
 
 
-def test_rotary_attention_scores_depend_on_distance_alone() -> None:
+def test_rotary_attention_scores_depend_on_distance_only() -> None:
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
     frequencies = 10000.0 ** (-torch.arange(4) / 4)
 
@@ -179,8 +179,8 @@ def test_rotary_attention_scores_depend_on_distance_alone() -> None:
     assert score(3, 10) != pytest.approx(score(3, 11), rel=1e-2)
 
 
-def test_a_continuation_of_days_is_as_exact_as_its_beginning(model: ContinuationTransformer) -> None:
-    """Ten million frames, 37 hours, further on: attention knows distances alone, so the same blocks must come."""
+def test_positions_stay_exact_after_days_of_music(model: ContinuationTransformer) -> None:
+    """Ten million frames (37 hours) later the same blocks must follow, as attention depends on distances only."""
     context, following = torch.randn(3, D, 20), torch.randn(3, D, 5 * STEPS)
     noise, prior = inputs(5)
     expected, _ = one_by_one(model, context, following, noise, prior)
@@ -237,6 +237,6 @@ def test_averaged_weights_follow_the_formula(model: ContinuationTransformer) -> 
             model.in_proj.weight.fill_(float(update))
         ema.update_parameters(model)
         decay = min(0.15, (1 + update) / (10 + update))
-        # The first update takes the weights as they are.
+        # The first update copies the weights.
         expected = float(update) if expected is None else decay * expected + (1 - decay) * update
     assert ema.module.get_parameter("in_proj.weight")[0, 0].item() == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Pairs on disk: what is found, what is refused, what a step gets."""
+"""Pairs: finding and checking them, and the batches of a step."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_all_damaged_pairs_are_reported_together_without_a_traceback(folder: Pat
 
 
 @pytest.mark.slow
-def test_nan_samples_are_found_when_the_latents_are_made(folder: Path, run_command: Command) -> None:
+def test_nan_samples_are_found_when_latents_are_encoded(folder: Path, run_command: Command) -> None:
     audio, _ = soundfile.read(first(folder))
     audio[100] = np.nan
     soundfile.write(first(folder), audio, SAMPLE_RATE, subtype="FLOAT")
@@ -137,7 +137,7 @@ def test_items_are_the_cached_latents_and_the_waveforms(folder: Path) -> None:
     batch = collate([data[0], data[2]])
     assert batch.number.tolist() == [0, 2] and len(batch) == 2
     audio = torch.from_numpy(soundfile.read(pairs["train"][2].input, dtype="float32")[0])
-    # Of an input the last frames count, of an output the first: they meet where the one ends and the other begins.
+    # The last frames of the input and the first ones of the output, which follow each other.
     assert torch.equal(batch.input_audio[1, 0], audio[7 * 320 : 37 * 320])
     following = torch.from_numpy(soundfile.read(pairs["train"][2].output, dtype="float32")[0])
     assert torch.equal(batch.target_audio[1, 0], following[: 30 * 320])
@@ -167,7 +167,7 @@ def test_ranks_share_an_epoch_without_overlap_and_orders_differ_between_epochs()
     assert orders[0] != orders[1]
 
 
-def test_an_epoch_is_taken_up_where_it_was_left() -> None:
+def test_an_epoch_resumes_where_it_was_interrupted() -> None:
     sampler = EpochSampler(20, 2, 2, 1, 2, seed=0)
     sampler.start_at(4, 0)
     whole = list(sampler)

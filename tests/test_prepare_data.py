@@ -19,11 +19,11 @@ from encore.data.dataset import find_pairs
 from encore.errors import EncoreError
 
 ROOT = Path(__file__).parents[1]
-STEP = 2 / 32768  # 16 bits, rounded when written and again by the reader's other scale
+STEP = 2 / 32768  # of 16 bits, rounded when written and when read
 
 
 def tune(path: Path, seconds: float, rate: int = 24_000, channels: int = 1, seed: int = 0, level: float = 0.1) -> Path:
-    """Writes noise under 1 kHz with a tone of its own: nothing in it repeats, and resampling keeps it."""
+    """Writes noise below 1 kHz and a tone: audio without repetitions that resampling preserves."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * rate)) / rate
     steps = np.interp(time * 500, np.arange(int(seconds * 500) + 2), rng.standard_normal(int(seconds * 500) + 2))
@@ -34,14 +34,14 @@ def tune(path: Path, seconds: float, rate: int = 24_000, channels: int = 1, seed
 
 
 def prepare(music: Path, output: Path, *flags: str) -> str:
-    """Runs the command in this process and returns what it printed; an EncoreError comes through."""
+    """Runs the command in this process and returns its output; an EncoreError is raised."""
     arguments = [str(music), "--output", str(output), "--segment_seconds", "1", "--num_workers", "0", *flags]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def run_script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run_prepare(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "prepare_data.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
@@ -72,7 +72,7 @@ def test_segments_are_the_resampled_source_cut_up(music: Path, tmp_path: Path) -
     prepare(music, output)
     found = rows(output)
     assert {row["source_file"] for row in found} == {"a.wav", "b.flac", "deeper/c.ogg", "d.mp3", "E.WAV"}
-    # The hop is one segment: 4.3 s give the pairs at 0, 1 and 2 s.
+    # Pairs overlap by one segment: 4.3 s give those at 0, 1 and 2 s.
     assert [row["start_second"] for row in found if row["source_file"] == "a.wav"] == ["0", "1", "2"]
     assert [row["start_second"] for row in found if row["source_file"] == "E.WAV"] == ["0"]
     for row in found:
@@ -111,7 +111,7 @@ def test_whole_files_go_to_one_split(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_workers_give_the_same_bytes_as_one_process(music: Path, tmp_path: Path) -> None:
     prepare(music, tmp_path / "alone", "--seed", "3")
-    done = run_script(
+    done = run_prepare(
         "my music", "--output", "new/pairs", "--segment-seconds", 1, "--num_workers", 2, "--seed", 3, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def test_workers_give_the_same_bytes_as_one_process(music: Path, tmp_path: Path)
 
 
 def test_copies_do_not_end_up_in_both_splits(tmp_path: Path) -> None:
-    """Not even where one is a wav and the other a flac, nor under any seed."""
+    """Not even if one is a wav and the other a flac."""
     original = tune(tmp_path / "music/a.wav", 2.5, seed=1)
     samples, rate = soundfile.read(original, dtype="int16")
     soundfile.write(tmp_path / "music/b.flac", samples, rate)
@@ -165,7 +165,7 @@ def test_stereo_is_kept_and_mono_repeated(tmp_path: Path) -> None:
         assert np.abs(segment - source[48_000:]).max() < STEP
 
 
-def test_a_file_that_would_clip_is_turned_down(tmp_path: Path) -> None:
+def test_a_file_that_would_clip_is_attenuated(tmp_path: Path) -> None:
     samples, rate = soundfile.read(tune(tmp_path / "music/a.wav", 3, seed=1))
     soundfile.write(tmp_path / "music/a.wav", samples / np.abs(samples).max() * 1.6, rate, subtype="FLOAT")
     tune(tmp_path / "music/b.wav", 3, seed=2)
@@ -179,10 +179,10 @@ def test_a_file_that_would_clip_is_turned_down(tmp_path: Path) -> None:
             assert np.abs(segment - expected).max() < STEP
 
 
-def test_what_can_not_be_used_is_listed_and_the_rest_prepared(music: Path, tmp_path: Path) -> None:
+def test_unusable_files_are_listed_and_the_rest_is_prepared(music: Path, tmp_path: Path) -> None:
     (music / "empty.mp3").write_bytes(b"")
     (music / "text.flac").write_text("not audio")
-    (music / "notes.txt").write_text("passed over")
+    (music / "notes.txt").write_text("skipped")
     whole = tune(tmp_path / "whole.wav", 3).read_bytes()
     (music / "cut [1].wav").write_bytes(whole[: len(whole) // 2])
     nan = np.full(60_000, 0.1, dtype=np.float32)
@@ -208,7 +208,7 @@ def test_what_can_not_be_used_is_listed_and_the_rest_prepared(music: Path, tmp_p
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "music").mkdir()
     (tmp_path / "music/a.wav").write_text("not audio")
-    done = run_script(tmp_path / "music", "--output", tmp_path / "pairs", "--num_workers", 0)
+    done = run_prepare(tmp_path / "music", "--output", tmp_path / "pairs", "--num_workers", 0)
     assert done.returncode == 2
     assert "no file gives pairs" in done.stderr
     assert "a.wav: cannot be read as audio" in done.stderr
@@ -223,12 +223,12 @@ def test_one_usable_file_is_an_error(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["music"]
 
 
-def test_an_output_that_holds_something_is_left_alone(music: Path, tmp_path: Path) -> None:
+def test_an_output_folder_that_is_not_empty_is_left_alone(music: Path, tmp_path: Path) -> None:
     prepare(music, tmp_path / "pairs")
     before = contents(tmp_path / "pairs")
     with pytest.raises(EncoreError) as refused:
         prepare(music, tmp_path / "pairs", "--val_fraction", "1.5")
-    # All problems together.
+    # All problems are reported together.
     assert "pairs: already holds files; name another folder, or delete this one first" in str(refused.value)
     assert "--val_fraction 1.5: must be between 0 and 1" in str(refused.value)
     assert contents(tmp_path / "pairs") == before
@@ -237,9 +237,9 @@ def test_an_output_that_holds_something_is_left_alone(music: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--segment_seconds", "0"), "--segment_seconds 0.0: must be at least 0.2"),
-        (("--segment_seconds", "nan"), "--segment_seconds nan: must be at least 0.2"),
-        (("--min_rms", "-1"), "--min_rms -1.0: must be at least 0"),
+        (("--segment_seconds", "0"), "--segment_seconds 0.0: must be a finite number of at least 0.2"),
+        (("--segment_seconds", "nan"), "--segment_seconds nan: must be a finite number of at least 0.2"),
+        (("--min_rms", "-1"), "--min_rms -1.0: must be a finite number of at least 0"),
         (("--val_fraction", "0"), "--val_fraction 0.0: must be between 0 and 1"),
         (("--output", "{music}/pairs"), "lies inside the music folder"),
         (("--output", "{music}/a.wav"), "is a file"),

@@ -1,4 +1,4 @@
-"""What a continuation starts from: the context again."""
+"""Priors: replays of the context, and rhythms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from encore.models.priors import FrameOrder, draw_lags, lag_probs, replay
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 1000])
-def test_a_replay_is_the_end_of_the_context_again_and_again(start: int) -> None:
+def test_a_replay_repeats_the_end_of_the_context(start: int) -> None:
     context, lags = torch.randn(3, 2, 10), torch.tensor([10, 3, 1])
     made = replay(context, lags, start, 25)
     assert made.shape == (3, 2, 25)
@@ -28,16 +28,16 @@ def test_lags_are_uniform_from_a_quarter_of_the_context_to_the_whole() -> None:
     assert draw_lags(5, 1).tolist() == [1] * 5
 
 
-def test_the_probs_of_lags_are_where_the_music_repeats_itself() -> None:
+def test_lags_at_which_the_music_repeats_itself_are_probable() -> None:
     decay = torch.linspace(1, 0.05, 36 * 320)
     pattern = decay * torch.randn(1, 1, 36 * 320, generator=torch.Generator().manual_seed(0))
     probs = lag_probs(pattern.repeat(1, 1, 5), 320, 75.0)
     assert probs.shape == (1, 181) and probs.sum().item() == pytest.approx(1)
-    assert probs[0, 36::36].sum() > 0.99 and probs[0, 36] > probs[0, 144]  # a long lag is seen less often
+    assert probs[0, 36::36].sum() > 0.99 and probs[0, 36] > probs[0, 144]  # long lags are discounted
     assert not probs[0, :19].any() and not probs[0, 163:].any()  # from 0.25 s to nine tenths
 
 
-def test_silence_repeats_itself_at_every_lag() -> None:
+def test_all_lags_of_silence_are_equally_probable() -> None:
     probs = lag_probs(torch.zeros(2, 1, 75 * 320), 320, 75.0)
     assert probs.isfinite().all()
     assert torch.equal(probs[0, 19:68], probs[1, 19:68]) and probs[0, 19:68].std() < 1e-6
@@ -58,7 +58,7 @@ def test_a_rhythm_keeps_its_phase_and_takes_any_earlier_repeat() -> None:
     assert places == {150 - 36 * (1 + back) for back in range(4)}
 
 
-def test_what_follows_no_rhythm_is_a_replay() -> None:
+def test_without_a_rhythm_it_is_a_replay() -> None:
     probs = torch.full((151,), 1 / 151)
     index = FrameOrder(probs, torch.Generator().manual_seed(3), rhythmic=0.0).indices(0, 300)
     lag = 150 - int(index[0])

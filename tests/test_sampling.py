@@ -1,4 +1,4 @@
-"""The continuation with models whose answer is known."""
+"""Continuations by models whose output is known."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def segmented() -> Codec:
 
 @pytest.fixture(scope="module")
 def starter() -> Codec:
-    """Other latents sound otherwise with it, which can't be said of random weights."""
+    """With it, other latents give other audio, unlike with random weights."""
     return load_codec("starter")
 
 
 def repeating(codec: Codec, segment_frames: int = SEGMENT) -> Generator:
-    """A model that continues a context by itself: a regression whose answer is its prior, unchanged."""
+    """A model that repeats its context: a regression that returns its prior unchanged."""
     config = TINY.with_flags(objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, segment_frames).eval(), codec, config, segment_frames)
@@ -64,7 +64,7 @@ def repeating(codec: Codec, segment_frames: int = SEGMENT) -> Generator:
 def drawing(
     codec: Codec, prior: str = "replay", block_seconds: float = 0.4, context_seconds: float | None = None
 ) -> Generator:
-    """An untrained model of the objective energy; its samples differ, whatever its prior."""
+    """An untrained model of the objective energy whose samples differ, whatever the prior."""
     config = TINY.with_flags(
         objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
     ).resolved()
@@ -75,7 +75,7 @@ def drawing(
 
 
 class Oracle(nn.Module):
-    """Knows the latents of the whole song, and only counts what it is given."""
+    """Returns the latents of a known song; counts the frames that it is given."""
 
     def __init__(self, latents: Tensor) -> None:
         super().__init__()
@@ -116,15 +116,15 @@ def test_a_model_that_repeats_gives_the_decoding_of_repeated_latents(codec: Code
     whole = codec.decode(codec.encode(audio[None]).repeat(1, 1, 5))
     start, end = SEGMENT * HOP, SEGMENT * HOP + round(seconds * SAMPLE_RATE)
     assert relative_db(made.audio, whole[..., start:end]) < -50
-    # At the joins alone, where a fault would be lost in the whole.
+    # Around the joins alone, as an error there would hardly change the whole.
     for seam in range(start + SEGMENT * HOP, end, SEGMENT * HOP):
         around = slice(seam - FADE - 50, seam + FADE)
         assert relative_db(made.full[..., around], whole[..., around]) < -50
 
 
 @pytest.mark.parametrize(("frames", "heard"), [(90, 90), (97, 90), (20, 15)])
-def test_a_codec_that_works_in_segments_is_joined_exactly(segmented: Codec, frames: int, heard: int) -> None:
-    """Also where the song is no whole number of the codec's segments long: the context's end is, then."""
+def test_a_codec_with_independent_segments_is_joined_exactly(segmented: Codec, frames: int, heard: int) -> None:
+    """Also if the song is not a whole number of the codec's segments long: its context then is."""
     audio = song(frames * HOP)
     made = continue_song(repeating(segmented, 15 * (frames // 15)), audio, 3.0)
     assert made.context.shape[1] == heard * HOP
@@ -136,13 +136,13 @@ def test_a_codec_that_works_in_segments_is_joined_exactly(segmented: Codec, fram
 
 
 @pytest.mark.parametrize("frames", [10, 15, 40])
-def test_what_follows_a_context_is_decoded_from_a_segments_beginning(segmented: Codec, frames: int) -> None:
+def test_a_continuation_is_decoded_from_the_beginning_of_a_segment(segmented: Codec, frames: int) -> None:
     latents = segmented.encode(song(90 * HOP)[None])
     made = segmented.decode_continuation(latents[..., :frames], latents[..., :30], margin=0)
     torch.testing.assert_close(made, segmented.decode(latents[..., :30]))
 
 
-def test_the_true_latents_give_the_song_through_the_codec_with_no_step(codec: Codec) -> None:
+def test_the_true_latents_give_the_song_through_the_codec_without_a_discontinuity(codec: Codec) -> None:
     audio, end = song(5 * SEGMENT * HOP), 2 * SEGMENT * HOP
     start = end - SEGMENT * HOP
     latents = codec.encode(audio[None, :, start:])
@@ -154,7 +154,7 @@ def test_the_true_latents_give_the_song_through_the_codec_with_no_step(codec: Co
     ):  # a segment at once, and blocks of 30 frames
         made = continue_song(generator, audio[:, :end], 3.0)
         assert relative_db(made.audio[0], through[:, end - start :][:, : 3 * SAMPLE_RATE]) < -50
-        # The seam: the song gives way to its own rendering, sample by sample.
+        # The cross-fade from the song to its own reconstruction, sample by sample.
         gain = torch.arange(1, FADE + 1) / (FADE + 1)
         seam = slice(end - start - FADE, end - start)
         expected = (1 - gain) * audio[:, end - FADE : end] + gain * through[:, seam]
@@ -186,14 +186,14 @@ def continued(generator: Generator, seeds: Sequence[int], temperature: float = 1
 
 
 @pytest.mark.parametrize("prior", ["replay", "rhythm", "none"])
-def test_a_candidate_follows_from_its_seed_alone(starter: Codec, prior: str) -> None:
+def test_a_candidate_depends_on_its_own_seed_only(starter: Codec, prior: str) -> None:
     generator = drawing(starter, prior)
     three = continued(generator, [5, 6, 7])
     for number, seed in enumerate([5, 6, 7]):
         assert relative_db(continued(generator, [seed]).audio[0], three.audio[number]) < -80
     for one, other in ((0, 1), (1, 2), (2, 0)):
         assert relative_db(three.audio[one], three.audio[other]) > -20
-    # Of contexts' latents too.
+    # Likewise for latents of several contexts.
     latents = starter.encode(song(SEGMENT * HOP)[None])
     both = continue_latents(generator, latents.expand(2, -1, -1), 60, [6, 7])
     assert relative_db(continue_latents(generator, latents, 60, [7])[0], both[1]) < -80
@@ -217,7 +217,7 @@ def living() -> int:
 
 
 @pytest.mark.parametrize("prior", ["replay", "rhythm"])
-def test_a_block_costs_the_same_however_many_came_before(codec: SEANetCodec, prior: str) -> None:
+def test_time_and_memory_per_block_are_constant(codec: SEANetCodec, prior: str) -> None:
     generator = drawing(codec, prior, context_seconds=0.8)
     attended: list[int] = []
     decoded: list[int] = []
@@ -235,7 +235,7 @@ def test_a_block_costs_the_same_however_many_came_before(codec: SEANetCodec, pri
     for hook in hooks:
         hook.remove()
     assert memory[0] == memory[1] == memory[2]
-    # 60 frames of the past, then 30 of the block: those of its answer, and to remember it.
+    # 60 past frames and the 30 of the block, to generate it and to add it to the cache.
     assert costs[0][0] == [90, 90]
     assert costs[0] == costs[1] == costs[2]
 

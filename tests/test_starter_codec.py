@@ -1,4 +1,4 @@
-"""The starter codec reconstructs the bundled second of music as well as its card says, and is safe to train through."""
+"""The starter codec: the metrics of its card, and its behaviour as a decoder to train through."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from benchmarks.bench_codec import figures, untrained_codec
 from encore.audio import read_audio
 from encore.codecs import Codec, load_codec
 from encore.codecs.starter.weights import STARTER_WEIGHTS
+from tests.conftest import ROOT
 
-ASSETS = STARTER_WEIGHTS.parent
+ASSETS = ROOT / "assets"
 RATE = 24000
 
 
@@ -32,7 +33,7 @@ def rms_db(audio: Tensor) -> float:
     return float(20 * audio.square().mean().sqrt().clamp(min=1e-9).log10())
 
 
-def test_the_bundled_second_has_the_figures_of_the_card(codec: Codec, music: Tensor) -> None:
+def test_the_bundled_second_has_the_metrics_of_the_card(codec: Codec, music: Tensor) -> None:
     row = re.search(r"^\| bundled second, trained \|(.*)\|$", (ASSETS / "README.md").read_text(), re.M)
     assert row is not None
     published = [float(cell) for cell in row[1].split("|")]
@@ -40,8 +41,8 @@ def test_the_bundled_second_has_the_figures_of_the_card(codec: Codec, music: Ten
     assert list(measured.values()) == pytest.approx(published, rel=0.02, abs=0.05)
 
 
-def test_training_paid(codec: Codec, music: Tensor) -> None:
-    """Beside the untrained linear codec: the spectrum above its band is there, and the waveform hardly further off."""
+def test_training_improved_the_codec(codec: Codec, music: Tensor) -> None:
+    """Compared with the untrained linear codec it has a spectrum above its band, and hardly a larger waveform error."""
     linear = untrained_codec([music], 120, texture=False)
     before, after = (figures(c.decode(c.encode(music))[..., : music.shape[-1]], music, RATE) for c in (linear, codec))
     assert after["mel 4.5-12 kHz"] < before["mel 4.5-12 kHz"] / 2
@@ -69,7 +70,7 @@ def test_decoder_is_causal(codec: Codec, music: Tensor) -> None:
 
 
 def test_error_grows_in_proportion_to_an_error_of_the_latents(codec: Codec, music: Tensor) -> None:
-    """As a transformer's predictions are off: three times the noise, about 9.5 dB more error, and no blow-ups."""
+    """Latents with three times the noise have about 9.5 dB more error; large latents do not diverge."""
     latents = codec.encode(music.repeat(1, 1, 4))
     clean = codec.decode(latents)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ CONTEXT = torch.linspace(-1, 1, 3000)[None]
 
 
 def pieces(stop_after: int = PIECES) -> Iterator[Tensor]:
-    """The context, and pieces that say which they are, of two candidates; then Ctrl-C, if it is early."""
+    """The context and numbered pieces of two candidates; Ctrl-C after `stop_after` pieces."""
     yield CONTEXT.expand(2, -1, -1)
     for number in range(PIECES):
         if number == stop_after:
@@ -45,7 +45,7 @@ def check_files(folder: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_all_is_written_and_the_beginning_kept(tmp_path: Path, stream: bool) -> None:
+def test_everything_is_written_and_the_beginning_is_kept(tmp_path: Path, stream: bool) -> None:
     (tmp_path / "continuation.wav").write_text("from an earlier run")
     made = run(tmp_path, stream=stream)
     assert made.complete and made.samples == PIECES * PIECE
@@ -56,7 +56,7 @@ def test_all_is_written_and_the_beginning_kept(tmp_path: Path, stream: bool) -> 
     assert made.beginning.audio[1, 0, ::500].tolist() == pytest.approx([0, 0, -0.01, -0.01, -0.02])
 
 
-def test_a_stopped_stream_leaves_what_it_made(tmp_path: Path) -> None:
+def test_a_stopped_stream_leaves_complete_files(tmp_path: Path) -> None:
     made = run(tmp_path, stop_after=2)
     assert not made.complete and made.samples == 2 * PIECE
     assert made.beginning.audio.shape == (2, 1, 2 * PIECE)

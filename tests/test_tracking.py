@@ -16,7 +16,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from encore.config.schema import TrackingConfig
+from encore.errors import EncoreError
 from encore.tracking import MlflowTracker
+from encore.tracking.__main__ import send
 from tests.conftest import ENVIRONMENT, Command
 from tests.test_extending import MOST_LINES, example
 
@@ -37,8 +39,9 @@ def test_a_run_whose_server_is_down_finishes_and_is_logged_later(
     assert result.stdout.count("MLflow cannot be reached") == 1 and journal.name in result.stdout
     assert "Traceback" not in result.stderr and "Epoch 2/2" in result.stdout
 
-    refused = call_command("-m", "encore.tracking", journal, "--mlflow_uri", NOWHERE, cwd=tmp_path)
-    assert refused.returncode == 2 and journal.is_file()
+    with pytest.raises(EncoreError, match=f"--mlflow_uri {NOWHERE}: cannot be reached; .* is unchanged"):
+        send(journal, NOWHERE)
+    assert journal.is_file()
     sent = call_command("-m", "encore.tracking", journal, "--mlflow_uri", store, cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
     assert not journal.exists()
@@ -75,7 +78,7 @@ class Server:
         seen = []
         for line in self.process.stdout:  # ends with the process
             seen.append(line)
-            if "startup complete" in line.lower():
+            if "Uvicorn running on" in line:  # it listens now, and not before
                 return self
         raise AssertionError("".join(seen))
 
@@ -159,5 +162,5 @@ def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
     ]
     assert not (tmp_path / "unused.db").exists()
 
-    unknown = call_command("train_worker.py", *flags[:-2], "--tracker", "json_lines", cwd=tmp_path)
-    assert unknown.returncode == 2 and "--tracker json_lines" in unknown.stderr
+    unknown = call_command("train_worker.py", *flags[:-2], "--tracker", "json_line", cwd=tmp_path)
+    assert unknown.returncode == 2 and "--tracker json_line" in unknown.stderr

@@ -1,4 +1,4 @@
-"""The command train_codec.py, run as a user would on seconds of synthesised music and a codec of few filters."""
+"""train_codec.py as a user runs it, on seconds of synthesised music, with a small codec."""
 
 import re
 from pathlib import Path
@@ -14,13 +14,13 @@ from encore.codecs.starter.trainer import (
     CodecTraining,
     CropSampler,
     log_relative_error,
-    si_sdr,
     split_files,
     validation_crops,
 )
 from encore.codecs.starter.weights import load_codec_file
 from encore.commands import train_codec
 from encore.errors import EncoreError
+from losses import functional
 from tests.conftest import Command
 
 RATE = 24000
@@ -29,7 +29,7 @@ SMALL = ["--n_filters", "8", "--dimension", "32", "--coefficients", "26"]
 
 @pytest.fixture(scope="module")
 def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four files of 2 s: a decaying chord over a little noise."""
+    """Four files of 2 s: a decaying chord with a little noise."""
     folder = tmp_path_factory.mktemp("music")
     generator = torch.Generator().manual_seed(0)
     t = torch.arange(2 * RATE) / RATE
@@ -54,7 +54,7 @@ def test_training_improves_on_the_start_and_writes_a_codec(call_command: Command
     codec = load_codec(str(tmp_path / "codec.safetensors"))
     assert (codec.latent_dim, codec.sample_rate, codec.hop_length) == (32, RATE, 320)
     audio = torch.sin(6.2832 * 200 * torch.arange(RATE // 2 // 320 * 320) / RATE)[None, None] * 0.2
-    assert si_sdr(codec.decode(codec.encode(audio)), audio) > 15
+    assert -functional.si_sdr(codec.decode(codec.encode(audio)), audio, zero_mean=False) > 15
 
 
 def test_random_start(music: Path, tmp_path: Path) -> None:
@@ -68,12 +68,14 @@ def test_random_start(music: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--val_fraction", "1.5", "--lr", "0"], "give --minutes or --steps.*--val_fraction 1.5.*--lr 0"),
+        (["--val_fraction", "1.5", "--lr", "0"], "--minutes, --steps: both are missing.*--val_fraction 1.5.*--lr 0"),
         (["--steps", "1", "--n_filters", "2"], "2 filters are too few for 120 coefficients.*--n_filters"),
         (["--steps", "1", *SMALL, "--crop_seconds", "60"], "no training file is as long.*--crop_seconds"),
     ],
 )
-def test_what_the_user_can_put_right_is_said(music: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_named_with_their_remedies(
+    music: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     result = CliRunner().invoke(train_codec.app, [str(music), "--output", str(tmp_path), *arguments])
     assert isinstance(result.exception, EncoreError)
     assert re.search(message, str(result.exception), re.S), result.exception
@@ -116,16 +118,15 @@ def test_validation_crops_are_two_a_file_one_of_them_quieter() -> None:
         validation_crops([torch.ones(1, 100)], RATE)
 
 
-def test_figures_of_known_errors() -> None:
+def test_the_relative_error_of_known_errors() -> None:
     t = torch.arange(RATE) / RATE
     target = torch.sin(6.2832 * 100 * t)[None, None]
     other = torch.sin(6.2832 * 200 * t)[None, None]
-    assert si_sdr(3 * (target + 0.1 * other), target).item() == pytest.approx(20, abs=0.1)
     assert log_relative_error(target + 0.1 * other, target).item() == pytest.approx(-4.605, abs=0.01)
     assert log_relative_error(0 * target, 0 * target).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_rates_scale_the_step_and_zero_keeps_constants() -> None:
+def test_factors_scale_the_step_and_zero_keeps_constants() -> None:
     torch.manual_seed(0)
     encoder, decoder = torch.nn.Conv1d(1, 4, 1), torch.nn.Conv1d(4, 1, 1)
     rates = {"decoder.weight": torch.tensor([0.0, 0.1, 1.0, 1.0]).view(1, 4, 1)}

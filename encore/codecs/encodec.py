@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import urllib.error
 from pathlib import Path
-from typing import Any
 
 import torch
 from encodec import EncodecModel
@@ -162,17 +161,3 @@ def _pretrained_state(name: str, repository: Path | None) -> dict[str, Tensor]:
     if not hashlib.sha256(found[0].read_bytes()).hexdigest().startswith(checksum):
         raise EncoreError(f"--codec_repository {repository}: {found[0].name} is damaged (checksum); download it again")
     return torch.load(found[0], map_location="cpu", weights_only=True)
-
-
-FrozenCodec = SEANetCodec  # the former name, until nothing uses it
-
-
-def __getattr__(name: str) -> Any:  # the former place of these, until nothing uses it
-    import encore.codecs
-    from encore.codecs.starter import weights
-
-    if name in ("load_codec",):
-        return encore.codecs.load_codec
-    if name in ("Architecture", "STARTER_WEIGHTS", "load_codec_file", "save_codec"):
-        return getattr(weights, name)
-    raise AttributeError(name)

@@ -1,16 +1,17 @@
-"""Trains a small codec of our own on a folder of music: `python train_codec.py AUDIO_FOLDER --output weights`."""
+#!/usr/bin/env python3
+"""Trains a small codec on a folder of music: `python train_codec.py AUDIO_FOLDER --output weights`."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
+from encodec.modules import SEANetDecoder, SEANetEncoder
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -19,129 +20,172 @@ from encore.audio import find_audio_files, read_audio
 from encore.codecs.starter.dct_init import coefficient_deviations, initialise_linear_path
 from encore.codecs.starter.texture_init import initialise_texture
 from encore.codecs.starter.trainer import (
-    LEAST_SECONDS,
+    MIN_SECONDS,
     CodecTrainer,
     CodecTraining,
     CropSampler,
+    Loss,
     excerpts,
     log_relative_error,
-    measure,
-    si_sdr,
+    mean_metrics,
     split_files,
+    stored_codec,
     validation_crops,
 )
 from encore.codecs.starter.weights import Architecture, save_codec
-from encore.config.cli import new_app, run
-from encore.errors import EncoreError
+from encore.config import cli
+from encore.config.knobs import knob, problems_of
+from encore.errors import EncoreError, make_folder
 from losses import MelLoss, SpectralLoss, functional
 
-app = new_app()
-
 MEL_SIZES = ((2048, 160), (1024, 80), (512, 48), (256, 24))  # FFT size, bands
-STATISTICS_SECONDS = 600
+STATISTICS_SECONDS = 600  # of music, for the initialisation
+DCT, RANDOM = INITS = ("dct", "random")
 
 
-class Init(str, Enum):
-    """Where training starts."""
+@dataclass(frozen=True)
+class TrainCodecConfig:
+    """All settings of a codec's training. `output` has no default: `check` refuses None."""
 
-    dct = "dct"
-    random = "random"
+    audio_folder: Path = knob(None, "folder of wav, flac, ogg and mp3 files, at any depth", argument=True)
+    output: Path = knob(None, "folder that codec.safetensors is written to", common=True)
+    init: str = knob(DCT, "dct: start as an exact linear codec; random: random weights", choices=INITS, common=True)
+    n_filters: int = knob(16, "channels of the layers next to the waveform", minimum=1, common=True)
+    dimension: int = knob(128, "latent channels", minimum=1, common=True)
+    coefficients: int = knob(
+        120, "with dct: latent channels that hold DCT coefficients, the lowest ones", minimum=1, common=True
+    )
+    minutes: float | None = knob(None, "stop after so many minutes", common=True)
+    steps: int | None = knob(None, "stop after so many steps", minimum=1, common=True)
+    batch_size: int = knob(8, "crops per step", minimum=1, common=True)
+    crop_seconds: float = knob(0.8, "length of a crop in seconds", minimum=MIN_SECONDS, common=True)
+    lr: float = knob(3e-4, "peak learning rate", common=True)
+    val_fraction: float = knob(0.12, "share of the files held out, 0 to 1", common=True)
+    validate_every: int = knob(250, "steps between validations", minimum=1, common=True)
+    seed: int = knob(0, "seed of the split, the weights and the crops", common=True)
+
+    def check(self) -> None:
+        """Raises EncoreError with everything that is wrong with the settings, one line each."""
+        problems = [] if self.output is not None else ["--output: missing; name a folder for the weights"]
+        if self.minutes is None and self.steps is None:
+            problems.append("--minutes, --steps: both are missing; give one of them, or training never ends")
+        if self.minutes is not None and not self.minutes > 0:
+            problems.append(f"--minutes {self.minutes:g}: must be above 0")
+        if not 0 < self.val_fraction < 1:
+            problems.append(f"--val_fraction {self.val_fraction:g}: must lie between 0 and 1")
+        if not self.lr > 0:
+            problems.append(f"--lr {self.lr:g}: must be above 0")
+        problems += problems_of(self)
+        if problems:
+            raise EncoreError("\n".join(problems))
 
 
-@app.command()
-def main(
-    audio_folder: Annotated[Path, typer.Argument(help="folder of wav, flac, ogg, mp3 files, to any depth")],
-    output: Annotated[Path, typer.Option("--output", help="folder that codec.safetensors is written to")],
-    init: Annotated[
-        Init, typer.Option("--init", help="dct: start as an exact linear codec; random: from nothing")
-    ] = Init.dct,
-    n_filters: Annotated[int, typer.Option("--n_filters", min=1, help="channels of the widest-band layers")] = 16,
-    dimension: Annotated[int, typer.Option("--dimension", min=1, help="latent channels")] = 128,
-    coefficients: Annotated[
-        int, typer.Option("--coefficients", min=1, help="with dct: latents that hold DCT coefficients, the lowest ones")
-    ] = 120,
-    minutes: Annotated[float | None, typer.Option("--minutes", help="stop after so many minutes")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="stop after so many steps")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="crops per step")] = 8,
-    crop_seconds: Annotated[float, typer.Option("--crop_seconds", help="length of a crop in seconds")] = 0.8,
-    lr: Annotated[float, typer.Option("--lr", help="highest learning rate")] = 3e-4,
-    val_fraction: Annotated[float, typer.Option("--val_fraction", help="share of the files held out, 0 to 1")] = 0.12,
-    validate_every: Annotated[int, typer.Option("--validate_every", min=1, help="steps between validations")] = 250,
-    seed: Annotated[int, typer.Option("--seed", help="of the split, the start and the crops")] = 0,
-) -> None:
+@dataclass(frozen=True)
+class Music:
+    """Recordings `[C, N]` to train on, and crops of held-out ones."""
+
+    recordings: list[Tensor]
+    held_out: list[Tensor]
+
+
+def main(config: TrainCodecConfig) -> None:
     """Train a continuous autoencoder (24 kHz, mono, causal) and keep the best weights on held-out files."""
-    problems = []
-    if minutes is None and steps is None:
-        problems.append("give --minutes or --steps, or both: training has no other end")
-    if minutes is not None and minutes <= 0:
-        problems.append(f"--minutes {minutes:g}: must be above 0")
-    if not 0 < val_fraction < 1:
-        problems.append(f"--val_fraction {val_fraction:g}: must lie between 0 and 1")
-    if crop_seconds < LEAST_SECONDS:
-        problems.append(f"--crop_seconds {crop_seconds:g}: must be at least {LEAST_SECONDS}, the losses need that much")
-    if lr <= 0:
-        problems.append(f"--lr {lr:g}: must be above 0")
-    if problems:
-        raise EncoreError("\n".join(problems))
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EncoreError(f"--output {output}: can't be made a folder ({error.strerror})") from error
-
-    torch.manual_seed(seed)
-    architecture = Architecture(n_filters=n_filters, dimension=dimension)
-    rate = architecture.sample_rate
-    train_files, val_files = split_files(find_audio_files(audio_folder), val_fraction, seed)
+    config.check()
+    make_folder(config.output, "--output")
+    torch.manual_seed(config.seed)
+    architecture = Architecture(n_filters=config.n_filters, dimension=config.dimension)
     console = Console(highlight=False, soft_wrap=True)
-    for path in val_files:
-        console.print(f"held out: {path.relative_to(audio_folder)}", markup=False)
-    recordings = [read_audio(path, rate, architecture.channels) for path in train_files]
-    held_out = validation_crops([read_audio(path, rate, architecture.channels) for path in val_files], rate)
-    sampler = CropSampler(recordings, int(crop_seconds * rate), seed)
-
+    music = read_music(config, architecture, console)
+    sampler = CropSampler(music.recordings, int(config.crop_seconds * architecture.sample_rate), config.seed)
     encoder, decoder = architecture.build()
-    rates: dict[str, Tensor] = {}
-    if init is Init.dct:
-        examples = excerpts(recordings, STATISTICS_SECONDS * rate)
-        block = math.prod(architecture.ratios)
-        rates = initialise_linear_path(encoder, decoder, coefficient_deviations(examples, block, coefficients))
-        initialise_texture(encoder, decoder, coefficients, examples, rates, seed)
-        encoder.requires_grad_(False)  # all latents are set: only the decoder has something to learn
+    rates = initialise(config, architecture, encoder, decoder, music.recordings) if config.init == DCT else {}
+    settings = CodecTraining(config.steps, config.minutes, config.batch_size, config.lr, config.validate_every)
+    loss = partial(objective, sample_rate=architecture.sample_rate)
+    trainer = CodecTrainer(encoder, decoder, rates, loss, settings)
+    path = config.output / "codec.safetensors"
+    train(trainer, sampler, music.held_out, architecture, path, console)
+    console.print(f"wrote {path}")
 
-    def objective(prediction: Tensor, target: Tensor) -> Tensor:
-        mel = sum(
-            functional.mel(prediction, target, rate, size, size // 4, bands, 0.0, rate / 2) for size, bands in MEL_SIZES
-        )
-        return mel.mean() / len(MEL_SIZES) + 0.3 * log_relative_error(prediction, target)  # type: ignore[union-attr]
 
-    figures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "objective": objective,
-        "si_sdr": si_sdr,
+def train(
+    trainer: CodecTrainer,
+    sampler: CropSampler,
+    held_out: Sequence[Tensor],
+    architecture: Architecture,
+    path: Path,
+    console: Console,
+) -> None:
+    """Runs the training loop with a progress bar and a line per validation; the best weights are saved at `path`."""
+    encoder, decoder = trainer.encoder, trainer.decoder
+    metrics: dict[str, Loss] = {
+        "objective": trainer.objective,
+        "si_sdr": lambda prediction, target: -functional.si_sdr(prediction, target, zero_mean=False).mean(),
         "spectral": SpectralLoss(),
-        "mel": MelLoss(rate),
+        "mel": MelLoss(architecture.sample_rate),
     }
-    settings = CodecTraining(steps, minutes, batch_size, lr, validate_every)
-    target_file = output / "codec.safetensors"
-    began, done = time.monotonic(), 0
+    started, done = time.monotonic(), 0
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=1.0)
 
-        def on_step(step: int, progress: float, loss: float) -> None:
+        def on_step(step: int, progress: float, value: float) -> None:
             nonlocal done
             done = step
-            bar.update(task, completed=progress, description=f"step {step}, loss {loss:.3f}")
+            bar.update(task, completed=progress, description=f"step {step}, loss {value:.3f}")
 
         def validate() -> float:
-            measured = measure(encoder, decoder, held_out, figures)
-            values = ", ".join(f"{name}: {value:.4f}" for name, value in measured.items())
-            console.print(f"step {done}, {(time.monotonic() - began) / 60:.1f} min: {values}")
-            return measured["objective"]
+            values = mean_metrics(stored_codec(architecture, encoder, decoder), held_out, metrics)
+            listed = ", ".join(f"{name}: {value:.4f}" for name, value in values.items())
+            console.print(f"step {done}, {(time.monotonic() - started) / 60:.1f} min: {listed}")
+            return values["objective"]
 
-        trainer = CodecTrainer(encoder, decoder, rates, objective, settings)
-        trainer.fit(sampler, validate, on_step, lambda: save_codec(target_file, architecture, encoder, decoder))
-    console.print(f"wrote {target_file}")
+        trainer.fit(sampler, validate, on_step, lambda: save_codec(path, architecture, encoder, decoder))
 
+
+def read_music(config: TrainCodecConfig, architecture: Architecture, console: Console) -> Music:
+    """Reads all files at the codec's rate and prints which are held out.
+
+    Raises:
+        EncoreError: fewer than two files, or one that cannot be read or held-out files that are too short.
+    """
+    rate, channels = architecture.sample_rate, architecture.channels
+    train, val = split_files(find_audio_files(config.audio_folder), config.val_fraction, config.seed)
+    for path in val:
+        console.print(f"held out: {path.relative_to(config.audio_folder)}", markup=False)
+    recordings = [read_audio(path, rate, channels) for path in train]
+    return Music(recordings, validation_crops([read_audio(path, rate, channels) for path in val], rate))
+
+
+def initialise(
+    config: TrainCodecConfig,
+    architecture: Architecture,
+    encoder: SEANetEncoder,
+    decoder: SEANetDecoder,
+    recordings: Sequence[Tensor],
+) -> dict[str, Tensor]:
+    """Makes encoder and decoder a linear codec with texture above its band; returns the factors of the learning rate.
+
+    Raises:
+        EncoreError: the network is too narrow.
+    """
+    examples = excerpts(recordings, STATISTICS_SECONDS * architecture.sample_rate)
+    deviations = coefficient_deviations(examples, math.prod(architecture.ratios), config.coefficients)
+    rates = initialise_linear_path(encoder, decoder, deviations)
+    initialise_texture(encoder, decoder, config.coefficients, examples, rates, config.seed)
+    encoder.requires_grad_(False)  # all its latents are set: only the decoder is trained
+    return rates
+
+
+def objective(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
+    """Log-mel L1 at four resolutions, and 0.3 of the `log_relative_error`; the mean over items."""
+    mel = prediction.new_zeros(len(prediction))
+    for size, bands in MEL_SIZES:
+        mel = mel + functional.mel(prediction, target, sample_rate, size, size // 4, bands, 0.0, sample_rate / 2)
+    return mel.mean() / len(MEL_SIZES) + 0.3 * log_relative_error(prediction, target)
+
+
+app = cli.new_app()
+cli.add_command(app, TrainCodecConfig, main)
 
 if __name__ == "__main__":
-    run(app)
+    cli.run(app)

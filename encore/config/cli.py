@@ -15,8 +15,7 @@ from rich.markup import escape
 
 from encore.config.components import WEIGHT
 from encore.config.files import read_flags
-from encore.config.knobs import Knob, from_flags, knobs_of
-from encore.config.schema import listed
+from encore.config.knobs import Knob, from_flags, knobs_of, listed
 from encore.errors import EncoreError
 from encore.registry import load_plugins
 
@@ -144,6 +143,8 @@ def _command(config_class: type[C], main: Callable[[C], None]) -> Callable[..., 
 
 def _option(one: Knob) -> Any:
     kind: Any = one.kind
+    if one.argument:
+        return Annotated[kind, typer.Argument(help=one.help, metavar=one.name.upper())]
     settings: dict[str, Any] = {"help": one.help, "rich_help_panel": one.panel, "hidden": not one.common}
     if one.kind is bool:
         # A parser, because Typer would make a pair of flags of a bool.
@@ -152,7 +153,7 @@ def _option(one: Knob) -> Any:
     elif one.kind is tuple:
         kind = list[str]
     elif one.choices:
-        settings["metavar"] = "|".join(one.choices)
+        settings["metavar"] = "|".join(map(str, one.choices))
     if one.default is None:
         kind = kind | None
     elif one.name.startswith(WEIGHT) and not one.default:
@@ -161,6 +162,8 @@ def _option(one: Knob) -> Any:
 
 
 def _default(one: Knob) -> Any:
+    if one.argument:
+        return inspect.Parameter.empty
     if one.kind is bool:
         return str(one.default).lower()
     return list(one.default) if one.kind is tuple else one.default

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import losses
-from encore.config.knobs import Knob
+from encore.config.knobs import Knob, listed
 
 WEIGHT = "loss_weight_"  # begins the name of a loss's flag
 # The loss `rms` is used twice: against the input and against the target.
@@ -40,3 +40,9 @@ def component_of(flag: str) -> str:
 def registered_name(component: str) -> str:
     """The name under which a component's loss is registered."""
     return "rms" if component in RMS_COMPONENTS.values() else component
+
+
+def unknown_losses(metrics: str | None) -> list[str]:
+    """What is wrong with the losses of --metrics, a list a,b,c: a line that names those that are not registered."""
+    unknown = [name for name in listed(metrics or "") if name not in losses.REGISTRY]
+    return [f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}"] if unknown else []

@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from encore.config.knobs import knobs_of
-from encore.config.schema import listed
+from encore.config.knobs import knobs_of, listed
 from encore.errors import EncoreError
 from encore.registry import LOADED
 

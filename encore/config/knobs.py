@@ -27,6 +27,7 @@ class Knob:
         minimum: least value of a number.
         choices: the values that are allowed; empty for any.
         common: whether `--help` shows it; `--help_all` shows every one.
+        argument: whether it is a required argument without a flag.
     """
 
     name: str
@@ -35,8 +36,9 @@ class Knob:
     help: str
     panel: str
     minimum: float | None = None
-    choices: Collection[str] = ()
+    choices: Collection[Any] = ()
     common: bool = False
+    argument: bool = False
 
 
 def knob(
@@ -46,12 +48,13 @@ def knob(
     *,
     flag: str | None = None,
     minimum: float | None = None,
-    choices: Collection[str] = (),
+    choices: Collection[Any] = (),
     common: bool = False,
+    argument: bool = False,
 ) -> Any:
     """A field that is one setting; see `Knob`. `flag` names it if the field's own name is another."""
-    metadata = {"flag": flag, "help": help, "panel": panel, "minimum": minimum, "choices": choices, "common": common}
-    return field(default=default, metadata=metadata)
+    shown = {"help": help, "panel": panel, "common": common, "argument": argument}
+    return field(default=default, metadata={"flag": flag, "minimum": minimum, "choices": choices, **shown})
 
 
 def many(knobs: Callable[[], list[Knob]]) -> Any:
@@ -110,8 +113,13 @@ def problems_of(config: Any) -> list[str]:
         if one.minimum is not None and value is not None and not one.minimum <= value < float("inf"):
             problems.append(f"--{one.name} {value}: must be a finite number of at least {one.minimum:g}")
         if one.choices and value is not None and value not in one.choices:
-            problems.append(f"--{one.name} {value}: must be one of {', '.join(one.choices)}")
+            problems.append(f"--{one.name} {value}: must be one of {', '.join(map(str, one.choices))}")
     return problems
+
+
+def listed(names: str) -> list[str]:
+    """The names of a list a,b,c."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _build(config_class: type[C], left: dict[str, Any]) -> C:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.config.components import ADVERSARIAL, RMS_COMPONENTS, WEIGHT, component_of, loss_knobs, registered_name
-from encore.config.knobs import from_flags, knob, knobs_of, many, to_flags
+from encore.config.knobs import from_flags, knob, knobs_of, listed, many, to_flags
 from encore.registry import DATASETS, PRIORS, TRACKERS
 
 DATA, CODEC, MODEL, GENERATION, OBJECTIVE = "Data", "Codec", "Model", "Generation", "Objective"
@@ -280,8 +280,3 @@ class TrainConfig:
             weights = {WEIGHT + ("spectral_energy" if kind == "energy" else "target"): 1.0}
         objective = replace(self.objective, kind=kind, loss_weights=weights)
         return replace(self, objective=objective, model=replace(self.model, generation=generation))
-
-
-def listed(names: str) -> list[str]:
-    """The names of a list a,b,c."""
-    return [name.strip() for name in names.split(",") if name.strip()]

@@ -28,6 +28,7 @@ import soundfile
 import torch
 
 from encore.audio import SHORTEST_SECONDS, find_audio_files, read_audio, split_whole, write_wav
+from encore.config.knobs import knob, problems_of
 from encore.data.pairs import COLUMNS
 from encore.errors import EncoreError, listing
 
@@ -36,23 +37,21 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 @dataclass(frozen=True)
 class SegmentConfig:
-    """How files are cut into pairs.
+    """How files are cut into pairs."""
 
-    Attributes:
-        segment_seconds: length of a segment.
-        val_fraction: share of the files that goes to val.
-        seed: of the split.
-        min_rms: pairs with a segment of less RMS are dropped; full scale is 1, 0.001 is −60 dBFS.
-        sample_rate: Hz.
-        channels: 1 or 2.
-    """
-
-    segment_seconds: float = 16.0
-    val_fraction: float = 0.1
-    seed: int = 0
-    min_rms: float = 0.001
-    sample_rate: int = 24_000
-    channels: int = 1
+    segment_seconds: float = knob(
+        16.0, "length of an input and of an output, in seconds", minimum=SHORTEST_SECONDS, common=True
+    )
+    val_fraction: float = knob(0.1, "share of the files that goes to val; whole files, at least one", common=True)
+    seed: int = knob(0, "seed of the choice of files for val", common=True)
+    min_rms: float = knob(
+        0.001,
+        "drop pairs with a segment of less RMS, full scale being 1; 0.001 is −60 dBFS",
+        minimum=0,
+        common=True,
+    )
+    sample_rate: int = knob(24_000, "sample rate of the codec, in Hz", minimum=1000, common=True)
+    channels: int = knob(1, "channels of the codec: 1 mixes to mono, 2 keeps stereo", choices=(1, 2), common=True)
 
     @property
     def segment_samples(self) -> int:
@@ -140,13 +139,11 @@ def prepare(music: Path, output: Path, config: SegmentConfig, workers: int, prog
 
 
 def _check(music: Path, output: Path, config: SegmentConfig) -> None:
-    problems = []
+    problems = problems_of(config)
     if not 0 < config.val_fraction < 1:
         problems.append(f"--val_fraction {config.val_fraction}: must be between 0 and 1, for example 0.1")
-    if not SHORTEST_SECONDS <= config.segment_seconds < float("inf"):
-        problems.append(f"--segment_seconds {config.segment_seconds}: must be at least {SHORTEST_SECONDS}")
-    if not 0 <= config.min_rms < 1:
-        problems.append(f"--min_rms {config.min_rms}: must be at least 0 and below 1 (0.001 is −60 dBFS)")
+    if config.min_rms >= 1:
+        problems.append(f"--min_rms {config.min_rms}: must be below 1 (0.001 is −60 dBFS)")
     if output.exists() and not output.is_dir():
         problems.append(f"--output {output}: is a file; name a folder")
     elif output.is_dir() and any(output.iterdir()):

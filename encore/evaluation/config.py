@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import losses
+from encore.config.components import unknown_losses
 from encore.config.knobs import knob, problems_of
-from encore.config.schema import listed
 from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES
 from encore.evaluation.metrics.embeddings import WEIGHTS
@@ -86,9 +85,6 @@ class EvalConfig:
         for flag, value in (("--checkpoint", self.checkpoint), ("--dataset_folder", folder)):
             if value is None:
                 problems.append(f"{flag}: missing; evaluate.py --help says what it is")
-        unknown = [name for name in listed(self.metrics or "") if name not in losses.REGISTRY]
-        if unknown:
-            problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}")
-        problems += problems_of(self)
+        problems += unknown_losses(self.metrics) + problems_of(self)
         if problems:
             raise EncoreError("\n".join(problems))

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import losses
+from encore.config.components import unknown_losses
 from encore.config.knobs import knob, problems_of
-from encore.config.schema import listed
 from encore.errors import EncoreError
 
 MAX_SEED = 2**32 - 1
@@ -39,7 +38,6 @@ class SampleConfig:
     output: Path = knob(Path("out"), "folder for the results", common=True)
     codec_repository: Path | None = knob(None, "folder with the pretrained codecs' files", common=True)
     device: str | None = knob(None, "cpu or cuda; default: a GPU if there is one", common=True)
-    plugins: str = knob("", "modules or files of your own that register codecs or priors: a,b.py", common=True)
 
     @property
     def seeds(self) -> range:
@@ -62,10 +60,7 @@ class SampleConfig:
             problems.append(f"--start {self.start:g}: must be a second of the song above 0")
         if not 0 <= self.seed <= MAX_SEED:
             problems.append(f"--seed {self.seed}: must be a whole number from 0 to {MAX_SEED}")
-        unknown = [name for name in listed(self.metrics or "") if name not in losses.REGISTRY]
-        if unknown:
-            problems.append(f"--metrics {','.join(unknown)}: no such loss; there are {', '.join(losses.REGISTRY)}")
-        problems += problems_of(self)
+        problems += unknown_losses(self.metrics) + problems_of(self)
         if problems:
             raise EncoreError("\n".join(problems))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import losses
 from encore.codecs.losses import build_losses
-from encore.config.schema import listed
+from encore.config.knobs import listed
 from encore.errors import EncoreError
 from encore.inference.presentation import CODEC
 from encore.models.loading import Generator
@@ -69,4 +69,4 @@ def loss_table(
     if len(continuations) > 1:
         caption += " The best candidate's value is marked."
     notes = {name: losses.REGISTRY[name].summary for name in table_losses}
-    return Table(caption, list(columns), rows, notes, rivals=len(continuations))
+    return Table(caption, list(columns), rows, notes, ranked=len(continuations))

@@ -1,19 +1,21 @@
-"""The exact linear codec: a SEANet encoder and decoder that start out as a block DCT.
+"""Initialises a SEANet encoder and decoder as an exact linear codec: a block DCT.
 
-A SEANet of a few filters trained from random weights gets nowhere in hours on a CPU. So part of its channels, *the
-path*, is set to compute a linear transform exactly, and the rest of the network is trained around it:
+Training a small SEANet from random weights makes no progress within hours on a CPU. Therefore some of its channels, the
+*linear path*, are set to compute a linear transform exactly, and the rest of the network is trained around them:
 
     encoder   samples ─ space to depth ─► blocks of prod(ratios) samples ─ DCT-II ─► lowest K coefficients / deviation
     decoder   latents · deviation ─ inverse DCT ─► blocks ─ depth to space ─► samples
 
-With 24 kHz and ratios 8·5·4·2 a block has 320 samples and K coefficients reach up to K · 37.5 Hz. The first K latents
-are the path's.
+At 24 kHz with ratios 8·5·4·2 a block has 320 samples, and K coefficients cover frequencies up to K · 37.5 Hz. The path
+uses the first K latents.
 
-ELU is the identity above zero, so everything on the path carries an offset (samples x + 1.5, coefficients 0.07 c + 1.5)
-that is taken off again at the end. Rows that write into the path are constant: `initialise_linear_path` returns each
-element's share of the learning rate, 0 for these. All constants are chosen so that they survive half precision, in
-which codecs are stored.
+ELU is the identity for positive values, so signals on the path carry an offset (samples x + 1.5, coefficients
+0.07 c + 1.5) that is subtracted at the end. Weights that write into the path are constant: `initialise_linear_path`
+returns a factor of the learning rate for each element, 0 for these. All constants are exact in half precision, in which
+codecs are stored.
 """
+
+from __future__ import annotations
 
 import math
 
@@ -24,9 +26,9 @@ from torch import Tensor, nn
 
 from encore.errors import EncoreError
 
-OFFSET = 1.5  # keeps samples in [-1, 1] and scaled coefficients on the linear side of ELU
+OFFSET = 1.5  # keeps samples in [-1, 1] and scaled coefficients in the linear range of ELU
 SCALE = 0.07  # an orthonormal coefficient of a full-scale block of 320 is at most sqrt(320) = 17.9, times 0.07: 1.25
-FINE = 2.0**-10  # the second constant channel's value: it carries what half precision rounds off the first
+FINE = 2.0**-10  # value of the second constant channel, which corrects the rounding of the first in half precision
 
 
 def dct_basis(block: int, count: int) -> Tensor:
@@ -42,14 +44,19 @@ def dct_basis(block: int, count: int) -> Tensor:
 
 
 def coefficient_deviations(audio: Tensor, block: int, count: int) -> Tensor:
-    """Root mean square of each of the lowest `count` DCT coefficients over the blocks of audio `[N]`; `[count]`."""
+    """RMS of each of the lowest `count` DCT coefficients over the blocks of audio `[N]`: `[count]`."""
     blocks = audio[: audio.shape[-1] // block * block].reshape(-1, block)
     coefficients = blocks @ dct_basis(block, count).to(blocks.dtype).T
     return coefficients.square().mean(0).sqrt()
 
 
 class Rows:
-    """Writes constant rows into parameters and notes their share of the learning rate: 1 trainable, 0 constant."""
+    """Writes constants into parameters and records factors of the learning rate: 1 trainable, 0 constant.
+
+    Args:
+        prefix: of the parameters' names in `rates`.
+        module: that has the parameters.
+    """
 
     def __init__(self, prefix: str, module: nn.Module) -> None:
         self.names = {id(parameter): f"{prefix}.{name}" for name, parameter in module.named_parameters()}
@@ -58,19 +65,20 @@ class Rows:
     def write(
         self, parameter: nn.Parameter | None, where: slice | tuple[slice | int, ...], value: Tensor | float
     ) -> None:
+        """Sets `parameter[where]` to a constant."""
         assert parameter is not None
         rate = self.rates.setdefault(self.names[id(parameter)], torch.ones_like(parameter, requires_grad=False))
         rate[where] = 0
         parameter.data[where] = value.to(parameter.dtype) if isinstance(value, Tensor) else value
 
     def silence_lstm(self, layer: SLSTM, units: int) -> None:
-        """The last layer's first `units` cells stay at zero (their cell-gate rows are), so the skip passes them on."""
+        """Keeps the last layer's first `units` cells at zero by their cell gates; the skip passes these channels."""
         hidden, last = layer.lstm.hidden_size, layer.lstm.num_layers - 1
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             self.write(getattr(layer.lstm, f"{name}_l{last}"), (slice(2 * hidden, 2 * hidden + units),), 0.0)
 
     def pass_residual(self, layer: SEANetResnetBlock, channels: int) -> None:
-        """The first `channels` go through the block unchanged: identity shortcut, nothing added by the branch."""
+        """Lets the first `channels` through the block unchanged: identity shortcut, and zeros from the branch."""
         shortcut, branch = layer.shortcut, layer.block[-1].conv.conv
         if isinstance(shortcut, SConv1d):
             weight = torch.eye(channels, shortcut.conv.conv.in_channels)[:, :, None]
@@ -81,23 +89,25 @@ class Rows:
 
 
 def initialise_linear_path(encoder: SEANetEncoder, decoder: SEANetDecoder, deviations: Tensor) -> dict[str, Tensor]:
-    """Make `decoder(encoder(x))` the block DCT codec that keeps the K = len(deviations) lowest coefficients.
+    """Makes `decoder(encoder(x))` a block DCT codec that keeps the K = len(deviations) lowest coefficients.
 
     Args:
-        encoder, decoder: a mono, causal pair of one architecture with `norm="none"`, changed in place. Channels beside
-            the path keep their weights, except the last convolution's, which start at zero.
-        deviations: `[K]`, standard deviation of each orthonormal coefficient over the training audio, by which the
+        encoder: mono and causal, with `norm="none"`; changed in place. Channels outside the path keep their weights.
+        decoder: of the same architecture. Channels outside the path keep their weights, except in the last convolution,
+            where these start at zero.
+        deviations: standard deviation of each orthonormal coefficient over the training audio, `[K]`, by which the
             latents are divided.
 
     Returns:
-        Rates (1 trainable, 0 constant) of every parameter with constant elements, named `encoder.<name>` and
-        `decoder.<name>` by the state dicts' keys.
+        Factors of the learning rate (1 trainable, 0 constant) for every parameter with constant elements, by
+        `encoder.<name>` and `decoder.<name>`, the keys of the state dicts.
 
     Raises:
-        EncoreError: the architecture has too few channels or latents for K coefficients, or can't carry the path.
+        EncoreError: the architecture has too few channels or latents for K coefficients, or has normalisation, several
+            channels or look-ahead.
     """
     count = len(deviations)
-    _check_room(encoder, count)
+    _check_architecture(encoder, count)
     gains = _short_mantissa(1 / (SCALE * deviations.double().clamp(min=1e-3)))
     encoder_rows, decoder_rows = Rows("encoder", encoder), Rows("decoder", decoder)
     _write_encoder(encoder, encoder_rows, gains)
@@ -105,10 +115,10 @@ def initialise_linear_path(encoder: SEANetEncoder, decoder: SEANetDecoder, devia
     return encoder_rows.rates | decoder_rows.rates
 
 
-def _check_room(encoder: SEANetEncoder, count: int) -> None:
+def _check_architecture(encoder: SEANetEncoder, count: int) -> None:
     first = encoder.model[0]
     if encoder.channels != 1 or not first.causal or first.conv.norm_type != "none":
-        raise EncoreError("the linear path needs a mono, causal codec without normalisation; --init random doesn't")
+        raise EncoreError("the linear path needs a mono, causal codec without normalisation; use --init random")
     block = int(encoder.hop_length)
     ratios = list(encoder.ratios)
     widths = [encoder.n_filters * 2**i for i in range(len(ratios) + 1)]
@@ -119,11 +129,13 @@ def _check_room(encoder: SEANetEncoder, count: int) -> None:
             f" network has {widths}; raise --n_filters or lower --coefficients"
         )
     if not 0 < count <= min(block, encoder.dimension):
-        raise EncoreError(f"{count} coefficients don't fit a block of {block} and {encoder.dimension} latents")
+        raise EncoreError(
+            f"{count} coefficients do not fit a block of {block} and {encoder.dimension} latents; lower --coefficients"
+        )
 
 
 def _short_mantissa(values: Tensor) -> Tensor:
-    """Round to 9 significant bits, so that the value times 1.5 is exact in half precision (11 bits)."""
+    """Rounds to 9 significant bits, so that 1.5 times the value is exact in half precision (11 bits)."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp(torch.round(mantissa * 512) / 512, exponent)
 
@@ -135,7 +147,7 @@ def _half(values: Tensor) -> Tensor:
 def _write_encoder(encoder: SEANetEncoder, rows: Rows, gains: Tensor) -> None:
     count, block = len(gains), int(encoder.hop_length)
     basis = _half(dct_basis(block, count) * SCALE)
-    width = 0  # the path's channels so far: channel i is sample i of a block of `width` samples
+    width = 0  # channels of the path at this layer: channel i is sample i of a block of `width` samples
     for layer in encoder.model:
         if isinstance(layer, SEANetResnetBlock):
             rows.pass_residual(layer, width)
@@ -144,16 +156,16 @@ def _write_encoder(encoder: SEANetEncoder, rows: Rows, gains: Tensor) -> None:
         elif isinstance(layer, SConv1d):
             conv = layer.conv.conv
             stride = conv.stride[0]
-            if layer is encoder.model[0]:  # the current sample, lifted by the offset
+            if layer is encoder.model[0]:  # the current sample plus the offset
                 weight, bias = torch.zeros(1, 1, conv.kernel_size[0]), torch.tensor([OFFSET])
                 weight[0, 0, -1] = 1
                 width = 1
-            elif layer is encoder.model[-1]:  # off with the offset, to unit deviation
+            elif layer is encoder.model[-1]:  # without the offset, at unit deviation
                 weight = torch.zeros(count, conv.in_channels, conv.kernel_size[0])
                 weight[range(count), range(count), -1] = gains.float()
                 bias = -OFFSET * gains
             else:
-                # With causal padding the current block lies under taps stride … 2·stride - 1.
+                # With causal padding, taps stride … 2·stride − 1 see the current block.
                 is_dct = width * stride == block
                 transform = basis if is_dct else torch.eye(width * stride, dtype=torch.float64)
                 weight = torch.zeros(len(transform), conv.in_channels, conv.kernel_size[0], dtype=torch.float64)
@@ -167,8 +179,8 @@ def _write_encoder(encoder: SEANetEncoder, rows: Rows, gains: Tensor) -> None:
 def _write_decoder(decoder: SEANetDecoder, rows: Rows, gains: Tensor) -> None:
     count, block = len(gains), int(decoder.hop_length)
     basis = _half(dct_basis(block, count) / SCALE)
-    # The offset of the coefficients makes a different constant at each sample of the block, which no bias can take off:
-    # two constant channels do, a coarse one and one for what half precision rounds off it.
+    # The offset of the coefficients becomes a different constant at each sample of the block, which a bias cannot
+    # subtract. Two constant channels do: a coarse one, and a fine one that corrects its rounding in half precision.
     constant = OFFSET * (1 - basis.sum(0))
     fine = (constant - _half(constant)) / FINE
     first_up = next(layer for layer in decoder.model if isinstance(layer, SConvTranspose1d))
@@ -179,7 +191,7 @@ def _write_decoder(decoder: SEANetDecoder, rows: Rows, gains: Tensor) -> None:
         elif isinstance(layer, SLSTM):
             rows.silence_lstm(layer, count + 2)
         elif isinstance(layer, SConvTranspose1d):
-            # The current block lies under taps 0 … stride - 1; what the frame before adds (later taps) stays zero.
+            # Taps 0 … stride − 1 write the current block; those of the next one (later taps) stay zero.
             conv = layer.convtr.convtr
             stride = conv.stride[0]
             is_dct = layer is first_up
@@ -197,7 +209,7 @@ def _write_decoder(decoder: SEANetDecoder, rows: Rows, gains: Tensor) -> None:
                 weight[range(count), range(count), -1] = 1 / gains.float()
                 rows.write(conv.weight, (slice(width),), weight)
                 rows.write(conv.bias, (slice(width),), torch.tensor([OFFSET] * count + [1.0, FINE]))
-            else:  # the last convolution: the rest of the network joins here, from zero
+            else:  # the last convolution, where the rest of the network is added, starting from zero
                 conv.weight.data.zero_()
                 rows.write(conv.weight, (0, 0), torch.eye(conv.kernel_size[0])[-1])
                 rows.write(conv.bias, (slice(None),), -OFFSET)

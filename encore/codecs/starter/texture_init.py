@@ -1,20 +1,23 @@
-"""What lies above the linear codec's band: its envelope in the free latents, its texture from noise patterns.
+"""Initialises the band above a linear codec: envelopes in the free latents, and texture from noise patterns.
 
-A block DCT of K coefficients says nothing above K · 37.5 Hz (24 kHz, blocks of 320). This module sets up the
-channels beside the path of `encore.codecs.starter.dct_init` so that the codec starts with a high band of about the
-right level, which training alone does not find in hours on a CPU. With B = dimension - K bands and
-f(x) = ELU(x) + ELU(-x) ≈ |x| - 1:
+A block DCT of K coefficients contains nothing above K · 37.5 Hz (24 kHz, blocks of 320). This module initialises
+channels outside the linear path of `encore.codecs.starter.dct_init` so that the codec starts with a high band of about
+the right level, which training alone does not reach within hours on a CPU. With B = dimension − K bands and
+f(x) = ELU(x) + ELU(−x) ≈ |x| − 1:
 
-    encoder   the mean of f(filter) over a few band-pass filters of each band is its envelope e_j >= 0; latent K + j
-              is e_j, shifted and scaled to zero mean and unit deviation
+    encoder   the envelope e_j >= 0 of band j is the mean of f over the outputs of a few band-pass filters; latent K + j
+              is e_j, normalised to zero mean and unit deviation
     decoder   the sum over bands j and sets s of  sign(r_sj) · e_j · pattern_sj
 
-where `sign(r) · e ≈ (f(e + r) - f(e - r)) / 2` takes its sign from a random projection r of the path's latents, so
-that a pattern does not repeat at 75 Hz, and the patterns are band-passed noise of one and a half blocks whose ends
-overlap. The decoder's part goes on training, at reduced rates.
+Here `sign(r) · e ≈ (f(e + r) − f(e − r)) / 2`. The *carrier* r is a random projection of the path's latents, so that
+the patterns do not repeat at 75 Hz. The patterns are band-passed noise of one and a half blocks with overlapping ends.
+The decoder's part is trained further, at reduced learning rates.
 """
 
+from __future__ import annotations
+
 import math
+from dataclasses import dataclass
 
 import torch
 from encodec.modules import SLSTM, SConv1d, SConvTranspose1d, SEANetDecoder, SEANetEncoder
@@ -23,30 +26,31 @@ from torch import Tensor
 from encore.codecs.starter.dct_init import OFFSET, Rows
 from encore.errors import EncoreError
 
-LEVEL = 60.0  # a filter's root mean square, in units of ELU's bend: large, so that f(x) is close to |x|
+LEVEL = 60.0  # RMS of a filter's output: large, so that f(x) is close to |x| − 1
 DRIVE = 1 / 12  # the envelope's scale in the decoder
-CARRIER = 3.0  # deviation of r against the envelope's level: mostly larger, so that mostly only its sign counts
-GAIN = 0.8  # texture of the full level costs more of the waveform's accuracy than it gives to the spectrum
+CARRIER = 3.0  # deviation of r relative to the envelope: large, so that mostly only its sign matters
+GAIN = 0.8  # of the texture: at its full level the waveform loses more accuracy than the spectrum gains
 MEAN_MAGNITUDE = 0.8  # mean |x| of a unit normal variable
-# Shares of the learning rate: a step of Adam is the same for all weights, and these are far smaller than others.
+# Factors of the learning rate: Adam's steps are equally large for all weights, and these are far smaller than others.
 PATTERN_RATE, ENVELOPE_RATE, CONTEXT_RATE = 0.01, 0.2, 0.05
 
 
 def band_edges(block: int, count: int, bands: int) -> list[int]:
-    """Edges of the bands between coefficient `count` and `block`, in DCT coefficients, geometrically spaced."""
+    """Geometrically spaced edges of the bands between coefficients `count` and `block`, in DCT coefficients."""
     return [round(count * (block / count) ** (band / bands)) for band in range(bands + 1)]
 
 
 def initialise_texture(
     encoder: SEANetEncoder, decoder: SEANetDecoder, count: int, audio: Tensor, rates: dict[str, Tensor], seed: int
 ) -> None:
-    """Set up the high band of a codec whose linear path has `count` coefficients; does nothing without free latents.
+    """Initialises the high band of a codec whose linear path has `count` coefficients, if there are free latents.
 
     Args:
-        encoder, decoder: as `initialise_linear_path` leaves them; changed in place.
-        count: K, the path's coefficients.
-        audio: `[N]`, training audio over which the envelopes are normalised.
-        rates: of `initialise_linear_path`, changed in place: the texture's shares of the learning rate.
+        encoder: after `initialise_linear_path`; changed in place.
+        decoder: likewise.
+        count: K, the coefficients of the path.
+        audio: training audio `[N]`, over which the envelopes are normalised.
+        rates: returned by `initialise_linear_path`; the texture's factors of the learning rate are added.
         seed: of the noise.
 
     Raises:
@@ -64,14 +68,14 @@ def initialise_texture(
         )
     generator = torch.Generator().manual_seed(seed)
     bank = _band_filters(block, band_edges(block, count, bands), filters, generator)
-    sharpness, mean, deviation = _envelope_statistics(audio, block, bank)
-    _write_encoder(encoder, count, bank * sharpness[:, None, None], mean, deviation)
-    patterns = _noise_patterns(block, band_edges(block, count, bands), sets, generator) / sharpness[:, None]
-    _write_decoder(decoder, count, patterns, mean, deviation, rates, generator)
+    envelope = _measure_envelope(audio, block, bank)
+    _write_encoder(encoder, count, bank * envelope.gain[:, None, None], envelope)
+    patterns = _noise_patterns(block, band_edges(block, count, bands), sets, generator) / envelope.gain[:, None]
+    _write_decoder(decoder, count, patterns, envelope, rates, generator)
 
 
 def _band_filters(block: int, edges: list[int], filters: int, generator: torch.Generator) -> Tensor:
-    """Unit-norm windowed cosines over each band, `[bands, filters, 3/2 block]`: half a block back and this one."""
+    """Unit-norm windowed cosines for each band, `[bands, filters, 3/2 block]`: half of the last block and this one."""
     n = torch.arange(block * 3 // 2)
     window = torch.hann_window(len(n))
     bank = []
@@ -82,22 +86,32 @@ def _band_filters(block: int, edges: list[int], filters: int, generator: torch.G
     return torch.nn.functional.normalize(torch.stack(bank), dim=-1)
 
 
-def _envelope_statistics(audio: Tensor, block: int, bank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per band: the sharpness that brings the filters to LEVEL, and the envelope's mean and deviation; `[bands]`."""
+@dataclass(frozen=True)
+class Envelope:
+    """Of each band, `[bands]`: the gain that brings its filters to LEVEL, the envelope's mean and its deviation."""
+
+    gain: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+
+def _measure_envelope(audio: Tensor, block: int, bank: Tensor) -> Envelope:
+    """The envelopes of audio `[N]`."""
     length = bank.shape[-1]
     frames = torch.nn.functional.pad(audio, (length - block, 0)).unfold(0, length, block)
     filtered = torch.einsum("tn,bmn->tbm", frames, bank)
-    sharpness = LEVEL / filtered.square().mean((0, 2)).sqrt().clamp(min=1e-3)
-    magnitude = (filtered * sharpness[:, None]).abs()
+    gain = LEVEL / filtered.square().mean((0, 2)).sqrt().clamp(min=1e-3)
+    magnitude = (filtered * gain[:, None]).abs()
     envelope = (magnitude - 1 + (-magnitude).exp()).mean(2)
-    return sharpness, envelope.mean(0), envelope.std(0).clamp(min=1e-2)
+    return Envelope(gain, envelope.mean(0), envelope.std(0).clamp(min=1e-2))
 
 
 def _noise_patterns(block: int, edges: list[int], sets: int, generator: torch.Generator) -> Tensor:
-    """Noise of each band, `[sets, bands, 2 block]`, that follows a filter's mean magnitude of 1.
+    """Noise of each band, `[sets, bands, 2 block]`, for which a filter has a mean magnitude of 1.
 
-    White noise of deviation d gives a unit-norm filter a mean magnitude of 0.8 d, and a band of n coefficients a
-    deviation of `d · sqrt(n / block)`; the sets share the energy. Rising and falling ends overlap at constant energy.
+    For white noise of deviation d a unit-norm filter has a mean magnitude of 0.8 d, and a band of n coefficients a
+    deviation of `d · sqrt(n / block)`. The sets share the energy; the ends of successive patterns overlap at constant
+    energy.
     """
     half = block // 2
     rise = torch.sin(math.pi / 2 * (torch.arange(half) + 0.5) / half)
@@ -111,7 +125,7 @@ def _noise_patterns(block: int, edges: list[int], sets: int, generator: torch.Ge
     return patterns * GAIN / MEAN_MAGNITUDE / math.sqrt(sets)
 
 
-def _write_encoder(encoder: SEANetEncoder, count: int, bank: Tensor, mean: Tensor, deviation: Tensor) -> None:
+def _write_encoder(encoder: SEANetEncoder, count: int, bank: Tensor, envelope: Envelope) -> None:
     bands, filters, length = bank.shape
     block = int(encoder.hop_length)
     *_, down, last = [layer.conv.conv for layer in encoder.model if isinstance(layer, SConv1d)]
@@ -130,16 +144,15 @@ def _write_encoder(encoder: SEANetEncoder, count: int, bank: Tensor, mean: Tenso
     last.weight.data[count:] = 0
     for band in range(bands):
         first = count + 2 * filters * band
-        last.weight.data[count + band, first : first + 2 * filters, -1] = 1 / (filters * deviation[band])
-    last.bias.data[count:] = -mean / deviation
+        last.weight.data[count + band, first : first + 2 * filters, -1] = 1 / (filters * envelope.deviation[band])
+    last.bias.data[count:] = -envelope.mean / envelope.deviation
 
 
 def _write_decoder(
     decoder: SEANetDecoder,
     count: int,
     patterns: Tensor,
-    mean: Tensor,
-    deviation: Tensor,
+    envelope: Envelope,
     rates: dict[str, Tensor],
     generator: torch.Generator,
 ) -> None:
@@ -147,18 +160,9 @@ def _write_decoder(
     first = decoder.model[0].conv.conv
     up = next(layer for layer in decoder.model if isinstance(layer, SConvTranspose1d)).convtr.convtr
     stride = up.stride[0]
-    units = slice(count + 2, count + 2 + 4 * sets * bands)  # behind the path and its two constant channels
+    units = slice(count + 2, count + 2 + 4 * sets * bands)  # after the path and its two constant channels
 
-    # The carriers r listen to the upper half of the path, which has something to say wherever there is a high band.
-    carrier = torch.zeros(sets, bands, count)
-    carrier[..., count // 2 :] = torch.randn(sets, bands, count - count // 2, generator=generator)
-    level = (mean.square() + deviation.square()).sqrt()
-    carrier = CARRIER * level[:, None] * torch.nn.functional.normalize(carrier, dim=-1)
-    weight, bias = torch.zeros(sets, bands, 4, first.in_channels), torch.zeros(sets, bands, 4)
-    for unit, (envelope_sign, carrier_sign) in enumerate([(1, 1), (-1, -1), (1, -1), (-1, 1)]):
-        weight[:, :, unit, :count] = carrier_sign * carrier
-        weight[:, range(bands), unit, range(count, count + bands)] = envelope_sign * deviation
-        bias[:, :, unit] = envelope_sign * mean
+    weight, bias = _unit_inputs(first.in_channels, count, sets, envelope, generator)
     first.weight.data[units] = 0
     first.weight.data[units, :, -1] = DRIVE * weight.view(-1, first.in_channels)
     first.bias.data[units] = DRIVE * bias.view(-1)
@@ -178,3 +182,21 @@ def _write_decoder(
     rates[name[id(first.weight)]][units, :, -1] = ENVELOPE_RATE
     rates[name[id(first.bias)]][units] = ENVELOPE_RATE
     rates[name[id(up.weight)]][units, : spread.shape[1]] = PATTERN_RATE
+
+
+def _unit_inputs(
+    channels: int, count: int, sets: int, envelope: Envelope, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Weights `[sets, bands, 4, channels]` and biases of e + r, −e − r, e − r and r − e, from the latents."""
+    bands = len(envelope.mean)
+    # Carriers use the upper half of the path, which is active wherever there is a high band.
+    carrier = torch.zeros(sets, bands, count)
+    carrier[..., count // 2 :] = torch.randn(sets, bands, count - count // 2, generator=generator)
+    level = (envelope.mean.square() + envelope.deviation.square()).sqrt()
+    carrier = CARRIER * level[:, None] * torch.nn.functional.normalize(carrier, dim=-1)
+    weight, bias = torch.zeros(sets, bands, 4, channels), torch.zeros(sets, bands, 4)
+    for unit, (envelope_sign, carrier_sign) in enumerate([(1, 1), (-1, -1), (1, -1), (-1, 1)]):
+        weight[:, :, unit, :count] = carrier_sign * carrier
+        weight[:, range(bands), unit, range(count, count + bands)] = envelope_sign * envelope.deviation
+        bias[:, :, unit] = envelope_sign * envelope.mean
+    return weight, bias

@@ -1,7 +1,9 @@
-"""Training of a codec of our own: crops of music, the loop, and what is measured on files never trained on.
+"""Training of a small codec: crops of music, the training loop, and metrics on held-out files.
 
-What to minimise comes from the caller as a function of (prediction, target), both `[B, C, N]`.
+The caller gives the loss to minimise as a function of (prediction, target), both `[B, C, N]`.
 """
+
+from __future__ import annotations
 
 import copy
 import math
@@ -12,31 +14,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from encodec.modules import SEANetDecoder, SEANetEncoder
 from torch import Tensor, nn
 
 from encore.audio import split_whole
+from encore.codecs.base import Codec
+from encore.codecs.encodec import SEANetCodec
+from encore.codecs.starter.weights import Architecture
 from encore.errors import EncoreError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 VALIDATION_SECONDS = 4.0
-LEAST_SECONDS = 0.1  # the losses need that much
-QUIETEST_GAIN_DB = -50.0
-QUIETER_DB = -20.0
+MIN_SECONDS = 0.1  # of a crop, for the longest window of the losses
+MIN_GAIN_DB = -50.0  # of training crops
+QUIET_GAIN_DB = -20.0  # of every other validation crop
 
 
 def split_files(files: Sequence[Path], val_fraction: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """Whole files for training and validation, at least one of each. Raises EncoreError for fewer than two files."""
+    """Splits files into those for training and those for validation, at least one each.
+
+    Raises:
+        EncoreError: fewer than two files.
+    """
     if len(files) < 2:
         raise EncoreError(f"found {len(files)} audio file(s): training and validation need one each, so at least two")
     return split_whole(sorted(files), val_fraction, seed)
 
 
 class CropSampler:
-    """Random crops of a list of recordings `[C, N]`, each sample of them equally likely.
+    """Random crops of recordings `[C, N]`; longer recordings are chosen more often, in proportion to their length.
 
-    Six in ten crops are played quieter, evenly down to -50 dB, and one in fifty is digital silence: a codec that has
-    only heard loud music takes a quiet passage's high band away and hums in the pauses.
+    Six in ten crops are attenuated by up to 50 dB (uniform in dB) and one in fifty is digital silence, because a codec
+    trained on loud music alone loses the high band of quiet passages and hums in pauses.
+
+    Args:
+        recordings: at any level.
+        crop_samples: length of a crop.
+        seed: of the draws.
+
+    Raises:
+        EncoreError: no recording is as long as a crop.
     """
 
     def __init__(self, recordings: Sequence[Tensor], crop_samples: int, seed: int) -> None:
@@ -47,7 +65,7 @@ class CropSampler:
         self.random = random.Random(seed)
 
     def batch(self, size: int) -> Tensor:
-        """`[size, C, crop_samples]`"""
+        """`[size, C, crop_samples]`."""
         chosen = self.random.choices(self.recordings, weights=[r.shape[-1] for r in self.recordings], k=size)
         return torch.stack([self._crop(recording) for recording in chosen])
 
@@ -58,19 +76,19 @@ class CropSampler:
         if draw < 0.02:
             return torch.zeros_like(crop)
         if draw < 0.62:
-            return crop * 10 ** (QUIETEST_GAIN_DB * self.random.random() / 20)
+            return crop * 10 ** (MIN_GAIN_DB * self.random.random() / 20)
         return crop
 
 
 def excerpts(recordings: Sequence[Tensor], samples: int) -> Tensor:
-    """The beginnings of all recordings `[C, N]`, as mono `[N]`, about `samples` in all."""
+    """The beginnings of all recordings `[C, N]`, mixed to mono and concatenated: `[N]`, about `samples` in all."""
     return torch.cat([recording[:, : samples // len(recordings)].mean(0) for recording in recordings])
 
 
 def validation_crops(recordings: Sequence[Tensor], sample_rate: int) -> list[Tensor]:
-    """Two stretches of 4 s of each recording, a third and two thirds in (of a shorter one twice the whole).
+    """Two crops of 4 s from each recording `[C, N]`, centred at thirds of it (or all of a shorter one, twice).
 
-    The second is played 20 dB quieter, so that a codec for loud music alone is not the best.
+    The second crop is attenuated by 20 dB, so that a codec for loud music alone does not score best.
 
     Raises:
         EncoreError: all recordings are shorter than 0.1 s.
@@ -78,33 +96,21 @@ def validation_crops(recordings: Sequence[Tensor], sample_rate: int) -> list[Ten
     length = int(VALIDATION_SECONDS * sample_rate)
     crops: list[Tensor] = []
     for recording in recordings:
-        if recording.shape[-1] < LEAST_SECONDS * sample_rate:
+        if recording.shape[-1] < MIN_SECONDS * sample_rate:
             continue
-        room = max(recording.shape[-1] - length, 0)
-        loud, quiet = (recording[:, start : start + length] for start in (room // 3, 2 * room // 3))
-        crops += [loud, quiet * 10 ** (QUIETER_DB / 20)]
+        spare = max(recording.shape[-1] - length, 0)
+        loud, quiet = (recording[:, start : start + length] for start in (spare // 3, 2 * spare // 3))
+        crops += [loud, quiet * 10 ** (QUIET_GAIN_DB / 20)]
     if not crops:
-        raise EncoreError(f"no held-out file is as long as {LEAST_SECONDS} s: use longer music or another --seed")
+        raise EncoreError(f"no held-out file is as long as {MIN_SECONDS} s: use longer music or another --seed")
     return crops
 
 
-def si_sdr(prediction: Tensor, target: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio in dB of `[B, C, N]`, mean over the items: higher is closer.
-
-    `10 log10(|a t|² / |a t - p|²)` with `a = <p, t> / |t|²` (Le Roux et al. 2019).
-    """
-    eps = 1e-8
-    scale = (prediction * target).sum(-1, keepdim=True) / (target.square().sum(-1, keepdim=True) + eps)
-    projection = scale * target
-    ratio = (projection.square().sum(-1) + eps) / ((projection - prediction).square().sum(-1) + eps)
-    return 10 * ratio.log10().mean()
-
-
 def log_relative_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """`ln((|p - t|² + e) / (|t|² + e))`, mean over items `[B, C, N]`; e is the energy of white noise at -80 dBFS.
+    """`ln((|p − t|² + e) / (|t|² + e))`, mean over items `[B, C, N]`; e is the energy of white noise at −80 dBFS.
 
-    The logarithm pulls as hard at an error of -30 dB as at one of 0 dB, so the waveform stays close while other terms
-    work on what lies far below it.
+    Its gradient is as strong at a relative error of −30 dB as at 0 dB, so that the waveform stays close to the target
+    while spectral terms improve components far below it.
     """
     floor = 1e-8 * target.shape[-1]
     error = (prediction - target).square().sum(-1) + floor
@@ -113,16 +119,24 @@ def log_relative_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CodecTraining:
-    """How long and how to train. The learning rate warms up over 100 steps, then falls along a cosine to a 50th."""
+    """Settings of the training loop. The learning rate warms up over 100 steps, then decays along a cosine to a 50th.
 
-    steps: int | None  # stop after so many steps …
-    minutes: float | None  # … or so many minutes, whichever comes first
+    Attributes:
+        steps: to stop after.
+        minutes: to stop after; with both, what comes first.
+        batch_size: crops per step.
+        learning_rate: peak.
+        validate_every: steps between validations.
+    """
+
+    steps: int | None
+    minutes: float | None
     batch_size: int
     learning_rate: float
-    validate_every: int  # steps
+    validate_every: int
 
     def progress(self, step: int, seconds: float) -> float:
-        """Share of the training that is done, 0 to 1."""
+        """Fraction of the training that is done, 0 to 1, after so many steps and seconds."""
         shares = [step / self.steps] if self.steps is not None else []
         shares += [seconds / (60 * self.minutes)] if self.minutes is not None else []
         return min(max(shares), 1.0)
@@ -133,10 +147,15 @@ class CodecTraining:
 
 
 class CodecTrainer:
-    """Trains an encoder and a decoder as a continuous autoencoder; parameters that need no gradient stay as they are.
+    """Trains an encoder and a decoder as a continuous autoencoder with Adam.
 
-    `rates` gives for some parameters (`encoder.<name>`, `decoder.<name>`) each element's share of the learning rate:
-    0 for constant elements.
+    Args:
+        encoder: parameters that need no gradient are not trained.
+        decoder: likewise.
+        rates: of some parameters, by name (`encoder.<name>`, `decoder.<name>`): for each element the factor of the
+            learning rate, 0 for constants.
+        objective: loss to minimise.
+        settings: of the loop.
     """
 
     def __init__(
@@ -154,7 +173,7 @@ class CodecTrainer:
         trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         self.parameters = list(trained.values())
         self.slowed = [(parameter, rates[name]) for name, parameter in trained.items() if name in rates]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=settings.learning_rate, betas=(0.8, 0.99))
+        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, betas=(0.8, 0.99))
 
     def fit(
         self,
@@ -163,75 +182,65 @@ class CodecTrainer:
         on_step: Callable[[int, float, float], None],
         on_best: Callable[[], None],
     ) -> int:
-        """Train to the end of the settings; returns the number of steps.
+        """Trains until the settings say stop; returns the number of steps.
 
         Args:
-            sampler: where the crops come from.
-            validate: figure on the held-out files, lower is better; called before the first step, every
-                `validate_every` steps and at the end.
-            on_step: called with (steps done, share done, training loss).
-            on_best: called when validation is better than ever before, to save.
+            sampler: of the training crops.
+            validate: returns the validation loss; called before the first step, every `validate_every` steps and at the
+                end.
+            on_step: called with (steps done, fraction done, training loss).
+            on_best: called when the validation loss is the lowest so far, to save the weights.
 
         Raises:
             EncoreError: the loss is not finite for ten steps in a row.
         """
-        best, step, bad, progress = validate(), 0, 0, 0.0
+        best, step, not_finite, progress = validate(), 0, 0, 0.0
         on_best()
-        began = time.monotonic()
+        started = time.monotonic()
         while progress < 1:
-            for group in self.optimiser.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.rate(step, progress)
             loss = self._step(sampler.batch(self.settings.batch_size))
-            bad = 0 if math.isfinite(loss) else bad + 1
-            if bad == 10:
-                raise EncoreError("the training loss is not finite: lower --lr; the best weights so far are saved")
+            not_finite = 0 if math.isfinite(loss) else not_finite + 1
+            if not_finite == 10:
+                raise EncoreError("the training loss is not finite; lower --lr. The best weights so far are saved")
             step += 1
-            progress = self.settings.progress(step, time.monotonic() - began)
+            progress = self.settings.progress(step, time.monotonic() - started)
             on_step(step, progress, loss)
             if step % self.settings.validate_every == 0 or progress == 1:
-                figure = validate()
-                if figure < best:
-                    best = figure
+                loss = validate()
+                if loss < best:
+                    best = loss
                     on_best()
         return step
 
     def _step(self, audio: Tensor) -> float:
         prediction = self.decoder(self.encoder(audio))
         loss = self.objective(prediction[..., : audio.shape[-1]], audio)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         if torch.isfinite(norm):
-            # Adam's step does not depend on a gradient's scale, so it is the step that is scaled.
+            # Adam's step does not depend on the scale of the gradient, so the step itself is scaled.
             before = [parameter.detach().clone() for parameter, _ in self.slowed]
-            self.optimiser.step()
+            self.optimizer.step()
             for (parameter, rate), old in zip(self.slowed, before, strict=True):
                 parameter.data = torch.lerp(old, parameter.data, rate)
         return float(loss.detach())
 
 
-@torch.no_grad()
-def reconstruct(encoder: nn.Module, decoder: nn.Module, audio: Tensor) -> Tensor:
-    """`decode(encode(audio))` of `[C, N]`, cut to the same length."""
-    return decoder(encoder(audio[None]))[0, :, : audio.shape[-1]]
+def stored_codec(architecture: Architecture, encoder: SEANetEncoder, decoder: SEANetDecoder) -> SEANetCodec:
+    """The codec as `save_codec` would store it, in half precision; a copy."""
+    encoder, decoder = (copy.deepcopy(module).half().float() for module in (encoder, decoder))
+    return SEANetCodec(encoder, decoder, architecture.sample_rate, architecture.channels)
 
 
 @torch.no_grad()
-def measure(
-    encoder: nn.Module, decoder: nn.Module, crops: Sequence[Tensor], figures: Mapping[str, Loss]
-) -> dict[str, float]:
-    """Mean of each figure over the crops, of the codec as it will be stored: in half precision."""
-    encoder, decoder = (_rounded(module) for module in (encoder, decoder))
-    totals = dict.fromkeys(figures, 0.0)
+def mean_metrics(codec: Codec, crops: Sequence[Tensor], metrics: Mapping[str, Loss]) -> dict[str, float]:
+    """Mean over crops `[C, N]` of each metric of their reconstruction."""
+    totals = dict.fromkeys(metrics, 0.0)
     for crop in crops:
-        prediction = reconstruct(encoder, decoder, crop)[None]
-        for name, figure in figures.items():
-            totals[name] += float(figure(prediction, crop[None])) / len(crops)
+        prediction = codec.decode(codec.encode(crop[None]))[..., : crop.shape[-1]]
+        for name, metric in metrics.items():
+            totals[name] += float(metric(prediction, crop[None])) / len(crops)
     return totals
-
-
-def _rounded(module: nn.Module) -> nn.Module:
-    rounded = copy.deepcopy(module)
-    for parameter in rounded.parameters():
-        parameter.data = parameter.data.half().float()
-    return rounded
