@@ -43,7 +43,7 @@ def entry(function: Callable[[Tensor, Tensor], Tensor], minimum: float | None = 
 
 
 @pytest.mark.slow
-def test_a_healthy_loss_passes_through_the_run_command(run_command: Command, tmp_path: Path) -> None:
+def test_a_healthy_loss_passes_as_a_command(run_command: Command, tmp_path: Path) -> None:
     result = run_command("-m", "losses", "--only", FEW, "--seconds", 0.2, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     table = rows(result.stdout)
