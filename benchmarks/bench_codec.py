@@ -1,7 +1,7 @@
 """Prints the metrics of a codec's card: `python -m benchmarks.bench_codec MUSIC_FOLDER`.
 
-The middle of each file is encoded and decoded by the codec, by its initialisation and by the linear codec alone.
-Printed are the means of the metrics over the files, also with noise added to the latents, and the level of decoded silence.
+The middle of each file is encoded and decoded by the codec, by its initialisation and by the linear codec alone. The
+output has the means of all metrics, also with noise added to the latents, and the level of decoded silence.
 """
 
 from __future__ import annotations
