@@ -20,7 +20,7 @@ from torch import Tensor
 from losses.doctor import cases, checks
 from losses.doctor.cases import Material
 from losses.doctor.checks import Report
-from losses.registry import load_plugins
+from losses.registry import Entry, load_plugins
 
 USER_ERROR = 2
 WIDTH = 120  # columns of output that goes to a file or pipe
@@ -52,16 +52,7 @@ def main(
     ] = "",
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    try:
-        load_plugins(plugins)
-    except ValueError as error:
-        refuse(f"--plugins {plugins}: {error}")
-    entries = cases.all_entries()
-    names = list(entries) if only is None else [name.strip() for name in only.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in entries]:
-        refuse(f"--only {','.join(unknown)}: no such loss; there are {', '.join(entries)}")
-    if not names:
-        refuse("--only names no loss; give names separated by commas")
+    entries = selected(only, plugins)
     if device not in ("cpu", "cuda"):
         refuse(f"--device {device}: must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
@@ -76,8 +67,8 @@ def main(
     material = replace(material, pairs=pairs)
 
     progress = Console(stderr=True)
-    watched = track(names, "Examining", console=progress, transient=True, disable=not progress.is_terminal)
-    reports = [checks.examine(name, entries[name], material, place) for name in watched]
+    watched = track(entries.items(), "Examining", console=progress, transient=True, disable=not progress.is_terminal)
+    reports = [checks.examine(name, entry, material, place) for name, entry in watched]
     check_length(reports, material)
     for report in reports:  # last, because it changes the memory allocator's settings, which slows the losses down
         if report.step is not None:
@@ -88,6 +79,21 @@ def main(
         line(console, wrong is None, text if wrong is None else f"{text.split(':')[0]}: {wrong}")
         failed |= wrong is not None
     raise typer.Exit(int(failed))
+
+
+def selected(only: str | None, plugins: str) -> dict[str, Entry]:
+    """The losses that --only names, or all of them, those of --plugins included."""
+    try:
+        load_plugins(plugins)
+    except ValueError as error:
+        refuse(f"--plugins {plugins}: {error}")
+    entries = cases.all_entries()
+    names = list(entries) if only is None else [name.strip() for name in only.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in entries]:
+        refuse(f"--only {','.join(unknown)}: no such loss; there are {', '.join(entries)}")
+    if not names:
+        refuse("--only names no loss; give names separated by commas")
+    return {name: entries[name] for name in names}
 
 
 def signals(

@@ -1,4 +1,4 @@
-"""STFT losses over several resolutions, and their famous presets."""
+"""STFT losses over several resolutions, and well-known presets of them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def multi_resolution_stft_terms(
     bins = n_bins if isinstance(n_bins, Sequence) else [n_bins] * len(fft_sizes)
     if not len(fft_sizes) == len(hop_sizes) == len(win_lengths) == len(bins) > 0:
         raise ValueError(
-            "fft_sizes, hop_sizes, win_lengths and n_bins must name as many resolutions, got "
+            "fft_sizes, hop_sizes, win_lengths and n_bins must be equally long, got "
             f"{len(fft_sizes)}, {len(hop_sizes)}, {len(win_lengths)} and {len(bins)}"
         )
     if settings.get("pad_mode", "reflect") == "reflect":
@@ -83,7 +83,7 @@ def multi_resolution_stft(prediction: Tensor, target: Tensor, **settings: Any) -
         prediction: `[B, C, N]`.
         target: likewise.
         **settings: fft_sizes, hop_sizes, win_lengths: samples, one of each per resolution. n_bins: bands of a mel or
-            chroma scale, one number or one per resolution. The other settings of `stft` hold for all.
+            chroma scale, one number or one per resolution. The other settings of `stft` apply to all resolutions.
 
     Raises:
         ValueError: as `stft`, or lists of different lengths.
@@ -130,16 +130,16 @@ class RandomResolutionSTFTLoss(Loss):
     An FFT is a power of two from `min_fft_size` to below `max_fft_size` (and short enough for the signal), its hop
     between `min_hop_size` and `max_hop_size` of it, its window the whole, half or a quarter of it.
 
-    The sizes follow from `seed` and the number of training calls so far, which is in the state: all ranks that make as
-    many calls draw the same, and a resumed run goes on exactly. Without gradient (validation) they are those of the
-    first call.
+    The sizes follow from `seed` and the number of training calls so far, which is part of the state: ranks with equally
+    many calls draw the same, and a resumed run continues exactly. Without gradient (validation) they are always those
+    of the first call.
 
     Args:
         resolutions: sizes per call.
         min_fft_size: samples, a power of two.
-        max_fft_size: likewise; itself never drawn, as in auraloss.
+        max_fft_size: samples, a power of two; itself never drawn, as in auraloss.
         min_hop_size: share of the FFT.
-        max_hop_size: likewise.
+        max_hop_size: share of the FFT.
         windows: names to draw from.
         seed: of the draws.
         reduction: "mean" over items or "none".
@@ -164,12 +164,12 @@ class RandomResolutionSTFTLoss(Loss):
         self.calls = 0
 
     def draw(self, samples: int, call: int) -> list[dict[str, Any]]:
-        """The sizes and windows of a call for signals of so many samples.
+        """The sizes and windows for the given training call on signals of `samples` samples.
 
         Raises:
             ValueError: the signal is too short for the smallest FFT.
         """
-        # PyTorch's generator hears the lowest 32 bits only; the factor is a prime far above the steps of a run.
+        # PyTorch's generator uses the lowest 32 bits only; the factor is a prime far above the steps of a run.
         generator = torch.Generator().manual_seed((self.seed * 15_485_863 + call) % 2**32)
         low, high = (size.bit_length() - 1 for size in self.fft_sizes)
         high = min(high, (2 * samples - 1).bit_length())
@@ -197,7 +197,7 @@ class RandomResolutionSTFTLoss(Loss):
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.calls = state["calls"]
 
-    @eager  # compiled, every count of calls would be another program
+    @eager  # otherwise each count of calls would be compiled anew
     def _compare(self, prediction: Tensor, target: Tensor) -> Tensor:
         training = torch.is_grad_enabled() and prediction.requires_grad
         sizes = self.draw(prediction.shape[-1], self.calls if training else 0)

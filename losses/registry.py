@@ -19,6 +19,7 @@ from typing import Any, TypedDict, TypeVar
 from losses.base import Loss
 
 GROUPS = ("waveform", "spectral", "perceptual")
+ADVERSARIAL = ("gan", "feature_matching")  # the losses of `losses.Adversary`, which are not registered
 AnyLoss = TypeVar("AnyLoss", bound=Callable[..., Any])
 
 
@@ -89,6 +90,8 @@ def register(
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise ValueError(f"a loss cannot be named {name!r}: use lower-case letters, digits and underscores")
+    if name in ADVERSARIAL:
+        raise ValueError(f"a loss cannot be named {name!r}: that is a loss of `losses.Adversary`")
     if group not in GROUPS:
         raise ValueError(f"the group of the loss {name!r} must be one of {', '.join(GROUPS)}, got {group!r}")
 

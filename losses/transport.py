@@ -1,4 +1,4 @@
-"""Spectral optimal transport: how far the energy of one spectrum must be moved to become the other."""
+"""Spectral optimal transport: how far the energy of one spectrum must be moved to become that of another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def spectral_optimal_transport(
     balanced: bool = True,
     quantile_lowpass: bool = False,
 ) -> Tensor:
-    """The Wasserstein distance of each two spectra to the power p, `∫ |F_P⁻¹(q) − F_T⁻¹(q)|^p dq`.
+    """The Wasserstein distance of two spectra to the power p, `∫ |F_P⁻¹(q) − F_T⁻¹(q)|^p dq`, mean over frames.
 
     F⁻¹(q) is the position below which a share q of the frame's sum lies. One value per item, `[B]`, the mean over
     channels and frames, in units of the positions to the power p. Follows Torres et al. 2024, `sot-loss` and
@@ -40,10 +40,10 @@ def spectral_optimal_transport(
         positions: rising positions of the bins, `[bins]`; default 0, 1/bins, … below 1.
         p: order of the distance, at least 1.
         normalize: the prediction's spectra are divided by their sums.
-        balanced: the target's sums are made those of the prediction. If not, and `normalize`, the target is divided by
-            the prediction's sums, which is without bounds where the prediction is silent. What one spectrum has more
-            of than the other is compared with the other's last position.
-        quantile_lowpass: leaves out quantiles above 1, which unbalanced spectra have.
+        balanced: scale the target's spectra to the prediction's sums. Without it, `normalize` divides the target by
+            the prediction's sums, which is unbounded where the prediction is silent, and the surplus of one spectrum
+            is compared with the other's last position.
+        quantile_lowpass: omit quantiles above 1, which occur in unbalanced spectra.
 
     Raises:
         ValueError: shapes differ, the positions are not one per bin, or p is below 1.
@@ -67,7 +67,7 @@ def spectral_optimal_transport(
         wanted = wanted / mass
     predicted = predicted / mass if normalize else predicted
 
-    # In float64: in float32 different sums often coincide, and their gradients are then those of the wrong order.
+    # In float64: in float32 different sums often coincide, and their order, which the gradient depends on, is lost.
     ours, theirs = (spectra.cumsum(-1, dtype=torch.float64) for spectra in (predicted, wanted))
     settings = positions, p, quantile_lowpass
     cost = _cost(ours, theirs, *settings) + _cost(theirs, ours, *settings, second=True)
@@ -75,12 +75,12 @@ def spectral_optimal_transport(
 
 
 def _cost(own: Tensor, other: Tensor, positions: Tensor, p: float, lowpass: bool, second: bool = False) -> Tensor:
-    """The part of the integral whose steps end at a value of `own`; both are cumulative spectra `[..., bins]`.
+    """The part of the integral over the steps that end at a value of `own`; both are cumulative spectra `[..., bins]`.
 
-    Of equal values the second spectrum's come second and end no step. Merging by rank needs neither a sort nor
-    tensors of twice the length.
+    Of equal values the second spectrum's come second and end no step. Merging by rank avoids a sort and tensors of
+    twice the length.
     """
-    rank = torch.searchsorted(other.detach(), own.detach(), right=second)  # how many of the other's come before
+    rank = torch.searchsorted(other.detach(), own.detach(), right=second)  # number of the other's values before it
     before, other_before = F.pad(own[..., :-1], (1, 0)), F.pad(other, (1, 0)).gather(-1, rank)
     later = before > other_before if second else before >= other_before
     width = own - torch.where(later, before, other_before)

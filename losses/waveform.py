@@ -13,7 +13,7 @@ from losses.base import FunctionLoss, check_same_shape
 from losses.registry import register
 
 SILENCE_POWER = 1e-6  # −60 dBFS: errors are relative to at least this mean square
-KNEE = 10.0  # an error 10 dB above the target: from here on a ratio of energies counts by its logarithm
+KNEE = 10.0  # an error 10 dB above the target: above it a ratio of energies counts by its logarithm
 
 
 @register("rms", distance=True)
@@ -59,9 +59,9 @@ def esr(prediction: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
     Formula: `Σ(t − p)² / (Σ t² + eps)` of a channel, mean over channels.
     Use: models of amplifiers and effects, with the same importance for quiet items as for loud ones.
 
-    A ratio of energies: 0 at identity, 1 for a silent prediction. Wright & Välimäki 2019; equal to auraloss but for two
-    things, or one silent target would outweigh all others: Σ target² counts as at least that of −60 dBFS, and a
-    ratio r above 10 counts as `10 (1 + ln(r / 10))`.
+    A ratio of energies: 0 at identity, 1 for a silent prediction. Wright & Välimäki 2019; equal to auraloss with two
+    exceptions, without which one silent target would outweigh all others: Σ t² counts as at least that of −60 dBFS, and
+    a ratio r above 10 counts as `10 (1 + ln(r / 10))`.
     """
     check_same_shape(prediction, target)
     floor = SILENCE_POWER * target.shape[-1]

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import typer
 from mlflow.tracking import MlflowClient
 
+import losses
 from encore.config import cli
+from encore.registry import CODECS, DATASETS, METRICS, PRIORS, TRACKERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_RATE = 24000
@@ -41,6 +44,8 @@ MODULES = {
     "inference_sample.py": "encore.commands.sample",
     "evaluate.py": "encore.commands.evaluate",
     "ablate.py": "encore.commands.ablate",
+    "encore.tracking": "encore.tracking.__main__",
+    "losses": "losses.__main__",
 }
 
 Finished = subprocess.CompletedProcess[str]
@@ -82,38 +87,70 @@ def door(run_command: Command) -> Command:
 def call_command() -> Command:
     """Runs a script's command within this process: `call_command("evaluate.py", "--flag", 1, cwd=folder)`.
 
-    Folder, environment and signal handlers are put back afterwards. `train_worker.py` is a run's only rank.
+    Folder, environment, signal handlers and registries are put back afterwards. `train_worker.py` is a run's only rank.
     """
+
+    def call(script: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Finished:
+        name, *argv = map(str, arguments if script == "-m" else (script, *arguments))
+        app = importlib.import_module(MODULES[name]).app
+        output, errors, status = io.StringIO(), io.StringIO(), 0
+        with (
+            unchanged_process(cwd, {"OMP_NUM_THREADS": "1", **ONE_RANK, **(env or {})}),
+            own_plugins(app) if "--plugins" in argv else contextlib.nullcontext(),
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
+            try:
+                cli.run(app, argv)
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        gc.collect()  # ends the threads of a rank's process group
+        return subprocess.CompletedProcess(argv, status, output.getvalue(), errors.getvalue())
+
     return call
 
 
-def call(script: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Finished:
-    """See `call_command`."""
-    argv = [str(argument) for argument in arguments]
-    output, errors, status = io.StringIO(), io.StringIO(), 0
-    folder, environment = Path.cwd(), dict(os.environ)
+@contextlib.contextmanager
+def unchanged_process(folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """This process in another folder, with more in its environment; both are put back, and signal handlers."""
+    before, variables = Path.cwd(), dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    os.chdir(folder)
+    os.environ.update(environment)
     try:
-        os.chdir(cwd)
-        os.environ.update({"OMP_NUM_THREADS": "1", **ONE_RANK, **(env or {})})
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            cli.run(importlib.import_module(MODULES[script]).app, argv)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        yield
     finally:
-        os.chdir(folder)
+        os.chdir(before)
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(variables)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        gc.collect()  # ends the threads of a rank's process group
-    return subprocess.CompletedProcess(argv, status, output.getvalue(), errors.getvalue())
+
+
+@contextlib.contextmanager
+def own_plugins(app: typer.Typer) -> Iterator[None]:
+    """What plugins in files register is forgotten afterwards."""
+    for module in MODULES.values():  # so that the registries hold all of Encore's own
+        importlib.import_module(module)
+    tables: list[dict[str, Any]] = [table._entries for table in (CODECS, DATASETS, METRICS, PRIORS, TRACKERS)]
+    tables.append(losses.REGISTRY)
+    before = [dict(table) for table in tables]
+    try:
+        yield
+    finally:
+        for table, entries in zip(tables, before, strict=True):
+            table.clear()
+            table.update(entries)
+        for name in [name for name in sys.modules if name.startswith("losses_plugin_")]:
+            del sys.modules[name]
+        if isinstance(app, cli.App):
+            app.build()
 
 
 # Two ranks: forks of one process, which has imported what they need. The program before it defines `main`.
 TWO_RANKS = """
 import os as _os, sys as _sys
-import torch as _torch, torch.distributed as _dist
+import torch as _torch, torch._dynamo, torch.distributed as _dist
 from encore.training.distributed import Ranks as _Ranks, end_process as _end
 
 def _rank(number, folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,17 @@ def music(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
     notes = [cases.music(shape, RATE, note_seed) for note_seed in (first, first + 1)]
     prediction, target = (tune + hiss for tune, hiss in zip(notes, noise(shape, seed, 0.002), strict=True))
     return prediction, target
+
+
+def korvax() -> Any:
+    """The package and JAX, on one thread; skips where it does not exist, on Python 3.10."""
+    if sys.version_info < (3, 11):
+        pytest.importorskip("korvax")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    import korvax
+    import korvax.loss
+
+    return korvax
 
 
 def loss_named(name: str, **options: Any) -> losses.base.Loss:

@@ -15,11 +15,9 @@ from mlflow.tracking import MlflowClient
 
 import losses
 from encore.ablation.plan import computable_losses, runs_of_each_loss
-from encore.commands import ablate
-from encore.config import cli
 from encore.config.components import WEIGHT
 from encore.config.schema import TrainConfig
-from tests.conftest import ENVIRONMENT, ROOT, Door, command
+from tests.conftest import ENVIRONMENT, ROOT, Command, command
 from tests.test_page import Page
 
 COMMON = {"codec": "starter", "batch_size": 4, "num_workers": 0, "warmup_steps": 1, "lr": 1e-2, "decode_seconds": 0.5}
@@ -46,16 +44,17 @@ def experiment(store: str, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ablated(
-    tmp_path_factory: pytest.TempPathFactory, door: Door, tiny_pairs: Path, store: str
+    tmp_path_factory: pytest.TempPathFactory, call_command: Command, tiny_pairs: Path, store: str
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder and the output of an ablation of two runs that succeed, at the same time, and one that fails."""
     folder = tmp_path_factory.mktemp("ablated")
     broken = {"objective": "regression", "loss_weight_sum_and_difference_stft": 1}  # of stereo, and the codec is mono
     path = grid(folder, COMMON, {**RUNS, "broken": broken})
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "ablated", "--parallel", 2)
-    return folder, door("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
+    return folder, call_command("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
 
 
+@pytest.mark.slow
 def test_runs_are_trained_evaluated_and_compared(ablated: Any) -> None:
     folder, result = ablated
     assert result.returncode == 1, result.stderr  # because one of the runs failed
@@ -77,6 +76,7 @@ def test_runs_are_trained_evaluated_and_compared(ablated: Any) -> None:
     assert "mean_rms" in result.stdout and "★" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_in_the_table_with_its_reason_and_log(ablated: Any) -> None:
     folder, result = ablated
     found = json.loads((folder / "ablation" / "ablation.json").read_text())["runs"]["broken"]
@@ -86,6 +86,7 @@ def test_a_failed_run_is_in_the_table_with_its_reason_and_log(ablated: Any) -> N
     assert "sum_and_difference_stft" in (folder / "ablation" / "broken" / "training.log").read_text()
 
 
+@pytest.mark.slow
 def test_runs_are_nested_in_mlflow(ablated: Any, store: str) -> None:
     runs = experiment(store, "ablated")
     assert runs.keys() == {"ablation", "mean", "energy", "broken"}
@@ -101,7 +102,8 @@ def test_runs_are_nested_in_mlflow(ablated: Any, store: str) -> None:
         assert any(metric.startswith("eval_model_") for metric in runs[name].data.metrics)
 
 
-def test_a_stopped_ablation_saves_its_state(tmp_path: Path, door: Door, tiny_pairs: Path, store: str) -> None:
+@pytest.mark.slow
+def test_a_stopped_ablation_saves_its_state(tmp_path: Path, tiny_pairs: Path, store: str) -> None:
     common = {**COMMON, "max_steps": 100000, "epochs": 100000}
     path = grid(tmp_path, common, {"long": {"objective": "regression"}, "never": {}})
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "stopped", *EVALUATION)
@@ -131,54 +133,37 @@ def test_a_stopped_ablation_saves_its_state(tmp_path: Path, door: Door, tiny_pai
     assert runs["never"].info.status == "SCHEDULED"
 
 
-def within(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Runs the entry point within this process; returns its exit status."""
-    monkeypatch.setattr("sys.argv", ["ablate.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.run(ablate.app)
-    return int(ended.value.code or 0)
-
-
-def test_finished_runs_are_not_repeated(
-    ablated: Any,
-    tiny_pairs: Path,
-    store: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.mark.slow
+def test_finished_runs_are_not_repeated(ablated: Any, tiny_pairs: Path, store: str, call_command: Command) -> None:
     folder, _ = ablated
-    monkeypatch.chdir(folder)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("ablation/*/checkpoints/*.pt")}
     assert len(before) == 4
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "ablated", *EVALUATION)
-    assert within(monkeypatch, "--grid", grid(folder, COMMON, RUNS), *flags) == 0
-    printed = capsys.readouterr().out
-    assert "starts" not in printed and "★" in printed
+    result = call_command("ablate.py", "--grid", grid(folder, COMMON, RUNS), *flags, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "starts" not in result.stdout and "★" in result.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
     runs = experiment(store, "ablated")
     assert len(runs) == 4 and runs["ablation"].info.status == "FINISHED"
 
-    assert within(monkeypatch, "--grid", grid(folder, {**COMMON, "lr": 0.5}, RUNS), *flags) == 2
-    assert capsys.readouterr().err.count("--lr 0.01 is now 0.5") == 2
+    changed = call_command("ablate.py", "--grid", grid(folder, {**COMMON, "lr": 0.5}, RUNS), *flags, cwd=folder)
+    assert changed.returncode == 2 and changed.stderr.count("--lr 0.01 is now 0.5") == 2
 
 
-def test_bad_flags_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert within(monkeypatch) == 2
-    assert "--grid: missing" in capsys.readouterr().err
-    assert within(monkeypatch, "--grid", "nowhere.yaml") == 2
-    assert "--grid nowhere.yaml: cannot be read" in capsys.readouterr().err
-    assert within(monkeypatch, "--grid", ROOT / "ablation.yaml") == 2
-    error = capsys.readouterr().err
-    assert error.count("--dataset_folder pairs: no such folder") == 1
-    assert within(monkeypatch, "--grid", ROOT / "ablation.yaml", "--parallel", 0) == 2
-    assert "--parallel 0: must be" in capsys.readouterr().err
-    assert within(monkeypatch, "--each_loss", "--output", "each_loss") == 2
-    assert "--each_loss: --dataset_folder: missing" in capsys.readouterr().err
-    assert within(monkeypatch, "--each_loss", "false") == 2
-    assert "--grid: missing" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), "--grid: missing"),
+        (("--each_loss", "false"), "--grid: missing"),
+        (("--each_loss", "--output", "each_loss"), "--each_loss: --dataset_folder: missing"),
+        (("--grid", "nowhere.yaml"), "--grid nowhere.yaml: cannot be read"),
+        (("--grid", ROOT / "ablation.yaml"), "--dataset_folder pairs: no such folder"),
+        (("--grid", ROOT / "ablation.yaml", "--parallel", 0), "--parallel 0: must be"),
+    ],
+)
+def test_bad_flags_are_refused(flags: tuple[object, ...], expected: str, call_command: Command, tmp_path: Path) -> None:
+    result = call_command("ablate.py", *flags, cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count(expected) == 1
 
 
 def test_each_loss_is_a_run_of_that_loss_alone(tiny_pairs: Path) -> None:

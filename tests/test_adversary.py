@@ -238,6 +238,7 @@ def main(ranks, folder):
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_on_the_union(tmp_path: Path) -> None:
     prediction, target = signals()
     torch.save([signal.unflatten(0, (2, 2)) for signal in (prediction, target)], tmp_path / "signals.pt")

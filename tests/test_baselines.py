@@ -56,7 +56,7 @@ def continuers(codec: Codec, data: EvalSet) -> dict[str, Continuer]:
     return {continuer.name: continuer for continuer in made}
 
 
-def test_the_waveforms_are_what_they_are_called(continuers: dict[str, Continuer], data: EvalSet) -> None:
+def test_each_baseline_makes_the_waveform_of_its_name(continuers: dict[str, Continuer], data: EvalSet) -> None:
     batch = data.load([0, 1, 2])
     drawn = {name: continuer.draw(batch, 4, 0) for name, continuer in continuers.items()}
     shape = (3, 1, *batch.target_audio.shape[1:])
@@ -73,7 +73,7 @@ def test_the_waveforms_are_what_they_are_called(continuers: dict[str, Continuer]
     assert error.max() < 0.05
 
 
-def test_the_loop_of_a_beat_goes_on_with_the_beat(continuers: dict[str, Continuer], data: EvalSet) -> None:
+def test_the_loop_of_a_beat_continues_the_beat(continuers: dict[str, Continuer], data: EvalSet) -> None:
     batch = data.load([0])
     torch.testing.assert_close(continuers["loop"].draw(batch, 1, 0)[:, 0], batch.target_audio, atol=1e-3, rtol=0)
 

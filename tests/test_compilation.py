@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import losses
@@ -32,6 +33,7 @@ def test_constants_made_in_inference_mode_serve_training() -> None:
         prediction = prediction.detach()
 
 
+@pytest.mark.slow
 def test_importing_losses_does_not_import_the_compiler() -> None:
     program = "import sys, losses; losses.create('mel', 24000); sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, timeout=120).returncode == 0

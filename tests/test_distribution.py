@@ -26,15 +26,15 @@ from encore.evaluation.metrics.embeddings import log_mel_patches, pooled
 from encore.statistics import Interval
 
 RATE = 24000
-Measure = Callable[[Tensor, Tensor], Interval]
+Distance = Callable[[Tensor, Tensor], Interval]
 
 
 def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def clips(seed: int, items: int = 60, patches: int = 3, features: int = 4) -> Tensor:
-    """Patches of which those of one item are alike."""
+def patches_of(seed: int, items: int = 60, patches: int = 3, features: int = 4) -> Tensor:
+    """Patches; those of one item are similar to each other."""
     return normal(seed, items, patches, features) + normal(seed + 1000, items, 1, features)
 
 
@@ -55,7 +55,7 @@ def naive(x: np.ndarray, y: np.ndarray, function: Callable[[np.ndarray], float])
 
 
 def test_kernel_and_energy_distance_are_means_over_pairs_of_different_items() -> None:
-    x, y = clips(0, 5, 2, 3) + 0.5, clips(1, 5, 3, 3)
+    x, y = patches_of(0, 5, 2, 3) + 0.5, patches_of(1, 5, 3, 3)
     real = y.numpy()
     distances = [np.linalg.norm(p - q) for i in range(5) for j in range(i) for p in real[i] for q in real[j]]
     width = bandwidth(y)
@@ -79,7 +79,7 @@ def test_kernel_distance_is_kad_where_samples_are_independent() -> None:
 
 
 def test_items_that_are_drawn_twice_make_no_pair() -> None:
-    """Corners of a simplex: any two items are as far apart as any other two, so every draw gives the same figure."""
+    """Corners of a simplex: any two items are as far apart as any other two, so every draw gives the same value."""
     corners = torch.eye(4, 5, dtype=torch.float64)[:, None]
     shift = torch.tensor([0, 0, 0, 0, 2.0], dtype=torch.float64)
     expected = (2 * 6**0.5 - 2 * 2**0.5) / 5**0.5
@@ -104,7 +104,7 @@ def test_frechet_agrees_with_the_matrix_square_root() -> None:
     assert frechet(y, x) == pytest.approx(expected, rel=1e-9)
     assert frechet(x, x) == pytest.approx(0, abs=1e-9)
     assert frechet(x + 2, x) == pytest.approx(4 * 6, rel=1e-9)  # ‖μ_x − μ_y‖²
-    # Of few samples: singular covariances, and still the trace norm of the product of the centred sets.
+    # With few samples: singular covariances, and still the trace norm of the product of the centred sets.
     few_x, few_y = normal(2, 4, 50), normal(3, 5, 50)
     centred = [s - s.mean(0) for s in (few_x, few_y)]
     overlap = float(torch.linalg.svdvals(centred[0] @ centred[1].T).sum()) / (3 * 4) ** 0.5
@@ -113,20 +113,20 @@ def test_frechet_agrees_with_the_matrix_square_root() -> None:
     assert frechet(few_x, few_y) == pytest.approx(expected, rel=1e-6)
 
 
-MEASURES = {"kernel": kernel_distance, "energy": energy_distance, "frechet": frechet_distance}
+DISTANCES = {"kernel": kernel_distance, "energy": energy_distance, "frechet": frechet_distance}
 
 
-@pytest.mark.parametrize("name", MEASURES)
-def test_intervals_hold_what_they_promise(name: str) -> None:
-    """Zero where the distributions are the same, the known distance where they are not, 9 times in 10 at least."""
-    measure: Measure = MEASURES[name]
+@pytest.mark.parametrize("name", DISTANCES)
+def test_intervals_cover_the_true_distance(name: str) -> None:
+    """They contain zero for equal distributions, else the known distance, at least 9 times in 10."""
+    distance: Distance = DISTANCES[name]
     trials, same, known = 20, 0, 0
-    # Of very many independent samples.
-    far = measure(normal(98, 1500, 1, 4) * 2**0.5 + 1, normal(99, 1500, 1, 4) * 2**0.5).value
+    # From very many independent samples.
+    far = distance(normal(98, 1500, 1, 4) * 2**0.5 + 1, normal(99, 1500, 1, 4) * 2**0.5).value
     values = []
     for trial in range(trials):
-        x, y = clips(2 * trial), clips(2 * trial + 1)
-        null, apart = measure(x, y), measure(x + 1, y)
+        x, y = patches_of(2 * trial), patches_of(2 * trial + 1)
+        null, apart = distance(x, y), distance(x + 1, y)
         values.append(null.value)
         same += contains_zero(null)
         assert apart.low is not None and apart.high is not None and apart.low > 0
@@ -135,16 +135,16 @@ def test_intervals_hold_what_they_promise(name: str) -> None:
     assert abs(np.mean(values)) < 3 * np.std(values) / trials**0.5  # unbiased
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", DISTANCES)
 def test_the_same_samples_are_at_no_distance(name: str) -> None:
-    x = clips(0)
-    interval = MEASURES[name](x, x)
+    x = patches_of(0)
+    interval = DISTANCES[name](x, x)
     assert (interval.value, interval.low, interval.high) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
 @pytest.fixture(scope="module")
 def songs() -> tuple[Tensor, Tensor]:
-    """Two samples of the same kind of music, 40 clips of a second each."""
+    """Two samples of the same kind of music, 40 items of a second each."""
     audio = [compose(1, np.random.default_rng([5, i])) for i in range(80)]
     both = torch.from_numpy(np.stack(audio)).float()[:, None]
     return both[:40], both[40:]
@@ -169,23 +169,23 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("name", MEASURES)
-def test_music_is_near_music_and_damage_takes_it_away(songs: tuple[Tensor, Tensor], name: str) -> None:
-    measure: Measure = MEASURES[name]
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distances_of_music_are_small_and_grow_with_damage(songs: tuple[Tensor, Tensor], name: str) -> None:
+    distance: Distance = DISTANCES[name]
     features: Callable[[Tensor], Tensor] = (
-        (lambda audio: pooled(log_mel_patches(audio, RATE))[..., ::5])  # as many as so few samples bear
+        (lambda audio: pooled(log_mel_patches(audio, RATE))[..., ::5])  # few features for few samples
         if name == "frechet"
         else (lambda audio: log_mel_patches(audio, RATE))
     )
     one, other = songs
     real = features(other)
-    undamaged = measure(features(one), real)
+    undamaged = distance(features(one), real)
     assert contains_zero(undamaged)
     for damage, apply in DAMAGES.items():
-        found = [measure(features(apply(one, step)), real) for step in (1, 2, 3)]
+        found = [distance(features(apply(one, step)), real) for step in (1, 2, 3)]
         values = [undamaged.value, *(f.value for f in found)]
         if damage == "shuffled" and name == "frechet":
-            continue  # means and deviations over half a second hardly know the order within
+            continue  # means and deviations over half a second hardly depend on the order within
         assert values == sorted(values), (damage, values)
         assert found[-1].low is not None and found[-1].low > 0, (damage, values)
 
@@ -194,17 +194,21 @@ def test_warning_of_too_few_samples() -> None:
     assert frechet_warning(torch.zeros(20, 8, 16), torch.zeros(20, 8, 16)) is None
     warning = frechet_warning(torch.zeros(20, 16, 16), torch.zeros(20, 7, 16))
     assert warning is not None and "140 patches are too few for 16 features; below 160" in warning
-    # What it warns of: the same distribution, and yet far off.
+    # What it warns of: samples of the same distribution at a large distance.
     few = frechet_distance(normal(0, 20, 2, 60), normal(1, 20, 2, 60))
     assert few.low is not None and few.low > 0
 
 
-def test_what_can_not_be_measured_is_refused() -> None:
-    for x, y in ((clips(0, 1), clips(1, 1)), (clips(0, 5), clips(1, 6)), (clips(0, 5), clips(1, 5, features=3))):
-        for measure in MEASURES.values():
+def test_invalid_samples_are_refused() -> None:
+    for x, y in (
+        (patches_of(0, 1), patches_of(1, 1)),
+        (patches_of(0, 5), patches_of(1, 6)),
+        (patches_of(0, 5), patches_of(1, 5, features=3)),
+    ):
+        for distance in DISTANCES.values():
             with pytest.raises(ValueError, match="of the same items, at least two"):
-                measure(x, y)
+                distance(x, y)
     with pytest.raises(EncoreError, match="15 patches of real music are all the same"):
-        kernel_distance(clips(0, 5), torch.ones(5, 3, 4))
+        kernel_distance(patches_of(0, 5), torch.ones(5, 3, 4))
     with pytest.raises(ValueError, match="at least 2"):
         frechet(torch.zeros(1, 3), torch.zeros(4, 3))

@@ -42,6 +42,7 @@ def entry(function: Callable[[Tensor, Tensor], Tensor], minimum: float | None = 
     return Entry("ill", lambda sample_rate: Loss(function, "none"), minimum)
 
 
+@pytest.mark.slow
 def test_a_healthy_loss_passes_through_the_door(door: Door, tmp_path: Path) -> None:
     result = door("-m", "losses", "--only", FEW, "--seconds", 0.2, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

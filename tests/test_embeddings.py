@@ -1,4 +1,4 @@
-"""Features of audio: exact values on signals that have them, and errors that say what to install and to fetch."""
+"""Features of audio: exact values on signals that have them, and errors that say what to install and to download."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_log_mel_of_a_sine_and_of_silence(rate: int) -> None:
     assert torch.allclose(silence, torch.tensor(math.log(1e-10) / 2))
 
 
-def test_log_mel_moves_with_the_level_and_knows_only_its_own_half_second() -> None:
+def test_log_mel_shifts_with_the_level_and_depends_only_on_its_own_half_second() -> None:
     audio = 0.1 * noise(0, 2, 2, 2 * RATE + 777)
     patches = log_mel_patches(audio, RATE)
     assert patches.shape == (2, 4, 640)
@@ -66,7 +66,7 @@ def test_log_mel_moves_with_the_level_and_knows_only_its_own_half_second() -> No
         log_mel_patches(audio[..., : RATE // 2 - 1], RATE)
 
 
-def test_latent_distance_and_patches_are_what_they_say() -> None:
+def test_latent_distance_and_patches_equal_a_reference() -> None:
     latents, other = noise(0, 3, 5, 80) * torch.arange(1, 6)[:, None], noise(1, 3, 5, 80)
     deviation = latent_deviation(latents)
     assert deviation.numpy() == pytest.approx(latents.transpose(0, 1).flatten(1).numpy().std(1), rel=1e-5)
@@ -131,7 +131,7 @@ def test_missing_weights_and_packages_are_named(tmp_path: Path) -> None:
 
 
 def test_panns_embeds_every_second(tmp_path: Path) -> None:
-    """With random weights: what is tested is the way of the audio, not what the network knows."""
+    """With random weights: the test is about the shapes and the windows of the audio."""
     if importlib.util.find_spec("panns_inference") is None:
         pytest.skip("panns-inference is not installed")
     network = panns_models().Cnn14(32000, 1024, 320, 64, 50, 14000, 527)

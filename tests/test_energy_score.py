@@ -53,11 +53,16 @@ def test_mean_score_does_not_depend_on_the_number_of_candidates() -> None:
 
 
 def test_the_true_distribution_scores_best() -> None:
-    """Proper: too timid, too bold, shifted and the mean of all futures are all worse, by more than chance."""
+    """Proper: too narrow, too wide, shifted and mean forecasts are all worse, by more than chance."""
     truth, x = normal(1, 4000, 1, 4), normal(2, 4000, 4, 1, 4)
     best = energy_score(rms, x, truth).score.numpy()
     items = [str(item) for item in range(4000)]
-    others = {"timid": 0.5 * x, "bold": 1.6 * x, "shifted": x + 0.5, "mean": torch.zeros(4000, 1, 1, 4)}
+    others = {
+        "underdispersed": 0.5 * x,
+        "overdispersed": 1.6 * x,
+        "shifted": x + 0.5,
+        "mean": torch.zeros(4000, 1, 1, 4),
+    }
     for name, candidates in others.items():
         worse = energy_score(rms, candidates.double(), truth).score.numpy()
         interval = skill(worse, best, items)

@@ -26,7 +26,7 @@ FAST = ("--candidates", 2, "--long_seconds", 3, "--long_items", 2, "--memorisati
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: Path) -> Path:
-    """The tiny pairs as if they were of two recordings, the validation pairs of one each and then three of another."""
+    """The tiny pairs as if from two recordings: two validation pairs from one and three from the other."""
     folder = shutil.copytree(tiny_pairs, tmp_path_factory.mktemp("evaluated") / "pairs")
     rows = [f"pair_{n:04d},{'a' if n < 2 else 'b'}.wav,{n},val" for n in range(VAL_PAIRS)]
     (folder / "metadata.csv").write_text("\n".join(["pair,source_file,start_second,split", *rows]) + "\n")

@@ -15,8 +15,10 @@ import soundfile
 import torch
 
 from encore.codecs import load_codec
+from encore.commands.evaluate import open_data
 from encore.data import find_pairs
 from encore.errors import EncoreError
+from encore.evaluation.config import EvalConfig
 from encore.models.loading import load_generator
 from encore.registry import CODECS, DATASETS, PRIORS, load_plugins
 from tests.conftest import ROOT, SAMPLE_RATE, Command, melody
@@ -111,6 +113,13 @@ def test_a_model_trained_with_them_continues_music(
     assert result.returncode == 0, result.stderr
     made = soundfile.read(tmp_path / "out" / "continuation.wav")[0]
     np.testing.assert_allclose(made, np.tile(song[-320:], 75), atol=1e-3)
+
+
+def test_an_evaluation_finds_the_pairs_in_the_format_of_the_training(run: Path, music: Path, registered: None) -> None:
+    config = EvalConfig(checkpoint=run / "checkpoints" / "best_model.pt", dataset_folder=music, memorisation=1)
+    data = open_data(config, load_generator(config.checkpoint, CPU), CPU)
+    assert (data.names, data.recordings) == (["the pair 2", "the pair 3"], ["song 0", "song 1"])
+    assert data.load([1]).target_audio.shape == (1, 1, SAMPLE_RATE)
 
 
 def test_a_checkpoint_without_its_plugins_says_what_is_missing(run: Path, registered: None) -> None:

@@ -96,6 +96,8 @@ def test_what_cannot_be_registered_is_refused_with_the_reason() -> None:
         register("mine")(nameless)
     with pytest.raises(ValueError, match="cannot be named 'My loss'"):
         register("My loss")
+    with pytest.raises(ValueError, match="cannot be named 'gan': that is a loss of `losses.Adversary`"):
+        register("gan")
     with pytest.raises(ValueError, match="group of the loss 'mine' must be one of waveform, spectral, perceptual"):
         register("mine", group="magic")
     assert "mine" not in REGISTRY
@@ -123,6 +125,7 @@ def test_a_file_of_ones_own_is_a_loss_like_the_others(example: Path) -> None:
     assert row in docs.updated(PAGE, {})
 
 
+@pytest.mark.slow
 def test_the_contract_holds_for_a_loss_of_ones_own(example: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "my_loss", "tests/test_loss_contract.py", "-k", "median_error"],

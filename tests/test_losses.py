@@ -191,6 +191,7 @@ def main(ranks, folder):
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_with_half_a_batch_each_make_what_one_makes_of_the_whole(tmp_path: Path) -> None:
     one, other = results_of_two_ranks(RANK, tmp_path)
     assert list(one) == list(other) == NAMES

@@ -1,4 +1,4 @@
-"""Copies of training music are found, wherever they begin; new music is as far away as new music is."""
+"""Copies of training music are found wherever they begin; new music is as far away as held-out music."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_copy_of_training_music_is_found_wherever_it_begins() -> None:
         assert fresh.value == pytest.approx(1, abs=0.35)
 
 
-def test_what_can_not_be_compared_is_refused() -> None:
+def test_invalid_features_are_refused() -> None:
     items, training = normal(0, 3, 2, 4), normal(1, 9, 4)
     for continuations, held_out in ((items, items[:2]), (items[:0], items[:0]), (items[:, :0], items)):
         with pytest.raises(ValueError, match="features must be"):
@@ -85,6 +85,6 @@ def test_what_can_not_be_compared_is_refused() -> None:
     for wrong in (training[:0], training[:, :3]):
         with pytest.raises(ValueError, match="features must be"):
             memorization(items, items, wrong)
-    # Held-out music that is in the training set: there is no telling.
+    # Held-out music that is in the training set: the ratio is not defined.
     same = memorization(items, training[:3, None], training)
     assert np.isnan(same.ratio.value) and same.ratio.low is None

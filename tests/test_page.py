@@ -108,7 +108,7 @@ def test_the_table_has_a_row_per_loss_and_a_column_per_signal(tmp_path: Path, sa
 
 def test_candidates_come_first_and_the_best_of_a_row_is_marked(tmp_path: Path, samples: list[AudioSample]) -> None:
     rows = {"rms": [0.3, 0.2, 0.1], "mel": [0.5, 0.5, 0.9], "nan": [float("nan"), 7, 1]}
-    table = Table("", ["one", "two", "codec"], rows, dict.fromkeys(rows, ""), rivals=2)
+    table = Table("", ["one", "two", "codec"], rows, dict.fromkeys(rows, ""), ranked=2)
     assert [table.best(name) for name in rows] == [1, 0, 1]
     candidate = AudioSample(NASTY, NASTY, torch.zeros(1, 500))
     write_page(tmp_path / "index.html", "title", {}, samples, RATE, table, [candidate, candidate])
@@ -117,7 +117,7 @@ def test_candidates_come_first_and_the_best_of_a_row_is_marked(tmp_path: Path, s
     assert page.text.count(NASTY) == 4 + 5  # title and note of each candidate; of each sample, and the legend
     assert page.best == [(1, 2), (2, 1), (3, 2)]  # row and column; of equals the first one
 
-    alone = Table("", ["one", "codec"], {"rms": [0.1, 0.2]}, {"rms": ""}, rivals=1)
+    alone = Table("", ["one", "codec"], {"rms": [0.1, 0.2]}, {"rms": ""}, ranked=1)
     write_page(tmp_path / "index.html", "title", {}, samples, RATE, alone)
     assert "strong" not in Page(tmp_path / "index.html").tags
 

@@ -34,11 +34,11 @@ def test_a_loop_at_any_lag_scores_one(lag: int) -> None:
     context = piece(0, 4.02)
     found = repetition(context, loop(context, lag, 4 * RATE), RATE)
     assert found.similarity > (0.9999 if lag % FRAME == 0 else 0.98)
-    # A multiple of the lag repeats the same, and so may the music.
+    # A multiple of the lag repeats too, and so may the music.
     assert abs(found.lag * RATE / lag - round(found.lag * RATE / lag)) * lag <= FRAME
 
 
-def test_what_goes_on_repeats_less_and_with_damage_less_again() -> None:
+def test_repetition_falls_with_damage_and_between_pieces() -> None:
     context = piece(1, 4)
     looped = loop(context, 2 * RATE, 4 * RATE)
     found = [repetition(context, looped + noise(4, 5, level), RATE).similarity for level in (0.0, 0.01, 0.05, 0.3)]

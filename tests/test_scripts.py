@@ -77,6 +77,7 @@ def test_scripts_are_valid_and_executable(script: str) -> None:
     subprocess.run(["bash", "-n", ROOT / script], check=True)
 
 
+@pytest.mark.slow
 def test_set_up_is_done_once_and_again_where_it_must_be(machine: Machine) -> None:
     again = machine.run("setup_venv.sh")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
@@ -101,6 +102,7 @@ def test_set_up_is_done_once_and_again_where_it_must_be(machine: Machine) -> Non
     assert not (machine.tree / ".venv/half an install").exists()
 
 
+@pytest.mark.slow
 def test_settings_of_pip_do_not_change_what_is_installed_or_where(machine: Machine) -> None:
     subprocess.run([machine.tree / ".venv/bin/python", "-m", "pip", "uninstall", "-qy", "tiny"], check=True)
     assert not machine.has_tiny()
@@ -141,6 +143,7 @@ def test_without_a_python_that_is_new_enough_the_message_says_so(tmp_path: Path,
     assert not (machine.tree / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_arguments_go_to_train_ddp_as_they_are_from_the_folder_of_the_caller(machine: Machine) -> None:
     done = machine.run("run_train.sh", "--dataset_folder", "my pairs", "--run_name", "*")
     assert done.returncode == 0, done.stderr

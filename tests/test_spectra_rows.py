@@ -107,7 +107,7 @@ def faults(name: str) -> tuple[float, float, float]:
     The second is the greatest eigenvalue of `P D P`, P the projection onto weights whose sum is 0: at most 0. The third
     is `w' D w` of two signals and their mean, with weights ½, ½ and −1: below 0 if the distance tells both from it.
     """
-    items, channels, samples = shape_for(name, 3)
+    items, channels, samples = shape_for(name, 2)
     sound, other = music((items, channels, samples), 4)
     hiss, loud = noise((items, channels, samples), 5)
     quiet, shifted = 0.01 * sound, sound.roll(50, -1)

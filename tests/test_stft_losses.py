@@ -56,12 +56,12 @@ def test_spectra_are_those_of_torch_with_their_gradients(n_fft: int, hop: int, w
 @pytest.mark.parametrize("pad_mode", ["reflect", "constant"])
 @pytest.mark.parametrize("n_fft", [32, 33])
 def test_gradients_of_spectra_are_those_of_finite_differences(pad_mode: str, n_fft: int) -> None:
-    signal = noise((1, 2, 70), 1)[0].double().requires_grad_()
+    signal = noise((1, 2, 40), 1)[0].double().requires_grad_()
     settings: Any = (n_fft, 7, 20, "hann", pad_mode)
     # The angles of a frame at a reflected end are 0 or, by rounding, π or −π.
     for function in (spectrum, magnitude, *[phase] * (pad_mode == "constant")):
         assert torch.autograd.gradcheck(lambda x, f=function: f(x, *settings), signal)
-    other = noise((1, 2, 70), 2)[0].double().requires_grad_()
+    other = noise((1, 2, 40), 2)[0].double().requires_grad_()
     assert torch.autograd.gradcheck(
         lambda x, y: log_ratio(magnitude(x, *settings), magnitude(y, *settings)), (signal, other)
     )
@@ -234,7 +234,7 @@ def test_mel_filters_are_librosas_and_empty_ones_are_said_once() -> None:
     prediction, target = noise((1, 1, 4000), 13)
     loss = losses.MelLoss(24000, n_fft=512, n_mels=128)
     with pytest.warns(
-        UserWarning, match=r"of 128 mel filters contain no bin .* n_fft=(\d+) or n_mels=(\d+) would do"
+        UserWarning, match=r"of 128 mel filters contain no bin .* use n_fft=(\d+) or n_mels=(\d+)"
     ) as said:
         assert loss(prediction, target).isfinite()
     words = str(said[0].message).split("n_fft=")[1].split(" or n_mels=")
@@ -256,7 +256,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             losses.STFTLoss(**settings)(*pair)
-    with pytest.raises(ValueError, match="as many resolutions, got 3, 2, 3 and 3"):
+    with pytest.raises(ValueError, match="equally long, got 3, 2, 3 and 3"):
         losses.MultiResolutionSTFTLoss(hop_sizes=(1, 2))(*pair)
     with pytest.raises(ValueError, match="output must be"):
         losses.STFTLoss(output="all")

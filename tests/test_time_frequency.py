@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +21,7 @@ from losses.dsp.stft import shared_spectra
 from losses.dsp.transforms import CQT, STFT, VQT, Chroma, Mel, chroma_filters
 from losses.time_frequency import Scale, TimeFrequencyLoss, time_frequency_loss
 from losses.transport import spectral_optimal_transport
-from tests.signals import seeded
+from tests.signals import korvax, seeded
 
 CPU = torch.device("cpu")
 LOG = scales.Log(offset=1e-7)
@@ -33,17 +31,6 @@ def random_signals(shape: tuple[int, ...], seed: int = 0, dtype: type = np.float
     random = np.random.default_rng(seeded(seed))
     prediction, target = random.normal(0, 0.2, (2, *shape)).astype(dtype)
     return prediction, target
-
-
-def korvax() -> Any:
-    """The package, with JAX on one thread; every Python that it runs on needs it."""
-    if sys.version_info < (3, 11):
-        pytest.importorskip("korvax")
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
-    import korvax
-    import korvax.loss
-
-    return korvax
 
 
 def assert_equals_korvax(
@@ -59,7 +46,7 @@ def assert_equals_korvax(
     with jax.enable_x64(True):
         gradient_of = jax.jit(jax.vmap(jax.value_and_grad(theirs)))
         expected, reference = (np.asarray(result) for result in gradient_of(prediction, target))
-    for dtype, limit in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+    for dtype, limit, slope_limit in ((torch.float64, 1e-10, 1e-10), (torch.float32, 1e-5, 1e-4)):
         parameter = torch.tensor(prediction, dtype=dtype, requires_grad=True)
         values = ours(parameter, torch.tensor(target, dtype=dtype))
         values.sum().backward()
@@ -68,9 +55,10 @@ def assert_equals_korvax(
         # Stretch by stretch: the gradient of a level is ill-conditioned in float32 at the few bins near 0.
         error, scale = (part.reshape(-1, 100) for part in (parameter.grad.numpy() - reference, reference))
         errors = np.linalg.norm(error, axis=1) / np.linalg.norm(scale, axis=1)
-        assert np.median(errors) <= limit and (dtype == torch.float32 or errors.max() <= 1e-9)
+        assert np.median(errors) <= slope_limit and (dtype == torch.float32 or errors.max() <= 1e-9)
 
 
+@pytest.mark.slow
 class TestKorvaxExamples:
     """The three examples of `korvax.loss.time_frequency_loss`'s documentation."""
 
@@ -148,6 +136,7 @@ class TestKorvaxExamples:
         assert_equals_korvax(ours, theirs, *random_signals((2, 2, 2100), 3))
 
 
+@pytest.mark.slow
 def test_mel_with_several_distances_equals_korvax() -> None:
     package = korvax()
     import jax

@@ -16,8 +16,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from encore.config.schema import TrackingConfig
+from encore.errors import EncoreError
 from encore.tracking import MlflowTracker
-from tests.conftest import ENVIRONMENT, Door
+from encore.tracking.__main__ import send
+from tests.conftest import ENVIRONMENT, Command
 from tests.test_extending import MOST_LINES, example
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on this port
@@ -28,18 +30,19 @@ def settings(uri: str, experiment: str, run_name: str | None = None) -> Tracking
 
 
 def test_a_run_whose_server_is_down_finishes_and_is_logged_later(
-    tmp_path: Path, door: Door, train_flags: list[object], store: str
+    tmp_path: Path, run_command: Command, call_command: Command, train_flags: list[object], store: str
 ) -> None:
     flags = (*train_flags, "--epochs", 2, "--mlflow_uri", NOWHERE, "--experiment", "later", "--run_name", "offline")
-    result = door("train_ddp.py", *flags, cwd=tmp_path)
+    result = call_command("train_worker.py", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     journal = tmp_path / "checkpoints" / "missed_mlflow.jsonl"
     assert result.stdout.count("MLflow cannot be reached") == 1 and journal.name in result.stdout
     assert "Traceback" not in result.stderr and "Epoch 2/2" in result.stdout
 
-    refused = door("-m", "encore.tracking", journal, "--mlflow_uri", NOWHERE, cwd=tmp_path)
-    assert refused.returncode == 2 and journal.is_file()
-    sent = door("-m", "encore.tracking", journal, "--mlflow_uri", store, cwd=tmp_path)
+    with pytest.raises(EncoreError, match=f"--mlflow_uri {NOWHERE}: cannot be reached; .* is unchanged"):
+        send(journal, NOWHERE)
+    assert journal.is_file()
+    sent = run_command("-m", "encore.tracking", journal, "--mlflow_uri", store, cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
     assert not journal.exists()
     client = MlflowClient(store)
@@ -75,7 +78,7 @@ class Server:
         seen = []
         for line in self.process.stdout:  # ends with the process
             seen.append(line)
-            if "startup complete" in line.lower():
+            if "Uvicorn running on" in line:  # it listens now, and not before
                 return self
         raise AssertionError("".join(seen))
 
@@ -93,6 +96,7 @@ class Server:
             urllib.request.urlopen(self.uri, timeout=5)
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_gets_all_records_in_order(tmp_path: Path, store: str) -> None:
     server, journal = Server(tmp_path, store), tmp_path / "missed_mlflow.jsonl"
     logged: list[str] = []
@@ -141,13 +145,13 @@ def test_a_resumed_run_continues_and_tags_changed_parameters(tmp_path: Path, sto
 
 
 def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
-    tmp_path: Path, door: Door, train_flags: list[object]
+    tmp_path: Path, call_command: Command, train_flags: list[object]
 ) -> None:
     code = example("A tracker")
     assert 0 < len(code.strip().splitlines()) <= MOST_LINES
     (tmp_path / "my_tracker.py").write_text(code)
     flags = (*train_flags, "--epochs", 2, "--mlflow_uri", "sqlite:///unused.db", "--plugins", "my_tracker.py")
-    result = door("train_ddp.py", *flags, "--tracker", "json_lines", cwd=tmp_path)
+    result = call_command("train_worker.py", *flags, "--tracker", "json_lines", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
@@ -158,5 +162,5 @@ def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
     ]
     assert not (tmp_path / "unused.db").exists()
 
-    unknown = door("train_ddp.py", *flags[:-2], "--tracker", "json_lines", cwd=tmp_path)
-    assert unknown.returncode == 2 and "--tracker json_lines" in unknown.stderr
+    unknown = call_command("train_worker.py", *flags[:-2], "--tracker", "json_line", cwd=tmp_path)
+    assert unknown.returncode == 2 and "--tracker json_line" in unknown.stderr

@@ -200,7 +200,8 @@ def test_an_adversary_and_the_balancer_train_along_and_go_on_with_the_run(
 ) -> None:
     flags = (*train_flags, "--loss_weight_target", 1, "--loss_weight_gan", 1, "--loss_weight_feature_matching", 2)
     flags = (*flags, "--batch_size", 2, "--grad_accumulation", 2, "--scheduler", "constant")
-    flags = (*flags, *JSON, "--loss_balancer", "true", "--disc_start_step", 1)
+    flags = (*flags, *JSON, "--loss_balancer", "true", "--disc_start_step", 1, "--objective", "regression")
+    flags = (*flags, "--decode_seconds", 0.2)
     states = []
     for epochs in (1, 2):
         result = call_command("train_worker.py", *flags, "--epochs", epochs, "--resume", "auto", cwd=tmp_path)

@@ -14,7 +14,7 @@ from rich.table import Table
 from encore.evaluation.baselines import TRUTH
 from encore.evaluation.config import MODEL
 from encore.evaluation.metrics.registry import MetricSpec
-from encore.evaluation.results import ARROWS, Results, format_value
+from encore.evaluation.results import ARROWS, Results, best_of, format_value
 from encore.statistics import Interval
 
 TIME = MetricSpec("training_seconds", "training_seconds", "Training", "wall-clock time of training in seconds", None)
@@ -44,11 +44,9 @@ class Comparison:
 
     def best(self, metric: MetricSpec) -> set[str]:
         """The runs with the best value; none if the metric has no goal, or fewer than 2 runs have a value."""
-        measured = {name: dict(values) for name, values in self.runs.items() if metric.name in values}
-        if len(measured) < 2:
+        if sum(metric.name in values for values in self.runs.values()) < 2:
             return set()
-        truth = {TRUTH: dict(self.baselines.get(TRUTH, {}))}
-        return Results({}, 0, 0, 0.0, values={**measured, **truth}).best(metric)
+        return best_of(metric, self.runs, self.baselines.get(TRUTH, {}).get(metric.name))
 
 
 def compare(

@@ -1,0 +1,1 @@
+"""Evaluation: continuations of validation pairs, by models and baselines, measured and reported."""

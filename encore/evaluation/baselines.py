@@ -115,11 +115,11 @@ class Baselines:
             ),
         ]
         if self.partners is not None:
-            made.append(Continuer(OTHER_MUSIC, "How another recording goes on.", self.other_music))
+            made.append(Continuer(OTHER_MUSIC, "The music of another recording.", self.other_music))
         made.append(
             Continuer("codec", "The truth through the codec: the best that its latents allow.", self.through_codec)
         )
-        return [*made, Continuer(TRUTH, "How the music really goes on.", self.truth)]
+        return [*made, Continuer(TRUTH, "The music that really follows.", self.truth)]
 
     def silence(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         return batch.input_audio.new_zeros(*batch.input_audio.shape[:2], frames * self.codec.hop_length)

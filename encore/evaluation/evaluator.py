@@ -9,30 +9,26 @@ from contextlib import contextmanager
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 import losses
-from encore.codecs.losses import build_losses
-from encore.config.knobs import listed
 from encore.data.dataset import Batch
-from encore.errors import EncoreError
 from encore.evaluation.baselines import OTHER_MUSIC, TRUTH, Baselines, Continuer, model_continuer
 from encore.evaluation.catalog import catalogue
 from encore.evaluation.config import MODEL, EvalConfig
 from encore.evaluation.dataset import EvalSet
 from encore.evaluation.metrics.distribution import distribution_distances, frechet_warning
 from encore.evaluation.metrics.drift import contours, drift, relative_contours
-from encore.evaluation.metrics.embeddings import Embedding, latent_deviation, latent_patches
+from encore.evaluation.metrics.embeddings import Embedding, latent_patches
 from encore.evaluation.metrics.energy_score import SCORE, SKILL, skill
 from encore.evaluation.metrics.memorization import memorization
-from encore.evaluation.per_item import LATENTS, MetricAccumulator, Metrics
+from encore.evaluation.per_item import DISTANCES, LATENTS, MetricAccumulator, make_metrics
 from encore.evaluation.results import Results
 from encore.models.loading import Generator
 from encore.reporting.html import AudioSample, SampleGroup
 from encore.statistics import Interval, group_mean
 
 REFERENCE = "replay"  # the continuer that skill is relative to
-DISTANCES = ("spectral_energy", "mel")  # losses that are scoring distances; that between latents is the third
 SAMPLE_PAIRS = 3  # pairs whose audio is on the page
 NOT_ON_PAGE = ("silence", "copy", "other_music", "codec")
 TRAINING_HOP_SECONDS = 0.125  # from patch to patch of training music
@@ -221,37 +217,6 @@ class Evaluator:
             "Codec": f"{self.model.config.codec.name}, {self.model.codec.sample_rate} Hz",
             "Intervals": "95%, bootstrap over recordings; of distributions over pairs",
         }
-
-
-def make_metrics(
-    model: Generator, data: EvalSet, names: str | None, embeddings: Mapping[str, Embedding], console: Console
-) -> Metrics:
-    """What the continuations are measured with; `names` are the losses of --metrics.
-
-    The unit of each latent channel is its deviation over all validation inputs.
-    """
-    codec = model.codec
-    contexts = torch.stack([data.val[number][0] for number in range(len(data))])
-    distances = {name: losses.create(name, codec.sample_rate).to(data.device) for name in DISTANCES}
-    functions = choose_losses(model, names, data.load([0]).target_audio, console)
-    return Metrics(codec, latent_deviation(contexts).to(data.device), distances, functions, embeddings)
-
-
-def choose_losses(model: Generator, names: str | None, example: Tensor, console: Console) -> dict[str, nn.Module]:
-    """The losses to the truth, by name: those of --metrics, else those of the training run.
-
-    A loss of the training run that cannot be computed here is left out, with a message.
-
-    Raises:
-        EncoreError: losses of --metrics that cannot be computed here, one line each.
-    """
-    wanted = model.config.objective.loss_names if names is None else listed(names)
-    built, problems = build_losses(wanted, model.config.objective, model.codec, example)
-    if problems and names is not None:
-        raise EncoreError("\n".join(f"--metrics {name}: {problem}" for name, problem in problems.items()))
-    for name, problem in problems.items():
-        console.print(f"the tables are without {name}: {problem}", markup=False, soft_wrap=True)
-    return built
 
 
 def with_context(batch: Batch, audio: Tensor, row: int) -> Tensor:

@@ -6,20 +6,33 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from rich.console import Console
+from torch import Tensor, nn
 
 import losses
 from encore.codecs import Codec
+from encore.codecs.losses import build_losses
+from encore.config.knobs import listed
 from encore.data.dataset import Batch
+from encore.errors import EncoreError
+from encore.evaluation.dataset import EvalSet
 from encore.evaluation.metrics.drift import compare_contours
-from encore.evaluation.metrics.embeddings import Embedding, latent_distance, latent_patches, log_mel_patches
+from encore.evaluation.metrics.embeddings import (
+    Embedding,
+    latent_deviation,
+    latent_distance,
+    latent_patches,
+    log_mel_patches,
+)
 from encore.evaluation.metrics.energy_score import score_values
 from encore.evaluation.metrics.losses import loss_values
 from encore.evaluation.metrics.registry import METRICS, Item
+from encore.models.loading import Generator
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # [B, C, N] twice to one value per item, [B]
 Values = Mapping[str, Tensor | Sequence[float]]
 LATENTS = "codec"  # name of the distance between latents
+DISTANCES = ("spectral_energy", "mel")  # losses that are scoring distances; that between latents is the third
 
 
 @dataclass
@@ -115,3 +128,34 @@ class Metrics:
             "log_mel": log_mel_patches(audio, self.codec.sample_rate),
             **{name: embed(audio, self.codec.sample_rate) for name, embed in self.embeddings.items()},
         }
+
+
+def make_metrics(
+    model: Generator, data: EvalSet, names: str | None, embeddings: Mapping[str, Embedding], console: Console
+) -> Metrics:
+    """What the continuations are measured with; `names` are the losses of --metrics.
+
+    The unit of each latent channel is its deviation over all validation inputs.
+    """
+    codec = model.codec
+    contexts = torch.stack([data.val[number][0] for number in range(len(data))])
+    distances = {name: losses.create(name, codec.sample_rate).to(data.device) for name in DISTANCES}
+    functions = choose_losses(model, names, data.load([0]).target_audio, console)
+    return Metrics(codec, latent_deviation(contexts).to(data.device), distances, functions, embeddings)
+
+
+def choose_losses(model: Generator, names: str | None, example: Tensor, console: Console) -> dict[str, nn.Module]:
+    """The losses to the truth, by name: those of --metrics, else those of the training run.
+
+    A loss of the training run that cannot be computed here is left out, with a message.
+
+    Raises:
+        EncoreError: losses of --metrics that cannot be computed here, one line each.
+    """
+    wanted = model.config.objective.loss_names if names is None else listed(names)
+    built, problems = build_losses(wanted, model.config.objective, model.codec, example)
+    if problems and names is not None:
+        raise EncoreError("\n".join(f"--metrics {name}: {problem}" for name, problem in problems.items()))
+    for name, problem in problems.items():
+        console.print(f"the tables are without {name}: {problem}", markup=False, soft_wrap=True)
+    return built

@@ -65,16 +65,8 @@ class Results:
 
     def best(self, spec: MetricSpec) -> set[str]:
         """The continuers with the best value, upper bounds excluded; none if no value is better than another."""
-        truth = self.values.get("truth", {}).get(spec.name)
-        if spec.goal is None or (spec.goal == "truth" and truth is None):
-            return set()
-        errors = {
-            name: _error(spec.goal, values[spec.name].value, truth)
-            for name, values in self.values.items()
-            if name not in UPPER_BOUNDS and spec.name in values
-        }
-        finite = {name: error for name, error in errors.items() if math.isfinite(error)}
-        return {name for name, error in finite.items() if error <= min(finite.values()) + TOLERANCE}
+        ranked = {name: values for name, values in self.values.items() if name not in UPPER_BOUNDS}
+        return best_of(spec, ranked, self.values.get("truth", {}).get(spec.name))
 
     def tracked(self) -> dict[str, float]:
         """All finite values as `eval_<continuer>_<metric>`, for MLflow."""
@@ -109,6 +101,20 @@ class Results:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EncoreError(f"{path}: not an evaluation ({error}); evaluate again") from error
+
+
+def best_of(spec: MetricSpec, values: Mapping[str, Mapping[str, Interval]], truth: Interval | None) -> set[str]:
+    """The names with the best value of a metric, of those that have one; none if no value is better than another.
+
+    Args:
+        values: by name and metric.
+        truth: the truth's value, which is the goal of some metrics.
+    """
+    if spec.goal is None or (spec.goal == "truth" and truth is None):
+        return set()
+    errors = {name: _error(spec.goal, own[spec.name].value, truth) for name, own in values.items() if spec.name in own}
+    finite = {name: error for name, error in errors.items() if math.isfinite(error)}
+    return {name for name, error in finite.items() if error <= min(finite.values()) + TOLERANCE}
 
 
 def write_json(results: Results, path: Path) -> None:

@@ -69,4 +69,4 @@ def loss_table(
     if len(continuations) > 1:
         caption += " The best candidate's value is marked."
     notes = {name: losses.REGISTRY[name].summary for name in table_losses}
-    return Table(caption, list(columns), rows, notes, rivals=len(continuations))
+    return Table(caption, list(columns), rows, notes, ranked=len(continuations))

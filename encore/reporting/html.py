@@ -53,21 +53,21 @@ class Table:
         columns: what is compared.
         rows: by name, one value per column.
         notes: what a row measures, by its name.
-        rivals: how many of the columns, from the first on, are ranked; the lowest of their values in a row is marked.
+        ranked: number of columns, from the first on, whose values compete: the lowest in a row is marked.
     """
 
     caption: str
     columns: Sequence[str]
     rows: Mapping[str, Sequence[float]]
     notes: Mapping[str, str]
-    rivals: int = 0
+    ranked: int = 0
 
     def best(self, name: str) -> int | None:
         """The column of a row that is marked: the first one with the lowest value; None if fewer than 2 are ranked."""
-        ranked = self.rows[name][: self.rivals]
-        if len(ranked) < 2:
+        values = self.rows[name][: self.ranked]
+        if len(values) < 2:
             return None
-        return min(range(len(ranked)), key=lambda column: (math.isnan(ranked[column]), ranked[column]))
+        return min(range(len(values)), key=lambda column: (math.isnan(values[column]), values[column]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Writes the tables of docs/losses.md from the registry and docstrings: `python -m losses.doctor.docs docs/losses.md`.
 
-A table stands between `<!-- losses: GROUP -->` and `<!-- end -->`. Its last two columns are measured.
+A table is between `<!-- losses: GROUP -->` and `<!-- end -->`; its last two columns are measured. The names of the
+losses that are distances are between `<!-- distances -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def updated(page: str, scales: Scales) -> str:
         before, begin, rest = page.partition(f"<!-- losses: {group} -->\n")
         _, end, after = rest.partition("<!-- end -->\n")
         page = "".join([before, begin, HEAD, *rows, end, after])
-    return page
+    distances = ", ".join(f"`{name}`" for name, entry in entries.items() if entry.distance)
+    return re.sub("(?<=<!-- distances -->\n).*?(?=<!-- end -->)", f"{distances}.\n", page, flags=re.DOTALL)
 
 
 def row(name: str, entry: Entry, scales: Scales) -> str:

@@ -1,8 +1,8 @@
-"""Short-time Fourier transforms, magnitudes and angles with gradients written by hand.
+"""Short-time Fourier transforms, magnitudes and angles with hand-written gradients.
 
-Faster than those of `torch.stft`: frames lie along the last axis but one, so nothing is transposed; only the window's
-length is multiplied; the gradient goes back through one inverse transform of the half spectrum; what is clamped has no
-gradient, where torch has one that is not finite.
+Faster than `torch.stft`: frames are the last axis but one, so nothing is transposed; only the window's length is
+multiplied; the gradient takes one inverse transform of the half spectrum. Clamped values have no gradient, where that
+of torch is not finite.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Spectrum(torch.autograd.Function):
 
 
 class SpectrumAndMagnitude(torch.autograd.Function):
-    """`Spectrum` and its `Magnitude` in one, which goes back through both without a tensor in between."""
+    """`Spectrum` and its `Magnitude` in one, whose backward pass needs no tensor between the two."""
 
     @staticmethod
     def forward(
@@ -73,9 +73,9 @@ def _transformed(signal: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode:
 
 
 def _back(gradient: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode: str, samples: int) -> Tensor:
-    """The gradient of the signal, from that of the spectrum, which is overwritten."""
+    """The gradient at the signal from the gradient at the spectrum, which is overwritten."""
     length, left = len(window), (n_fft - len(window)) // 2
-    # An inverse real transform counts every bin but the first and (of an even size) the last for two.
+    # An inverse real transform counts every bin twice, except the first and (of an even size) the last.
     gradient[..., 0] *= 2
     if n_fft % 2 == 0:
         gradient[..., -1] *= 2
@@ -118,9 +118,9 @@ def _magnitude(spectrum: Tensor, eps: float) -> Tensor:
 
 
 def _along(spectrum: Tensor, value: Tensor, gradient: Tensor, eps: float) -> Tensor:
-    """The gradient of a magnitude, X / |X| times that of the value, and 0 where it was clamped."""
+    """The gradient at a spectrum X from that at its magnitude: times X / |X|, and 0 where it was clamped."""
     floor = float(torch.tensor(eps, dtype=value.dtype).sqrt())
-    # The gradient where the value is above the floor, in one pass.
+    # In one pass: the gradient where the value is above the floor, else 0.
     kept = torch.ops.aten.threshold_backward(gradient, value, floor)
     divisor = value if eps else value.clamp_min(torch.finfo(value.dtype).tiny)
     return _scaled(spectrum, kept.div_(divisor))
@@ -147,11 +147,11 @@ class AngleDifference(torch.autograd.Function):
     def forward(ctx: Any, prediction: Tensor, target: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(prediction, target)
         ctx.eps = eps
-        # The angle of P·T*; from contiguous parts, which take a quarter of the time of strided ones.
+        # The angle of P·T*, from contiguous parts: four times as fast as from strided ones.
         real = prediction.real * target.real
         real.addcmul_(prediction.imag, target.imag)
         imag = prediction.imag * target.real
-        imag.sub_(prediction.real * target.imag)  # rounded apart, or equal signals would not give exactly 0
+        imag.sub_(prediction.real * target.imag)  # a fused multiply-add would not give exactly 0 for equal signals
         return torch.atan2(imag, real)
 
     @staticmethod
@@ -180,7 +180,7 @@ class Angle(torch.autograd.Function):
 
 
 def _turned(spectrum: Tensor, gradient: Tensor, eps: float) -> Tensor:
-    """The gradient of an angle, `i X / |X|²` times that of the angle, and 0 where the power is below eps."""
+    """The gradient at a spectrum X from that at its angle: times `i X / |X|²`, and 0 where the power is below eps."""
     power = spectrum.real * spectrum.real
     power.addcmul_(spectrum.imag, spectrum.imag)
     factor = (gradient / power).masked_fill_(power <= eps, 0)
@@ -192,7 +192,7 @@ def _turned(spectrum: Tensor, gradient: Tensor, eps: float) -> Tensor:
 
 
 def _scaled(spectrum: Tensor, factor: Tensor) -> Tensor:
-    """A complex tensor times a real one, without making the real one complex first."""
+    """A complex tensor times a real one, which is not converted to complex."""
     result = torch.empty_like(spectrum)
     parts = torch.view_as_real(result)
     torch.mul(spectrum.real, factor, out=parts[..., 0])
@@ -203,7 +203,7 @@ def _scaled(spectrum: Tensor, factor: Tensor) -> Tensor:
 class AntiWrapped(torch.autograd.Function):
     """Mean magnitudes of angles and of their wrapped differences along bins and frames, `[B, C, frames, bins] → [B]`.
 
-    All slopes are ±1 and known at once, so one tensor is kept for the gradient instead of nine.
+    All slopes are ±1 and known in the forward pass, so one tensor is saved for the backward pass instead of nine.
     """
 
     @staticmethod

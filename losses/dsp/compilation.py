@@ -1,4 +1,4 @@
-"""What stays out of compiled code, and constant tensors."""
+"""Functions that `torch.compile` leaves alone, and constant tensors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def eager(function: Function) -> Function:
-    """`torch.compiler.disable`, which imports the compiler only when something is compiled: it takes seconds."""
-    return cast(Function, _disable_dynamo(function))
+    """`torch.compiler.disable`, but the compiler, which takes a second to import, is not imported by mere calls."""
+    disabled = _disable_dynamo(function)
+
+    @wraps(function)
+    def called(*arguments: object, **named: object) -> object:
+        return (disabled if torch.compiler.is_compiling() else function)(*arguments, **named)
+
+    return cast(Function, called)
 
 
 def constant(function: Function) -> Function:
-    """A function that makes constant tensors of hashable arguments, each once.
+    """Caches a function that makes constant tensors from hashable arguments.
 
-    What it makes serves training and compiled code also when it is first asked for in inference mode.
+    Its tensors can be used in training and in compiled code even if the first call is in inference mode.
     """
 
     @lru_cache(maxsize=64)

@@ -28,15 +28,17 @@ def mel_filters(
 ) -> Tensor:
     """Mel filter bank `[n_mels, n_fft // 2 + 1]`: Slaney's scale, triangles of unit area in Hz (librosa's default).
 
-    Frequencies in Hz, `f_max` None for half the sample rate. Warns of filters that contain no bin, with the sizes
-    that would do.
+    Frequencies in Hz; `f_max` None is half the sample rate. Warns of filters that contain no bin, with sizes that avoid
+    it.
 
     Raises:
         ValueError: no band between `f_min` and `f_max`, or `f_max` above half the sample rate.
     """
     f_max = sample_rate / 2 if f_max is None else f_max
     if not 0 <= f_min < f_max <= sample_rate / 2:
-        raise ValueError(f"mel bands from {f_min:g} to {f_max:g} Hz: must rise, from 0 to {sample_rate / 2:g} at most")
+        raise ValueError(
+            f"mel bands from {f_min:g} to {f_max:g} Hz: must be rising and within 0 to {sample_rate / 2:g} Hz"
+        )
     bank = _triangles(sample_rate, n_fft, n_mels, f_min, f_max)
     empty = int((bank.max(axis=1) == 0).sum())
     if empty:
@@ -48,7 +50,7 @@ def mel_filters(
             fewer -= 1
         warnings.warn(
             f"{empty} of {n_mels} mel filters contain no bin of an FFT of {n_fft} at {sample_rate} Hz and are always "
-            f"0; n_fft={longer} or n_mels={fewer} would do",
+            f"0; use n_fft={longer} or n_mels={fewer}",
             stacklevel=2,
         )
     return torch.from_numpy(bank).to(device=device, dtype=dtype)
@@ -79,7 +81,7 @@ def _bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float
 
 
 class _Product(torch.autograd.Function):
-    """Bins times filters, group by group: most of a dense product would be by zeros."""
+    """Bins times filters, group by group, because most factors of a dense product would be zeros."""
 
     @staticmethod
     def forward(ctx: Any, magnitudes: Tensor, filters: Tensor, groups: list[tuple[slice, slice]]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Transforms of a signal that come before a loss: sum and difference of stereo, and pre-emphasis by an FIR filter."""
+"""Processing of a signal before a loss: sum and difference of stereo channels, and pre-emphasis by an FIR filter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.functional import conv1d
 from losses.dsp.compilation import constant
 
 FILTER_TYPES = ("hp", "fd", "aw")
-# IEC 61672's A-weighting: corner frequencies in Hz (the first and the last twice), and what brings 1 kHz to 0 dB.
+# IEC 61672's A-weighting: corner frequencies in Hz (the first and the last twice), and the gain for 0 dB at 1 kHz.
 A_WEIGHTING_HZ = (20.598997, 107.65265, 737.86223, 12194.217)
 A_WEIGHTING_GAIN_DB = 1.9997
 RESPONSE_POINTS = 512  # frequencies from 0 up to half the sample rate at which A-weighting is fitted
@@ -40,8 +40,8 @@ class SumAndDifference(nn.Module):
 def fir_filter(signal: Tensor, taps: Tensor) -> Tensor:
     """Each channel of `signal [B, C, N]` filtered by `taps [K]`: same shape, no delay, zeros beyond the ends.
 
-    `y[n] = Σ_k taps[k] x[n + k − K//2]`: taps are not turned round, which is what auraloss does and what magnitudes
-    don't tell. On CUDA, PyTorch convolves with 10 bits of mantissa unless `torch.backends.cudnn.allow_tf32` is False.
+    `y[n] = Σ_k taps[k] x[n + k − K//2]`: the taps are not reversed, as in auraloss; magnitudes are the same either way.
+    On CUDA, PyTorch convolves with 10 bits of mantissa unless `torch.backends.cudnn.allow_tf32` is False.
 
     Raises:
         ValueError: the signal is not `[B, C, N]`, or the number of taps is even.
@@ -69,13 +69,13 @@ def folded_differentiator_taps(coef: float = 0.85) -> Tensor:
 def a_weighting_taps(sample_rate: int, ntaps: int = 101) -> Tensor:
     """Linear-phase FIR filter `[ntaps]` whose gain is A-weighting's at `sample_rate` Hz, float64.
 
-    The gain of the bilinear transform of IEC 61672's analog filter at 512 frequencies, fitted by least squares, as
-    auraloss has it.
+    Fitted by least squares to the gain of the bilinear transform of IEC 61672's analog filter at 512 frequencies, as in
+    auraloss.
 
     Raises:
         ValueError: an even number of taps.
     """
-    from scipy import signal  # takes a while
+    from scipy import signal  # slow to import
 
     _check_odd(ntaps)
     poles = [-2 * math.pi * corner for corner in A_WEIGHTING_HZ]
@@ -95,7 +95,7 @@ class FIRFilter(nn.Module):
     """Pre-emphasis of a signal `[B, C, N]` of any number of channels: same shape, device and dtype.
 
     Wright & Välimäki 2019, as in auraloss 0.4, but called on one signal at a time. Auraloss pads its filters of 3 taps
-    as if they had `ntaps`, so that "hp" and "fd" give `ntaps − 3` samples more, zeros at both ends; here they don't.
+    as if they had `ntaps`, so that "hp" and "fd" append `ntaps − 3` zeros; these filters do not.
 
     Args:
         filter_type: "hp" (first-order high-pass), "fd" (folded differentiator) or "aw" (A-weighting).

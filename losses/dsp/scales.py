@@ -50,9 +50,8 @@ def power_to_db(spectrogram: Tensor, ref: float = 1.0, amin: float = 1e-10, top_
     Args:
         spectrogram: powers, `[B, ...]`.
         ref: the power that is 0 dB.
-        amin: the least power that counts; lower ones have no gradient.
-        top_db: levels more than this below the item's loudest are lifted to there, so what is quieter still is not
-            compared; None for no such limit.
+        amin: the least power; lower ones count as this and have no gradient.
+        top_db: dynamic range in dB: lower levels count as this far below the item's loudest; None for no limit.
     """
     level = 10 * spectrogram.clamp_min(amin).log10() - 10 * math.log10(max(ref, amin))
     if top_db is None:
@@ -70,7 +69,7 @@ def amplitude_to_db(spectrogram: Tensor, ref: float = 1.0, amin: float = 1e-8, t
 
 
 def a_weighting(frequencies: Tensor, min_db: float | None = -80.0) -> Tensor:
-    """How much louder than 1 kHz the ear finds `frequencies` (Hz) at low levels, in dB (IEC 61672-1, A-weighting).
+    """The A-weighting (IEC 61672-1) of `frequencies` in Hz: the ear's sensitivity at low levels, dB relative to 1 kHz.
 
     `20 log10( c₄² f⁴ / ((f² + c₁²) sqrt((f² + c₂²)(f² + c₃²)) (f² + c₄²)) ) + 2.00`, c = 20.598997, 107.65265,
     737.86223 and 12194.217 Hz; not below `min_db` where that is given, and −∞ at 0 Hz where it is None. As
@@ -90,7 +89,7 @@ def fft_frequencies(sample_rate: float, n_fft: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class AWeighted:
-    """Level in dB as the ear weighs it, `decibels(S) + A(f)`.
+    """A-weighted level in dB, `decibels(S) + A(f)`.
 
     Attributes:
         frequencies: of the bins, Hz: `fft_frequencies(sample_rate, n_fft)`, or those of a `VQT`.

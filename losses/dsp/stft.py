@@ -25,8 +25,8 @@ _bank: ContextVar[dict[tuple[Any, ...], tuple[Any, Any]] | None] = ContextVar("b
 def shared_spectra() -> Iterator[None]:
     """Within this context the spectrum of a tensor is computed once for all losses that ask for it.
 
-    The bank is emptied on leaving the outermost context, which should span the losses of one step and no more. Losses
-    that need several views of one transform enter it themselves.
+    The bank of spectra is emptied at the end of the outermost context, which should contain the losses of one step.
+    Losses that use one transform in several ways enter it themselves.
     """
     token = _bank.set({} if _bank.get() is None else _bank.get())
     try:
@@ -36,9 +36,9 @@ def shared_spectra() -> Iterator[None]:
 
 
 def shared_rows(signal: Tensor, index: Tensor) -> Tensor:
-    """`signal[index]`: items of a signal `[B, C, N]`, whose spectra are the signal's within `shared_spectra()`.
+    """`signal[index]`: items of a signal `[B, C, N]`, which share its spectra within `shared_spectra()`.
 
-    For losses that compare every item with several others: each item is transformed once.
+    So each item is transformed once, however many others it is compared with.
     """
     rows = signal.index_select(0, index)
     bank = _bank.get()
@@ -59,15 +59,15 @@ def spectrum(
 ) -> Tensor:
     """Short-time Fourier transform of `signal [B, C, N]`, complex `[B, C, frames, n_fft // 2 + 1]`.
 
-    Values as those of `torch.stft` with centred frames. An odd `n_fft` is padded by one sample more at the end.
+    The values are those of `torch.stft` with centred frames. For an odd `n_fft` the end is padded by one sample more.
 
     Args:
         signal: real.
         n_fft: transform size, samples.
         hop_length: samples from frame to frame.
         win_length: samples of the window, centred in the frame; default `n_fft`.
-        window: a name that `scipy.signal.get_window` knows ("flattop"), with its parameter where it has
-            one (("kaiser", 8.0)), or a function of torch ("hann_window"); periodic.
+        window: a name of `scipy.signal.get_window` ("flattop"), with its parameter if it has one (("kaiser", 8.0)), or
+            a function of torch ("hann_window"); periodic.
         pad_mode: "reflect" or "constant" (zeros) beyond the ends.
 
     Raises:
@@ -78,7 +78,7 @@ def spectrum(
     left = (n_fft - win_length) // 2
     if left == 0:
         return raw
-    # The frames hold the window's part only; its place in the frame is a shift of the phase.
+    # The frames contain only the part under the window; its place in the frame is a phase shift.
     return raw * _shift(n_fft, left, raw.device, raw.dtype)
 
 
@@ -92,7 +92,7 @@ def magnitude(
     pad_mode: str = "reflect",
     eps: float = POWER_FLOOR,
 ) -> Tensor:
-    """`sqrt(max(|X|², eps))` of the `spectrum` X, `[B, C, frames, n_fft // 2 + 1]`; no gradient where eps is larger."""
+    """`sqrt(max(|X|², eps))` of the `spectrum` X, `[B, C, frames, n_fft // 2 + 1]`; no gradient below eps."""
     settings = n_fft, hop_length, n_fft if win_length is None else win_length, window, pad_mode
 
     def compute() -> Tensor:
@@ -141,25 +141,22 @@ def phase(
 
 @eager
 def absolute(values: Tensor, eps: float = 0.0) -> Tensor:
-    """`sqrt(max(|values|², eps))` of complex values, with no gradient where eps is larger or the value 0."""
+    """`sqrt(max(|values|², eps))` of complex values; no gradient below eps or at 0."""
     result: Tensor = Magnitude.apply(values, eps)
     return result
 
 
 @eager
 def phase_difference(prediction: Tensor, target: Tensor, eps: float = POWER_FLOOR) -> Tensor:
-    """Angle of P relative to T, complex tensors of one shape: radians in (−π, π].
-
-    No gradient to the one whose power is below eps.
-    """
+    """Angle of P relative to T, complex tensors of equal shape, radians in (−π, π]; no gradient at powers below eps."""
     result: Tensor = AngleDifference.apply(prediction, target, eps)
     return result
 
 
 def check_long_enough(signal: Tensor, n_fft: int) -> None:
-    """Raises ValueError, with the length that it takes, unless the signal's ends can be reflected for such an FFT.
+    """Raises ValueError, naming the shortest possible length, if the signal's ends cannot be reflected for this FFT.
 
-    A loss of several resolutions asks for the longest one's before it computes any.
+    Losses of several resolutions check the longest FFT first.
     """
     least = n_fft - n_fft // 2 + 1
     if signal.shape[-1] < least:
@@ -175,7 +172,7 @@ def window_values(window: Window, length: int, device: torch.device, dtype: torc
     if isinstance(window, str) and window.endswith("_window") and hasattr(torch, window):
         values: Tensor = getattr(torch, window)(length, dtype=torch.float64)
     else:
-        import scipy.signal  # takes a while, and torch's own windows do without
+        import scipy.signal  # slow to import, and not needed for torch's windows
 
         try:
             values = torch.from_numpy(scipy.signal.get_window(window, length, fftbins=True))
@@ -187,7 +184,7 @@ def window_values(window: Window, length: int, device: torch.device, dtype: torc
 def _raw_spectrum(
     signal: Tensor, n_fft: int, hop_length: int, win_length: int, window: Window, pad_mode: str
 ) -> Tensor:
-    """The spectrum with the phase of a frame that begins where its window does."""
+    """The spectrum, with the phase of frames that begin where their window does."""
     settings = n_fft, hop_length, win_length, window, pad_mode
 
     def compute() -> Tensor:
@@ -202,7 +199,7 @@ def _raw_spectrum(
 def _checked(
     signal: Tensor, n_fft: int, hop_length: int, win_length: int, window: Window, pad_mode: str
 ) -> tuple[Tensor, Tensor, int, int, str]:
-    """What `autograd.Spectrum` takes."""
+    """The arguments of `autograd.Spectrum`, checked."""
     if hop_length < 1 or win_length < 1:
         raise ValueError(f"hop and window must be at least 1 sample, got {hop_length} and {win_length}")
     if win_length > n_fft:
@@ -214,7 +211,7 @@ def _checked(
 
 
 def _origin(signal: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The signal that this one is rows of, and their numbers; None if it is one of its own."""
+    """The signal of which this one is rows, and their indices; None if it is not made by `shared_rows`."""
     bank = _bank.get()
     held = None if bank is None else bank.get((*_identity(signal), "rows"))
     return None if held is None else held[1]
@@ -226,18 +223,18 @@ def _is_held(signal: Tensor, key: tuple[Any, ...]) -> bool:
 
 
 def _shared(signal: Tensor, key: tuple[Any, ...], compute: Callable[[], Tensor], other: Tensor | None = None) -> Tensor:
-    """What `compute` returns, from the bank if there is one and it holds that already; `other` is part of the key."""
+    """The result of `compute`, or the one in the bank under `key` and the tensors `signal` and `other`."""
     bank = _bank.get()
     if bank is None:
         return compute()
     key = (*_identity(signal), *key)
     if key not in bank:
-        bank[key] = ((signal, other), compute())  # they are kept so that their ids stay their own
+        bank[key] = ((signal, other), compute())  # both are kept alive, so that no other tensor gets their ids
     return bank[key][1]
 
 
 def _identity(signal: Tensor) -> tuple[int, int, bool, bool]:
-    """What tells a signal from others; changed in place, it is another one, and one without gradient is too."""
+    """Identifies a tensor; it changes with in-place changes and with whether a gradient is recorded."""
     version = 0 if signal.is_inference() else signal._version
     return id(signal), version, signal.requires_grad and torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
@@ -247,5 +244,5 @@ def _shift(n_fft: int, samples: int, device: torch.device, dtype: torch.dtype) -
     turns = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * samples / n_fft
     factors = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
     if n_fft % 2 == 0:
-        factors[-1] = (-1) ** samples  # exactly real, or the sign of a real bin's angle π would be left to rounding
+        factors[-1] = (-1) ** samples  # exactly real, or rounding would decide the sign of a real bin's angle π
     return factors.to(device=device, dtype=dtype)

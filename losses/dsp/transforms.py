@@ -71,7 +71,7 @@ class STFT:
         return self.bands(value if self.power == 1 else value**self.power)
 
     def bands(self, spectrogram: Tensor) -> Tensor:
-        """What this transform makes of an FFT's bins, `[…, n_fft // 2 + 1]`: here the same."""
+        """The bands of this transform from the bins of an FFT, `[…, n_fft // 2 + 1]`; here the bins themselves."""
         return spectrogram
 
 
@@ -159,7 +159,7 @@ class VQT:
 
     @property
     def frequencies(self) -> tuple[float, ...]:
-        """Of the bins, Hz."""
+        """Frequencies of the bins, Hz."""
         return tuple(self.f_min * 2 ** (bin_ / self.bins_per_octave) for bin_ in range(self.n_bins))
 
     def __call__(self, signal: Tensor) -> Tensor:
