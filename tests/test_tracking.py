@@ -164,3 +164,14 @@ def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
 
     unknown = call_command("train_worker.py", *flags[:-2], "--tracker", "json_line", cwd=tmp_path)
     assert unknown.returncode == 2 and "--tracker json_line" in unknown.stderr
+
+
+def test_a_file_that_is_not_a_journal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    for content in ("no JSON\n", "[1]\n", "{}\n"):
+        path.write_text(content)
+        with pytest.raises(EncoreError, match="notes.txt: is not a journal"):
+            send(path, NOWHERE)
+        assert path.read_text() == content
+    with pytest.raises(EncoreError, match="no such file"):
+        send(tmp_path / "missing.jsonl", NOWHERE)
