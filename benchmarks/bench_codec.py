@@ -1,7 +1,7 @@
-"""Prints the figures of a codec's card: `python -m benchmarks.bench_codec MUSIC_FOLDER`.
+"""Prints the metrics of a codec's card: `python -m benchmarks.bench_codec MUSIC_FOLDER`.
 
-The middle of each file is encoded and decoded by the codec, by its untrained start and by the bare linear codec. The
-mean over the files of each figure is printed, also for latents that are off, and what the codec makes of silence.
+The middle of each file is encoded and decoded by the codec, by its initialisation and by the linear codec alone. The
+output has the means of all metrics, also with noise added to the latents, and the level of decoded silence.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ app = new_app()
 NOISE = 0.3  # standard deviation, in units of each latent's own over the music
 
 
-def figures(prediction: Tensor, target: Tensor, sample_rate: int) -> dict[str, float]:
-    """What the card shows, of `[1, C, N]`."""
+def card_metrics(prediction: Tensor, target: Tensor, sample_rate: int) -> dict[str, float]:
+    """The metrics of the card, for audio `[1, C, N]`."""
     return {
         "SI-SDR (dB)": -float(functional.si_sdr(prediction, target, zero_mean=False)),
         "multi-resolution STFT": float(SpectralLoss()(prediction, target)),
@@ -44,17 +44,17 @@ def figures(prediction: Tensor, target: Tensor, sample_rate: int) -> dict[str, f
     }
 
 
-def mean_figures(codec: Codec, latents: list[Tensor], recordings: list[Tensor]) -> dict[str, float]:
-    """Mean of each figure over recordings `[1, C, N]`, decoded from their latents `[1, D, T]`."""
+def mean_card_metrics(codec: Codec, latents: list[Tensor], recordings: list[Tensor]) -> dict[str, float]:
+    """Mean of each metric over recordings `[1, C, N]`, decoded from their latents `[1, D, T]`."""
     rows = [
-        figures(codec.decode(item)[..., : audio.shape[-1]], audio, codec.sample_rate)
+        card_metrics(codec.decode(item)[..., : audio.shape[-1]], audio, codec.sample_rate)
         for item, audio in zip(latents, recordings, strict=True)
     ]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def untrained_codec(recordings: list[Tensor], coefficients: int, texture: bool) -> Codec:
-    """The start of a starter codec's training, with or without texture, in half precision as it would be stored."""
+    """The initialisation of a starter codec, with or without texture, in half precision as it would be stored."""
     architecture = Architecture()
     encoder, decoder = architecture.build()
     audio = torch.cat([recording[0].mean(0) for recording in recordings])
@@ -66,7 +66,7 @@ def untrained_codec(recordings: list[Tensor], coefficients: int, texture: bool) 
 
 
 def middle(audio: Tensor, samples: int) -> Tensor:
-    """`samples` of `[C, N]` from its middle, or all of a shorter recording."""
+    """The middle `samples` of `[C, N]`, or all of a shorter recording."""
     start = max(audio.shape[-1] - samples, 0) // 2
     return audio[:, start : start + samples]
 
@@ -77,7 +77,7 @@ def main(
     codec: Annotated[str, typer.Option("--codec", help="starter, or the path of a codec's weights")] = "starter",
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="of the middle of each file")] = 20.0,
 ) -> None:
-    """Print how well a codec reconstructs the music in a folder."""
+    """Print how well a codec reconstructs the music of a folder."""
     torch.manual_seed(0)
     model = load_codec(codec)
     files = find_audio_files(folder)
@@ -96,8 +96,8 @@ def main(
             latents = [each.encode(audio) for audio in recordings]
             deviation = torch.cat(latents, -1).std((0, 2))[:, None]
             off = [item + NOISE * deviation * torch.randn_like(item) for item in latents]
-            rows[name] = mean_figures(each, latents, recordings)
-            rows[f"{name}, latents off by {NOISE}"] = mean_figures(each, off, recordings)
+            rows[name] = mean_card_metrics(each, latents, recordings)
+            rows[f"{name}, latents off by {NOISE}"] = mean_card_metrics(each, off, recordings)
         latents = [model.encode(audio) for audio in recordings]
         deviation = torch.cat(latents, -1).std((0, 2))
         table = Table("mean over the files", *next(iter(rows.values())))

@@ -46,6 +46,7 @@ class Untouchable(nn.Module):
 
 
 @pytest.mark.parametrize("gan_type", ["hinge", "lsgan"])
+@pytest.mark.slow
 def test_it_learns_to_tell_noise_from_sines_and_shows_the_generator_the_way(gan_type: str) -> None:
     def sines(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

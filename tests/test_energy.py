@@ -242,6 +242,7 @@ def test_the_adversary_judges_every_sample() -> None:
 
 
 @pytest.mark.parametrize("prior", ["replay", "none"])
+@pytest.mark.slow
 def test_the_first_step_moves(prior: str) -> None:
     """Also from an output layer of zeros: all weights that matter then get a gradient, and the output changes."""
     codec = load_codec("starter")

@@ -126,6 +126,7 @@ def test_floor_and_copy(codec: Codec, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.slow
 def test_gradients_reach_the_model_through_the_decoder(codec: Codec, batch: Batch, samples: int) -> None:
     """Measured or not, in two halves or at once: always the gradient of the weighted mean."""
     chosen = components_for(codec, loss_weight_target=1, loss_weight_spectral=1, loss_weight_mel=2)
@@ -218,6 +219,7 @@ def adversarial(codec: Codec, start_step: int = 0) -> Objective:
     return objective(codec, *components, combiner=losses.LossBalancer, adversary=adversary)
 
 
+@pytest.mark.slow
 def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: Codec, batch: Batch) -> None:
     terms, model = adversarial(codec, start_step=1), Answer()
     names = {"rms_target", "gan", "feature_matching"}
@@ -237,6 +239,7 @@ def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: C
     assert "gan" not in terms.measure(whole, batch) and "gan" not in terms.floor(batch)
 
 
+@pytest.mark.slow
 def test_its_state_is_that_of_balancer_and_adversary(codec: Codec, batch: Batch, tmp_path: Path) -> None:
     """Saved after two of four steps and loaded into a new one: the same gradients and the same discriminator."""
     results = []

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks.bench_codec import figures, untrained_codec
+from benchmarks.bench_codec import card_metrics, untrained_codec
 from encore.audio import read_audio
 from encore.codecs import Codec, load_codec
 from encore.codecs.starter.weights import STARTER_WEIGHTS
@@ -37,14 +37,16 @@ def test_the_bundled_second_has_the_metrics_of_the_card(codec: Codec, music: Ten
     row = re.search(r"^\| bundled second, trained \|(.*)\|$", (ASSETS / "README.md").read_text(), re.M)
     assert row is not None
     published = [float(cell) for cell in row[1].split("|")]
-    measured = figures(codec.decode(codec.encode(music))[..., : music.shape[-1]], music, RATE)
+    measured = card_metrics(codec.decode(codec.encode(music))[..., : music.shape[-1]], music, RATE)
     assert list(measured.values()) == pytest.approx(published, rel=0.02, abs=0.05)
 
 
 def test_training_improved_the_codec(codec: Codec, music: Tensor) -> None:
     """Compared with the untrained linear codec it has a spectrum above its band, and hardly a larger waveform error."""
     linear = untrained_codec([music], 120, texture=False)
-    before, after = (figures(c.decode(c.encode(music))[..., : music.shape[-1]], music, RATE) for c in (linear, codec))
+    before, after = (
+        card_metrics(c.decode(c.encode(music))[..., : music.shape[-1]], music, RATE) for c in (linear, codec)
+    )
     assert after["mel 4.5-12 kHz"] < before["mel 4.5-12 kHz"] / 2
     assert after["multi-resolution STFT"] < before["multi-resolution STFT"]
     assert after["SI-SDR (dB)"] > before["SI-SDR (dB)"] - 2.5

@@ -31,7 +31,7 @@ def assert_auraloss(
     exact = copy.deepcopy(theirs).double()
     for module in exact.modules():
         if isinstance(module, auraloss.freq.STFTLoss):
-            module.window = getattr(torch, window)(module.win_length, dtype=torch.float64)  # it is no buffer
+            module.window = getattr(torch, window)(module.win_length, dtype=torch.float64)  # it is not a buffer
     assert_same(ours, theirs, prediction, target, exact)
 
 
@@ -55,6 +55,7 @@ def test_spectra_are_those_of_torch_with_their_gradients(n_fft: int, hop: int, w
 
 @pytest.mark.parametrize("pad_mode", ["reflect", "constant"])
 @pytest.mark.parametrize("n_fft", [32, 33])
+@pytest.mark.slow
 def test_gradients_of_spectra_are_those_of_finite_differences(pad_mode: str, n_fft: int) -> None:
     signal = noise((1, 2, 40), 1)[0].double().requires_grad_()
     settings: Any = (n_fft, 7, 20, "hann", pad_mode)
@@ -163,7 +164,7 @@ def test_mel_and_chroma_scales_equal_auraloss() -> None:
     assert_auraloss(losses.MelSTFTLoss(RATE, reduction="batch"), auraloss.freq.MelSTFTLoss(RATE), prediction, target)
 
     def chroma(predicted: Tensor, wanted: Tensor) -> Tensor:
-        """Auraloss can't register librosa's filters, so they are put in here."""
+        """Auraloss fails to register librosa's filters, so they are set here."""
         loss = auraloss.freq.STFTLoss()
         loss.scale, loss.fb = "chroma", torch.from_numpy(librosa.filters.chroma(sr=RATE, n_fft=1024, n_chroma=12))
         return loss(predicted, wanted)
@@ -224,7 +225,7 @@ class TestRandomResolution:
             loss(*noise((1, 1, 8), 12))
 
 
-def test_mel_filters_are_librosas_and_empty_ones_are_said_once() -> None:
+def test_mel_filters_are_librosas_and_empty_ones_give_one_warning() -> None:
     device = torch.device("cpu")
     for settings in ((24000, 1024, 80, 0.0, 8000.0), (44100, 2048, 128, 30.0, None)):
         rate, n_fft, n_mels, low, high = settings

@@ -29,10 +29,23 @@ def settings(uri: str, experiment: str, run_name: str | None = None) -> Tracking
     return TrackingConfig(mlflow_uri=uri, experiment=experiment, run_name=run_name)
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_is_down_finishes_and_is_logged_later(
     tmp_path: Path, call_command: Command, train_flags: list[object], store: str
 ) -> None:
-    flags = (*train_flags, "--epochs", 2, "--mlflow_uri", NOWHERE, "--experiment", "later", "--run_name", "offline")
+    flags = (
+        *train_flags,
+        "--objective",
+        "regression",
+        "--epochs",
+        2,
+        "--mlflow_uri",
+        NOWHERE,
+        "--experiment",
+        "later",
+        "--run_name",
+        "offline",
+    )
     result = call_command("train_worker.py", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     journal = tmp_path / "checkpoints" / "missed_mlflow.jsonl"
@@ -150,7 +163,17 @@ def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
     code = example("A tracker")
     assert 0 < len(code.strip().splitlines()) <= MOST_LINES
     (tmp_path / "my_tracker.py").write_text(code)
-    flags = (*train_flags, "--epochs", 2, "--mlflow_uri", "sqlite:///unused.db", "--plugins", "my_tracker.py")
+    flags = (
+        *train_flags,
+        "--objective",
+        "regression",
+        "--epochs",
+        2,
+        "--mlflow_uri",
+        "sqlite:///unused.db",
+        "--plugins",
+        "my_tracker.py",
+    )
     result = call_command("train_worker.py", *flags, "--tracker", "json_lines", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
@@ -164,3 +187,14 @@ def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
 
     unknown = call_command("train_worker.py", *flags[:-2], "--tracker", "json_line", cwd=tmp_path)
     assert unknown.returncode == 2 and "--tracker json_line" in unknown.stderr
+
+
+def test_a_file_that_is_not_a_journal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    for content in ("no JSON\n", "[1]\n", "{}\n"):
+        path.write_text(content)
+        with pytest.raises(EncoreError, match="notes.txt: is not a journal"):
+            send(path, NOWHERE)
+        assert path.read_text() == content
+    with pytest.raises(EncoreError, match="no such file"):
+        send(tmp_path / "missing.jsonl", NOWHERE)

@@ -43,6 +43,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return {**content["model"], **{f"ema.{name}": value for name, value in content["ema"].items()}}
 
 
+@pytest.mark.slow
 def test_loss_falls_and_the_log_has_the_promised_form(trained_regression: Path) -> None:
     log = (trained_regression / "checkpoints" / "train.log").read_text()
     number = r"\d+\.\d{4}"
@@ -64,7 +65,7 @@ def test_the_log_of_energy_has_the_replay_baseline_and_what_has_no_repulsion_ter
     assert log.count("  Val Loss:   ") == 4
 
 
-@pytest.mark.parametrize("experiment", ["trained", "regression"])
+@pytest.mark.parametrize("experiment", ["trained", pytest.param("regression", marks=pytest.mark.slow)])
 def test_mlflow_holds_parameters_components_baselines_and_artifacts(
     experiment: str, request: pytest.FixtureRequest, store: str
 ) -> None:
@@ -148,6 +149,7 @@ class StoppingTracker(MlflowTracker):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     trained_regression: Path, regression_flags: list[object], tmp_path: Path, call_command: Command, store: str
 ) -> None:
@@ -195,6 +197,7 @@ def test_ranks_that_are_killed_or_stopped_go_on_to_the_same_end(
     assert equal_weights(last, trained / "checkpoints" / "last.pt")
 
 
+@pytest.mark.slow
 def test_an_adversary_and_the_balancer_train_along_and_go_on_with_the_run(
     tmp_path: Path, call_command: Command, train_flags: list[object]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
 from functools import cached_property
 
 import torch
@@ -44,13 +43,13 @@ class Codec(nn.Module):
         """Where audio and latents have to be."""
         return self._place.device
 
-    @abstractmethod
     def encode(self, audio: Tensor) -> Tensor:
         """Audio `[B, C, N]` to latents `[B, D, ceil(N / hop_length)]`, without gradient; N is padded with zeros."""
+        raise NotImplementedError(f"{type(self).__name__} has no method encode")
 
-    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents `[B, D, T]` to audio `[B, C, T * hop_length]`, with gradient."""
+        raise NotImplementedError(f"{type(self).__name__} has no method decode")
 
     def feature_encoder(self) -> nn.Module:
         """The network whose activations the embedding loss compares by default (`--embedding_model codec`).

@@ -1,0 +1,1 @@
+"""The continuation model, its priors, and how continuations are sampled from it."""

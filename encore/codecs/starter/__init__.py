@@ -1,0 +1,1 @@
+"""The starter codec: its file format, initialisation and training."""
