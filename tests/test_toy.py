@@ -19,7 +19,7 @@ from encore.training.optim import Schedule, adamw
 from encore.training.synthesis import Synthesizer
 
 RATE, HOP, FRAMES = 160, 32, 1  # Hz, samples, frames: contexts and futures of 0.2 s
-ITEMS, STEPS, DRAWN, LR = 64, 500, 400, 1e-2
+ITEMS, STEPS, DRAWN, LR = 64, 300, 400, 1e-2
 
 
 class Pieces(nn.Module):

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from encore.config.schema import TrackingConfig
 from encore.errors import EncoreError
-from encore.tracking import MlflowTracker
+from encore.tracking import MlflowTracker, build_tracker
 from encore.tracking.__main__ import send
 from tests.conftest import ENVIRONMENT, Command
 from tests.test_extending import MOST_LINES, example
@@ -198,3 +198,14 @@ def test_a_file_that_is_not_a_journal_is_refused(tmp_path: Path) -> None:
         assert path.read_text() == content
     with pytest.raises(EncoreError, match="no such file"):
         send(tmp_path / "missing.jsonl", NOWHERE)
+
+
+def test_no_tracker_writes_nothing_and_keeps_the_id_of_the_run(tmp_path: Path) -> None:
+    for run_id in (None, "of an earlier tracker"):
+        tracker = build_tracker(TrackingConfig(tracker="none"), run_id, tmp_path, print)
+        tracker.params({"lr": 0.1})
+        tracker.metrics({"loss": 1.0}, step=1)
+        tracker.artifact(tmp_path)
+        tracker.flush()
+        tracker.close("FINISHED")
+        assert tracker.run_id == run_id and not list(tmp_path.iterdir())
