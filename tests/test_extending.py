@@ -79,7 +79,7 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(
-    tmp_path_factory: pytest.TempPathFactory, run_command: Command, plugins: dict[str, Path], music: Path, store: str
+    tmp_path_factory: pytest.TempPathFactory, call_command: Command, plugins: dict[str, Path], music: Path, store: str
 ) -> Path:
     """A training run with all four at once, of a step that changes almost nothing."""
     folder = tmp_path_factory.mktemp("run")
@@ -88,7 +88,7 @@ def run(
     data = ("--dataset_folder", music, "--dataset_format", "table", "--batch_size", 2, "--num_workers", 0)
     size = ("--d_model", 16, "--nhead", 2, "--num_layers", 1, "--block_seconds", 0.4, "--decode_seconds", 0.4)
     steps = ("--max_steps", 1, "--lr", 1e-9, "--mlflow_uri", store, "--experiment", "extensions")
-    result = run_command("train_ddp.py", *own, *loss, *data, *size, *steps, cwd=folder)
+    result = call_command("train_worker.py", *own, *loss, *data, *size, *steps, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "2 training and 2 validation pairs of 1.00 s" in result.stdout
     assert re.search(r"Val Loss: .*median_error: 0\.\d+", result.stdout)
@@ -102,14 +102,14 @@ def test_an_example_is_short(section: str) -> None:
 
 
 def test_a_model_trained_with_them_continues_music(
-    run: Path, run_command: Command, plugins: dict[str, Path], tmp_path: Path
+    run: Path, call_command: Command, plugins: dict[str, Path], tmp_path: Path
 ) -> None:
     """The codec's latents are the samples and the model is still the prior, so its last frame is held: 320 samples."""
     song = melody(1.2, 9)
     soundfile.write(tmp_path / "song.wav", song, SAMPLE_RATE)
     flags = ("--checkpoint", run / "checkpoints" / "best_model.pt", "--input", "song.wav", "--seconds", 1)
     names = ",".join(str(plugins[name]) for name in ("my_codec.py", "my_prior.py"))
-    result = run_command("inference_sample.py", *flags, "--plugins", names, cwd=tmp_path)
+    result = call_command("inference_sample.py", *flags, "--plugins", names, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     made = soundfile.read(tmp_path / "out" / "continuation.wav")[0]
     np.testing.assert_allclose(made, np.tile(song[-320:], 75), atol=1e-3)
