@@ -205,6 +205,7 @@ def test_unusable_files_are_listed_and_the_rest_is_prepared(music: Path, tmp_pat
     assert len(rows(tmp_path / "pairs")) == 3 + 2 + 2 + 2 + 1
 
 
+@pytest.mark.slow
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "music").mkdir()
     (tmp_path / "music/a.wav").write_text("not audio")
