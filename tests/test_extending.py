@@ -102,14 +102,14 @@ def test_an_example_is_short(section: str) -> None:
 
 
 def test_a_model_trained_with_them_continues_music(
-    run: Path, run_command: Command, plugins: dict[str, Path], tmp_path: Path
+    run: Path, call_command: Command, plugins: dict[str, Path], tmp_path: Path
 ) -> None:
     """The codec's latents are the samples and the model is still the prior, so its last frame is held: 320 samples."""
     song = melody(1.2, 9)
     soundfile.write(tmp_path / "song.wav", song, SAMPLE_RATE)
     flags = ("--checkpoint", run / "checkpoints" / "best_model.pt", "--input", "song.wav", "--seconds", 1)
     names = ",".join(str(plugins[name]) for name in ("my_codec.py", "my_prior.py"))
-    result = run_command("inference_sample.py", *flags, "--plugins", names, cwd=tmp_path)
+    result = call_command("inference_sample.py", *flags, "--plugins", names, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     made = soundfile.read(tmp_path / "out" / "continuation.wav")[0]
     np.testing.assert_allclose(made, np.tile(song[-320:], 75), atol=1e-3)

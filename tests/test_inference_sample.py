@@ -145,7 +145,7 @@ def test_the_table_has_the_losses_of_training_or_those_of_metrics(trained: Path)
 
 
 def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
-    continued: tuple[Path, str], run_command: Command, trained: Path, store: str, song: Path, tmp_path: Path
+    continued: tuple[Path, str], call_command: Command, trained: Path, store: str, song: Path, tmp_path: Path
 ) -> None:
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("trained")
@@ -163,7 +163,7 @@ def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
         "--seconds",
         SECONDS,
     )
-    result = run_command("inference_sample.py", *flags, "--output", tmp_path, cwd=tmp_path)
+    result = call_command("inference_sample.py", *flags, "--output", tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     np.testing.assert_array_equal(samples_of(tmp_path / "full.wav"), samples_of(continued[0] / "full.wav"))

@@ -98,29 +98,29 @@ def test_a_damaged_pair_is_named_with_the_reason(folder: Path, damage, reason: s
     assert str(culprit) in message and reason in message and len(message.splitlines()) == 1
 
 
-def test_all_damaged_pairs_are_reported_together_without_a_traceback(folder: Path, run_command: Command) -> None:
+def test_all_damaged_pairs_are_reported_together_without_a_traceback(folder: Path, call_command: Command) -> None:
     other_rate(folder)
     (folder / "val" / "pair_0001_output.wav").unlink()
-    result = run_command("train_ddp.py", "--dataset_folder", folder, "--codec", "starter", cwd=folder.parent)
+    result = call_command("train_worker.py", "--dataset_folder", folder, "--codec", "starter", cwd=folder.parent)
     assert result.returncode == 2
     lines = result.stderr.splitlines()
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines), result.stderr
 
 
-def test_nan_samples_are_found_when_latents_are_encoded(folder: Path, run_command: Command) -> None:
+def test_nan_samples_are_found_when_latents_are_encoded(folder: Path, call_command: Command) -> None:
     audio, _ = soundfile.read(first(folder))
     audio[100] = np.nan
     soundfile.write(first(folder), audio, SAMPLE_RATE, subtype="FLOAT")
-    flags = ("--dataset_folder", folder, "--codec", "starter", "--world_size", 2, "--block_seconds", 0.4)
-    result = run_command("train_ddp.py", *flags, cwd=folder.parent)
+    flags = ("--dataset_folder", folder, "--codec", "starter", "--block_seconds", 0.4)
+    result = call_command("train_worker.py", *flags, cwd=folder.parent)
     assert result.returncode == 2
     assert f"error: {first(folder)}: holds NaN or infinite samples" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_batch_larger_than_the_data_set_is_refused(folder: Path, run_command: Command) -> None:
+def test_a_batch_larger_than_the_data_set_is_refused(folder: Path, call_command: Command) -> None:
     flags = ("--dataset_folder", folder, "--codec", "starter", "--batch_size", 4, "--block_seconds", 0.4)
-    result = run_command("train_ddp.py", *flags, cwd=folder.parent)
+    result = call_command("train_worker.py", *flags, cwd=folder.parent)
     assert result.returncode == 2
     assert "--batch_size 4: a step takes 4 pairs" in result.stderr and "only 3 training pairs" in result.stderr
     assert "Traceback" not in result.stderr

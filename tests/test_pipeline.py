@@ -24,11 +24,11 @@ def model(trained: Path) -> ContinuationPipeline:
 
 
 def test_it_is_what_the_command_writes(
-    model: ContinuationPipeline, trained: Path, run_command: Command, tmp_path: Path
+    model: ContinuationPipeline, trained: Path, call_command: Command, tmp_path: Path
 ) -> None:
     soundfile.write(tmp_path / "song.wav", melody(1.6, 3), SAMPLE_RATE)
     flags = ("--checkpoint", trained / "checkpoints" / "best_model.pt", "--seconds", 1.3, "--seed", 4)
-    result = run_command("inference_sample.py", "--input", "song.wav", *flags, cwd=tmp_path)
+    result = call_command("inference_sample.py", "--input", "song.wav", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     samples, rate = soundfile.read(tmp_path / "song.wav", dtype="float32")
     audio = model.continue_(samples, rate, seconds=1.3, seed=4)
