@@ -21,7 +21,7 @@ from torch import distributed as dist
 
 from losses.dsp.stft import shared_spectra
 
-REFERENCE_STEPS = 100  # with `shrink`, a term is scaled up no more than it was after so many steps
+REFERENCE_STEPS = 100  # with `shrink`, a term is never scaled up by more than after this many steps
 
 
 class WeightedSum(nn.Module):

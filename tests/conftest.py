@@ -50,7 +50,6 @@ MODULES = {
 
 Finished = subprocess.CompletedProcess[str]
 Command = Callable[..., Finished]
-Door = Command
 
 
 def command(script: str, *arguments: object) -> list[str]:
@@ -76,11 +75,6 @@ def run_command() -> Command:
         )
 
     return run
-
-
-@pytest.fixture(scope="session")
-def door(run_command: Command) -> Command:
-    return run_command
 
 
 @pytest.fixture(scope="session")

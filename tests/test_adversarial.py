@@ -84,7 +84,7 @@ class TestLosses:
         # Dead features of the real signal: finite, and no more than the floor allows.
         assert adversarial.feature_matching([ones], [zeros], relative=True).tolist() == pytest.approx([1e4, 1e4])
 
-    def test_what_does_not_fit_is_refused(self) -> None:
+    def test_wrong_input_is_refused(self) -> None:
         for build in (GeneratorLoss, DiscriminatorLoss):
             with pytest.raises(ValueError, match="gan_type must be one of hinge, lsgan, got 'wgan'"):
                 build("wgan")

@@ -1,4 +1,4 @@
-"""Combining losses: shares worked out by hand, what is not finite, state, and agreement of the ranks."""
+"""Combining losses: shares computed by hand, values that are not finite, state, and agreement of the ranks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Mean(nn.Module):
         return (prediction - target).abs().pow(self.power).flatten(1).mean(1)
 
 
-def test_a_weighted_sum_is_a_loss_whose_parts_can_be_had() -> None:
+def test_a_weighted_sum_is_a_loss_with_parts() -> None:
     prediction, target = torch.rand(2, 1, 50), torch.zeros(2, 1, 50)
     combined = losses.WeightedSum({"l1": (Mean(1), 0.5), "l2": (Mean(2), 3.0), "off": (nn.Identity(), 0.0)})
     parts = combined.parts(prediction, target)
@@ -153,7 +153,7 @@ def test_gradients_shrink_only_when_told_to() -> None:
     assert norm == pytest.approx(1.0, rel=1e-3)
 
 
-def test_a_loaded_state_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+def test_a_loaded_state_continues_where_it_was_saved(tmp_path: Path) -> None:
     def run(balancer: losses.LossBalancer, steps: range) -> Tensor:
         for step in steps:
             audio = signal(seed=step)

@@ -1,4 +1,4 @@
-"""Constants that are first needed in inference mode, and an import that leaves the compiler alone."""
+"""Constants that are first needed in inference mode, and an import without the compiler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.signals import noise
 
 def test_constants_made_in_inference_mode_serve_training() -> None:
     prediction, target = noise((1, 1, 4000), 0)
-    # Settings that no other test has, so that nothing is there yet.
+    # Settings that no other test uses, so that nothing is cached yet.
     parts = [
         losses.MelLoss(24000, n_mels=37),
         losses.STFTLoss(fft_size=510, win_length=501, window="bohman"),

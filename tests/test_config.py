@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from encore.config.knobs import knobs_of
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.training.launcher import ranks_here
-from tests.conftest import Command
+from tests.conftest import MODULES, ROOT, Command
 
 
 def parse(*flags: str) -> TrainConfig:
@@ -170,3 +172,14 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert ranks_here(TrainConfig()) == 2
     with pytest.raises(EncoreError, match="--world_size 3: this machine has 2 GPUs"):
         ranks_here(TrainConfig.from_flags(world_size=3))
+
+
+@pytest.mark.parametrize("script", [name for name in MODULES if name.endswith(".py") and name != "train_worker.py"])
+def test_a_script_is_its_command(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert ended.value.code == 0
+    assert f"Usage: {script}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The loss doctor: through the door as a user calls it, and with losses that are ill."""
+"""The loss doctor: run as a user runs it, and on losses with faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from losses import REGISTRY, Entry
 from losses.__main__ import app, folded
 from losses.base import Loss
 from losses.waveform import rms
-from tests.conftest import Door, melody
+from tests.conftest import Command, melody
 
 GUIDE = ["RMS loss: works", "STFT loss: works", "Mel loss: works", "Combined loss: works", "Gradients: flow correctly"]
 FEW = "rms,snr,mel,sum_and_difference_stft,embedding,gan,feature_matching"
@@ -31,7 +31,7 @@ def rows(output: str) -> dict[str, list[str]]:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    """The door within this process; it prints its table and its errors."""
+    """The command run within this process: its exit status, and its output with errors."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -39,12 +39,12 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def entry(function: Callable[[Tensor, Tensor], Tensor], minimum: float | None = 0.0) -> Entry:
-    return Entry("ill", lambda sample_rate: Loss(function, "none"), minimum)
+    return Entry("faulty", lambda sample_rate: Loss(function, "none"), minimum)
 
 
 @pytest.mark.slow
-def test_a_healthy_loss_passes_through_the_door(door: Door, tmp_path: Path) -> None:
-    result = door("-m", "losses", "--only", FEW, "--seconds", 0.2, cwd=tmp_path)
+def test_losses_without_faults_pass(run_command: Command, tmp_path: Path) -> None:
+    result = run_command("-m", "losses", "--only", FEW, "--seconds", 0.2, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     table = rows(result.stdout)
     names = ("value", "music", "mark", "identity", "safe", "least", "channels", "ms", "mb", "gradient")
@@ -75,7 +75,7 @@ def test_a_users_files(tmp_path: Path) -> None:
     assert run("--input", first, "--target", second, "--only", "rms", "--seconds", 0.1)[1].count("[1, 1, 2400]") == 1
 
 
-def test_what_the_user_can_put_right_is_one_line(tmp_path: Path) -> None:
+def test_wrong_usage_gives_one_line(tmp_path: Path) -> None:
     good, other, short, text = (tmp_path / name for name in ("good.wav", "other.wav", "short.wav", "text.wav"))
     soundfile.write(good, melody(0.2, 0), 24000)
     soundfile.write(other, melody(0.2, 0), 16000)
@@ -101,8 +101,8 @@ def test_what_the_user_can_put_right_is_one_line(tmp_path: Path) -> None:
         assert status == 2 and len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0], output
 
 
-def test_ill_losses_fail_each_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    ill: list[tuple[Callable[[Tensor, Tensor], Tensor], str]] = [
+def test_faulty_losses_fail_each_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty: list[tuple[Callable[[Tensor, Tensor], Tensor], str]] = [
         (lambda p, t: (p - t).square().mean((1, 2)) * float("nan"), "noise: the value is nan"),
         (lambda p, t: (p - t).square().mean((1, 2)) + 0.5, "identity: the value is 0.5, but should be 0"),
         (lambda p, t: (p - t).square().mean((1, 2)).sqrt(), "identity: the value is 0, the gradient's norm nan"),
@@ -114,17 +114,17 @@ def test_ill_losses_fail_each_with_its_reason(monkeypatch: pytest.MonkeyPatch) -
         (lambda p, t: (p - t).square().mean((1, 2)) * _asking(p, 20), "shortest input: fewer than the 20 samples"),
         (lambda p, t: (p - t).square().mean((1, 2)) * _mono(p), "stereo: no stereo, please"),
     ]
-    for number, (function, _) in enumerate(ill):
-        monkeypatch.setitem(REGISTRY, f"ill_{number}", entry(function))
-    status, output = run("--only", ",".join(["rms", *(f"ill_{number}" for number in range(len(ill)))]))
+    for number, (function, _) in enumerate(faulty):
+        monkeypatch.setitem(REGISTRY, f"faulty_{number}", entry(function))
+    status, output = run("--only", ",".join(["rms", *(f"faulty_{number}" for number in range(len(faulty)))]))
     assert status == 1 and "✗ rms" not in output and output.count("works") == 4
-    assert rows(output)["ill_2"][2:5] == ["✗", "–", "✗✓✓"]
-    for number, (_, problem) in enumerate(ill):
-        assert f"✗ ill_{number}: {problem}" in output, output
+    assert rows(output)["faulty_2"][2:5] == ["✗", "–", "✗✓✓"]
+    for number, (_, problem) in enumerate(faulty):
+        assert f"✗ faulty_{number}: {problem}" in output, output
 
 
 def _asking(prediction: Tensor, least: int) -> int:
-    """Asks for more samples than it needs."""
+    """Raises an error that asks for more samples than are needed."""
     if prediction.shape[-1] < least - 5:
         raise ValueError(f"too short: at least {least} samples are needed")
     return 1
@@ -154,14 +154,14 @@ def test_a_loss_that_is_flat_where_it_should_be_trained_is_warned_of(
 
 
 def test_a_loss_that_does_not_fall_towards_the_target_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REGISTRY, "ill", entry(lambda p, t: (p * t).mean((1, 2)), None))
-    status, output = run("--only", "ill", "--seconds", 0.05)
+    monkeypatch.setitem(REGISTRY, "faulty", entry(lambda p, t: (p * t).mean((1, 2)), None))
+    status, output = run("--only", "faulty", "--seconds", 0.05)
     assert status == 1 and re.search(
-        r"✗ ill: identity: the value is [\d.]+, but should be lower than for other predictions", output
+        r"✗ faulty: identity: the value is [\d.]+, but should be lower than for other predictions", output
     )
 
 
-def test_a_loss_of_the_first_guide_that_is_ill_fails_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_loss_of_the_basic_recipe_fails_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "rms", entry(lambda p, t: (p - t).mean((1, 2)) * float("nan")))
     status, output = run("--only", "mel", "--seconds", 0.05)
     assert status == 1 and "✗ RMS loss: on noise," in output and "✗ Combined loss: on noise," in output
@@ -169,7 +169,7 @@ def test_a_loss_of_the_first_guide_that_is_ill_fails_its_line(monkeypatch: pytes
     assert "✓ STFT loss: works" in output and "✓ Mel loss: works" in output
 
 
-def test_a_package_that_is_missing_is_no_illness(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pesq", None)
     from losses import pesq
 

@@ -16,7 +16,7 @@ from encore.audio import read_audio
 from encore.commands import evaluate
 from encore.config import cli
 from encore.evaluation.baselines import BASELINES
-from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Door
+from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Command
 from tests.test_extending import example
 from tests.test_page import Page
 
@@ -40,13 +40,13 @@ def checkpoint(trained: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(
-    tmp_path_factory: pytest.TempPathFactory, door: Door, checkpoint: Path, pairs: Path, store: str
+    tmp_path_factory: pytest.TempPathFactory, call_command: Command, checkpoint: Path, pairs: Path, store: str
 ) -> tuple[Path, str]:
     """The report of a run of evaluate.py, and what it printed."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "my_metric.py").write_text(example("A metric"))
     flags = ("--checkpoint", checkpoint, "--against", f"twin={checkpoint}", "--dataset_folder", pairs, *FAST)
-    result = door(
+    result = call_command(
         "evaluate.py",
         *flags,
         "--plugins",

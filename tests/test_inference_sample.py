@@ -40,12 +40,12 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def continued(
-    tmp_path_factory: pytest.TempPathFactory, run_command: Command, trained: Path, song: Path
+    tmp_path_factory: pytest.TempPathFactory, call_command: Command, trained: Path, song: Path
 ) -> tuple[Path, str]:
     """The output folder of a run of the command, and what it printed."""
     folder = tmp_path_factory.mktemp("continued")
     flags = ("--input", song, "--start", START, "--seconds", SECONDS, "--output", folder / "new" / "out")
-    result = run_command(
+    result = call_command(
         "inference_sample.py", "--checkpoint", trained / "checkpoints" / "best_model.pt", *flags, cwd=folder
     )
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""What holds for every registered loss, whatever it measures."""
+"""Properties of every registered loss."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_identity_is_the_minimum(name: str) -> None:
     assert (loss(0.99 * target + 0.01 * prediction, target) >= best - 1e-12).all()
 
 
-def test_a_value_per_item_that_knows_nothing_of_the_others(name: str) -> None:
+def test_a_value_per_item_that_is_independent_of_the_others(name: str) -> None:
     shape = shape_for(name, 1)
     other, tune = music(shape, 3)
     near = tune + 0.1 * other  # 20 dB, where every loss has a gradient; further away some are flat
@@ -72,7 +72,7 @@ def test_a_value_per_item_that_knows_nothing_of_the_others(name: str) -> None:
     assert values.shape == (4,) and values.dtype == torch.float32
     (gradient,) = torch.autograd.grad(values[1], prediction)
     assert gradient[1].any() and not gradient[[0, 2, 3]].any()
-    loss = loss_named(name)  # as if it were the first call again
+    loss = loss_named(name)  # a fresh one, as losses may count their calls
     for item in range(4):
         with torch.no_grad():
             alone = loss(prediction[item : item + 1], target[item : item + 1])
@@ -81,7 +81,7 @@ def test_a_value_per_item_that_knows_nothing_of_the_others(name: str) -> None:
     assert loss(prediction, target).item() == pytest.approx(values.mean().item(), rel=1e-6)
 
 
-def test_gradient_is_that_of_finite_differences(name: str) -> None:
+def test_gradient_equals_finite_differences(name: str) -> None:
     prediction, target = (signal.double() for signal in noise(shape_for(name, 1), 4))
     loss = loss_named(name).double()
     values, gradient = value_and_gradient(loss, prediction, target)
@@ -131,7 +131,7 @@ def test_compiled_equals_eager(name: str) -> None:
     assert (gradient - reference).norm() <= 1e-5 * reference.norm()
 
 
-def test_nothing_stays_behind_when_it_is_moved(name: str) -> None:
+def test_all_of_it_moves_to_another_device(name: str) -> None:
     if name == "pesq":  # torchaudio filters sample by sample there, which takes 10 s
         assert all(tensor.is_meta for tensor in _measure(torch.device("meta")).state_dict().values())
         return
@@ -139,7 +139,7 @@ def test_nothing_stays_behind_when_it_is_moved(name: str) -> None:
     assert all(tensor.is_meta for tensor in (*loss.parameters(), *loss.buffers()))
     prediction, target = (signal.to("meta") for signal in noise(shape_for(name, 2), 8))
     prediction.requires_grad_()
-    values = loss.reduced(loss.function(prediction, target))  # autocast doesn't know this device
+    values = loss.reduced(loss.function(prediction, target))  # autocast does not support this device
     (gradient,) = torch.autograd.grad(values.sum(), prediction)
     assert values.is_meta and values.shape == (2,) and gradient.is_meta
 
@@ -158,7 +158,7 @@ def test_a_gpu_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (gradient.cpu() - reference).norm() <= 1e-4 * reference.norm()
 
 
-def test_state_makes_the_round_trip(name: str) -> None:
+def test_state_is_restored(name: str) -> None:
     prediction, target = noise(shape_for(name, 2), 10)
     loss, resumed = loss_named(name), loss_named(name)
     assert type(loss).__name__ in repr(loss) and "reduction='none'" in repr(loss)
@@ -199,7 +199,7 @@ def test_shapes_that_do_not_fit_are_named(name: str) -> None:
 
 
 def least_samples(loss: Loss, samples: int, channels: int) -> int | None:
-    """What the refusal of so short a signal names; None if it is not refused."""
+    """The number of samples that the error for so short a signal names; None if there is no error."""
     try:
         assert loss(*noise((1, channels, samples), 12)).isfinite().all()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The registry of losses, spectra shared by losses, and what two ranks make of the halves of a batch."""
+"""Creating losses by name, spectra shared between losses, and two ranks with half a batch each."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def test_options_reach_the_loss() -> None:
     assert torch.equal(created("spectral", w_sc=0.0, window="hann"), created("spectral", w_sc=0.0))
     draws = [losses.RandomResolutionSTFTLoss(seed=seed).draw(5000, 0) for seed in range(3)]
     assert draws[0] != draws[1] != draws[2]
-    # The rate counts, too.
+    # The sample rate reaches the loss as well.
     assert not torch.equal(losses.create("loudness", 48000)(prediction, target), created("loudness"))
 
 
 class Transforms:
-    """Counts what is transformed, by the samples of the frames."""
+    """Counts transforms by their FFT size and frames."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.seen: Counter[tuple[int, bytes]] = Counter()
@@ -75,7 +75,7 @@ class Transforms:
         monkeypatch.setattr(spectra.torch.fft, "rfft", counted)
 
     def sizes(self) -> list[int]:
-        """FFT sizes of all transforms so far, which are then forgotten."""
+        """FFT sizes of all transforms since the last call."""
         sizes = sorted(n for n, _ in self.seen.elements())
         self.seen.clear()
         return sizes
@@ -98,7 +98,7 @@ class TestSharedSpectra:
         with losses.shared_spectra():
             torch.stack([loss(prediction, target) for loss in family]).sum().backward()
         assert transforms.sizes() == 2 * [512] + 2 * [1024] + 2 * [2048] + 2 * [4096]
-        for loss in family:  # for themselves, too, losses share what they can
+        for loss in family:  # a loss on its own shares its transforms too
             loss(prediction, target)
             assert set(transforms.seen.values()) == {1}
             transforms.seen.clear()
@@ -106,7 +106,7 @@ class TestSharedSpectra:
     def test_no_registered_loss_transforms_anything_twice(self, transforms: Transforms) -> None:
         prediction, target = noise((1, 2, 8000), 2)
         prediction.requires_grad_()
-        every = [loss_named(name) for name in NAMES if name != "pesq"]  # which has its own
+        every = [loss_named(name) for name in NAMES if name != "pesq"]  # it has transforms of its own
         with losses.shared_spectra():
             for loss in every:
                 loss(prediction, target)
@@ -135,15 +135,15 @@ class TestSharedSpectra:
             after = loss(prediction, target)
         assert not torch.equal(before, after) and torch.equal(after, loss(prediction, target))
 
-    def test_a_new_signal_in_the_place_of_an_old_one_is_another(self) -> None:
+    def test_a_new_signal_at_the_address_of_an_old_one_is_another(self) -> None:
         loss, target = losses.create("log_spectrogram", RATE), noise((1, 1, 5000), 5)[1]
         with losses.shared_spectra():
-            for factor in (1.0, 2.0, 3.0, 4.0):  # whose memory, and id, the next one could get
+            for factor in (1.0, 2.0, 3.0, 4.0):  # the next signal could get the memory and id of this one
                 assert loss(factor * target, target).item() == pytest.approx(
                     losses.create("log_spectrogram", RATE)(factor * target, target.clone()).item(), rel=1e-5
                 )
 
-    def test_what_was_computed_without_gradient_does_not_swallow_one(self) -> None:
+    def test_spectra_computed_without_gradient_are_not_reused_with_one(self) -> None:
         prediction, target = noise((1, 1, 5000), 6)
         expected, signal = parameter(prediction), parameter(prediction)
         loss = losses.create("spectral", RATE)
@@ -192,7 +192,7 @@ def main(ranks, folder):
 
 
 @pytest.mark.slow
-def test_two_ranks_with_half_a_batch_each_make_what_one_makes_of_the_whole(tmp_path: Path) -> None:
+def test_two_ranks_with_half_a_batch_each_equal_one_with_the_whole(tmp_path: Path) -> None:
     one, other = results_of_two_ranks(RANK, tmp_path)
     assert list(one) == list(other) == NAMES
     for name in NAMES:

@@ -173,7 +173,7 @@ def test_losses_that_cannot_be_computed_here_are_named_with_their_flags(
         build_adversary(TrainConfig.from_flags(loss_weight_gan=1), codec, torch.zeros(1, 1, 320))
 
 
-def test_every_loss_is_known_to_configuration_and_door(codec: Codec) -> None:
+def test_every_loss_is_known_to_configuration_and_training(codec: Codec) -> None:
     """By flag and by --metrics; the codec's embedding gets the codec that is trained with."""
     weights = {one.name: 1.0 for one in loss_knobs() if "pesq" not in one.name}
     weights["loss_weight_sum_and_difference_stft"] = 0.0

@@ -107,12 +107,13 @@ def test_all_damaged_pairs_are_reported_together_without_a_traceback(folder: Pat
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines), result.stderr
 
 
-def test_nan_samples_are_found_when_latents_are_encoded(folder: Path, call_command: Command) -> None:
+@pytest.mark.slow
+def test_nan_samples_are_found_when_latents_are_encoded(folder: Path, run_command: Command) -> None:
     audio, _ = soundfile.read(first(folder))
     audio[100] = np.nan
     soundfile.write(first(folder), audio, SAMPLE_RATE, subtype="FLOAT")
-    flags = ("--dataset_folder", folder, "--codec", "starter", "--block_seconds", 0.4)
-    result = call_command("train_worker.py", *flags, cwd=folder.parent)
+    flags = ("--dataset_folder", folder, "--codec", "starter", "--world_size", 2, "--block_seconds", 0.4)
+    result = run_command("train_ddp.py", *flags, cwd=folder.parent)
     assert result.returncode == 2
     assert f"error: {first(folder)}: holds NaN or infinite samples" in result.stderr
     assert "Traceback" not in result.stderr

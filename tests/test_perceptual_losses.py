@@ -1,4 +1,4 @@
-"""PESQ and the distances in networks: equal to their packages, safe on silence, clear about what is missing."""
+"""PESQ and embedding distances: equal to their packages, safe on silence, clear errors about missing packages."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_pesq_is_safe(kind: str) -> None:
     values, gradient = value_and_gradient(PESQLoss(24000, reduction="none"), prediction, target)
     assert values.isfinite().all() and gradient.isfinite().all()
     assert values.max() <= 0.1309 * CAP * (1 + 1e-6)
-    if kind in ("silence", "same", "a third of sound"):  # a level means nothing to PESQ
+    if kind in ("silence", "same", "a third of sound"):  # PESQ is independent of the level
         assert values.max() < 1e-12 and gradient.abs().max() < 1e-12
     else:
         assert values.min() > 0.1
@@ -260,7 +260,7 @@ class TestEmbedding:
             assert values.isfinite().all() and gradient.isfinite().all() and values.max() < 100, kind
             if kind in ("silence", "same"):
                 assert values.max() == 0 and gradient.abs().max() == 0, kind
-            elif kind != "a third of sound":  # CREPE hears no levels
+            elif kind != "a third of sound":  # CREPE is independent of the level
                 assert values.min() > 1e-3, kind
 
     def test_gradient(self, name: str) -> None:
@@ -280,13 +280,13 @@ class TestEmbedding:
             loss(prediction[..., :0], target[..., :0])
         assert loss(prediction[..., :1], target[..., :1]).isfinite().all()
 
-    def test_frozen_and_in_evaluation_mode_whatever_is_said(self, name: str) -> None:
+    def test_it_stays_frozen_and_in_evaluation_mode(self, name: str) -> None:
         loss = build(name).train()
         before = {key: value.clone() for key, value in loss.state_dict().items()}
         prediction, target = signals(12, (2, 1, 3000))
         values, gradient = value_and_gradient(loss, prediction, target)
         assert gradient.abs().max() > 0 and not any(weight.requires_grad for weight in loss.parameters())
-        loss.network.eval()  # as whoever shares the encoder may do
+        loss.network.eval()  # as other users of the encoder may do
         assert torch.equal(loss(prediction, target), values)
         recurrent = [module for module in loss.modules() if isinstance(module, nn.RNNBase)]
         assert all(module.training for module in recurrent) and len(recurrent) == name.startswith("codec")
@@ -322,7 +322,7 @@ def test_options_that_do_not_fit_are_named(options: dict[str, Any], message: str
         REGISTRY["embedding"].build(24000, **options)
 
 
-def test_weights_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_loaded_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Linear(2, 2)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     kept = tmp_path / "hub" / "hub" / "checkpoints" / "w.pth"
@@ -333,7 +333,7 @@ def test_weights_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(
         FileNotFoundError, match=r"w\.pth could not be .*127\.0\.0\.1.*--embedding_weights PATH"
     ) as error:
-        load(None, "http://127.0.0.1:9/w.pth")  # nobody listens there
+        load(None, "http://127.0.0.1:9/w.pth")  # no server listens there
     assert str(kept) in str(error.value) and not kept.exists()
     with pytest.raises(FileNotFoundError, match=r"no weights in .*none\.pth"):
         load(tmp_path / "none.pth")

@@ -108,6 +108,7 @@ def test_whole_files_go_to_one_split(tmp_path: Path) -> None:
     assert splits[0][0] == splits[0][1] != splits[1][0]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bytes_as_one_process(music: Path, tmp_path: Path) -> None:
     prepare(music, tmp_path / "alone", "--seed", "3")
     done = run_prepare(

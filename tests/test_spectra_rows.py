@@ -1,4 +1,4 @@
-"""Rows of a signal share its spectra, and what may be an energy distance's d is one."""
+"""Rows of a signal share its spectra; losses registered as distances are of negative type, others are not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_rows_have_the_spectra_of_their_signal_and_cost_no_transform(
             assert torch.equal(found[id(rows)], found[id(signal)][INDEX])
             assert torch.allclose(spectra.spectrum(rows, n_fft, n_fft // 4), expected[n_fft], atol=1e-6)
     assert transforms.rows == {64: 8, 256: 8}  # the signal's four items of two channels, once
-    alone = losses.shared_rows(signal, INDEX)  # where nothing is shared it is the rows and no more
+    alone = losses.shared_rows(signal, INDEX)  # outside the context it is just the rows
     assert torch.equal(alone, signal[INDEX])
     assert torch.allclose(spectra.spectrum(alone, 64, 16), expected[64], atol=1e-6)
     assert transforms.rows[64] == 8 + 2 * len(INDEX)
@@ -124,20 +124,20 @@ def faults(name: str) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in losses.REGISTRY.items() if entry.distance])
-def test_what_says_that_it_is_a_distance_is_one_of_negative_type(name: str) -> None:
+def test_registered_distances_are_of_negative_type(name: str) -> None:
     asymmetry, positive, told_apart = faults(name)
     assert asymmetry < 1e-9 and positive < 1e-9 and told_apart < -0.01
 
 
 @pytest.mark.parametrize("name", ["spectral", "esr", "complex_spec"])
-def test_what_is_normalised_by_its_target_is_none_and_does_not_say_so(name: str) -> None:
+def test_losses_normalised_by_their_target_are_not(name: str) -> None:
     asymmetry, positive, _ = faults(name)
     assert not losses.REGISTRY[name].distance
     assert asymmetry > 0.01 and positive > 1e-4  # that of a distance of negative type is 1e-15, by rounding
 
 
-def test_a_square_is_none_and_does_not_say_so() -> None:
-    """It is of negative type, but sees no more of a distribution than its mean."""
+def test_a_square_is_not_strictly() -> None:
+    """It is of negative type, but measures no more of a distribution than its mean."""
     asymmetry, positive, told_apart = faults("waveform_mse")
     assert not losses.REGISTRY["waveform_mse"].distance
     assert asymmetry < 1e-9 and positive < 1e-9 and abs(told_apart) < 1e-9

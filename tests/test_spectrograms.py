@@ -179,7 +179,7 @@ def test_twice_the_level_the_other_sign_and_silence(
             assert loss(prediction, target).tolist() == pytest.approx([expected] * 2, rel=1e-3, abs=1e-6)
 
 
-def test_unrelated_noise_is_as_far_as_the_docstrings_say() -> None:
+def test_unrelated_noise_has_the_values_of_the_docstrings() -> None:
     prediction, target = noise((1, 1, 48000), 3)
     assert loss_named("complex_stft")(prediction, target).item() == pytest.approx(2**0.5, rel=0.02)
     assert loss_named("phase")(prediction, target).item() == pytest.approx(3.9, abs=0.05)

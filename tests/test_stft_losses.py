@@ -31,7 +31,7 @@ def assert_auraloss(
     exact = copy.deepcopy(theirs).double()
     for module in exact.modules():
         if isinstance(module, auraloss.freq.STFTLoss):
-            module.window = getattr(torch, window)(module.win_length, dtype=torch.float64)  # it is no buffer
+            module.window = getattr(torch, window)(module.win_length, dtype=torch.float64)  # it is not a buffer
     assert_same(ours, theirs, prediction, target, exact)
 
 
@@ -163,7 +163,7 @@ def test_mel_and_chroma_scales_equal_auraloss() -> None:
     assert_auraloss(losses.MelSTFTLoss(RATE, reduction="batch"), auraloss.freq.MelSTFTLoss(RATE), prediction, target)
 
     def chroma(predicted: Tensor, wanted: Tensor) -> Tensor:
-        """Auraloss can't register librosa's filters, so they are put in here."""
+        """Auraloss fails to register librosa's filters, so they are set here."""
         loss = auraloss.freq.STFTLoss()
         loss.scale, loss.fb = "chroma", torch.from_numpy(librosa.filters.chroma(sr=RATE, n_fft=1024, n_chroma=12))
         return loss(predicted, wanted)
@@ -224,7 +224,7 @@ class TestRandomResolution:
             loss(*noise((1, 1, 8), 12))
 
 
-def test_mel_filters_are_librosas_and_empty_ones_are_said_once() -> None:
+def test_mel_filters_are_librosas_and_empty_ones_give_one_warning() -> None:
     device = torch.device("cpu")
     for settings in ((24000, 1024, 80, 0.0, 8000.0), (44100, 2048, 128, 30.0, None)):
         rate, n_fft, n_mels, low, high = settings

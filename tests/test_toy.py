@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +79,7 @@ def trained_on_two_futures(samples: int) -> tuple[Tensor, Tensor]:
     return torch.stack([rms(drawn, future.expand_as(drawn)) for future in futures]), rms(futures[:1], futures[1:])
 
 
+@pytest.mark.slow
 def test_energy_makes_both_futures_equally_often_and_nothing_between() -> None:
     distances, apart = trained_on_two_futures(samples=4)
     nearer, other = distances.amin(0), distances.amax(0)
@@ -86,6 +88,7 @@ def test_energy_makes_both_futures_equally_often_and_nothing_between() -> None:
     assert other.mean() > 0.9 * apart
 
 
+@pytest.mark.slow
 def test_regression_makes_one_thing_that_is_neither() -> None:
     """Of two equally likely futures all points of the straight line between them have the same mean distance."""
     distances, apart = trained_on_two_futures(samples=1)

@@ -30,7 +30,7 @@ def settings(uri: str, experiment: str, run_name: str | None = None) -> Tracking
 
 
 def test_a_run_whose_server_is_down_finishes_and_is_logged_later(
-    tmp_path: Path, run_command: Command, call_command: Command, train_flags: list[object], store: str
+    tmp_path: Path, call_command: Command, train_flags: list[object], store: str
 ) -> None:
     flags = (*train_flags, "--epochs", 2, "--mlflow_uri", NOWHERE, "--experiment", "later", "--run_name", "offline")
     result = call_command("train_worker.py", *flags, cwd=tmp_path)
@@ -42,7 +42,7 @@ def test_a_run_whose_server_is_down_finishes_and_is_logged_later(
     with pytest.raises(EncoreError, match=f"--mlflow_uri {NOWHERE}: cannot be reached; .* is unchanged"):
         send(journal, NOWHERE)
     assert journal.is_file()
-    sent = run_command("-m", "encore.tracking", journal, "--mlflow_uri", store, cwd=tmp_path)
+    sent = call_command("-m", "encore.tracking", journal, "--mlflow_uri", store, cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
     assert not journal.exists()
     client = MlflowClient(store)
@@ -164,3 +164,14 @@ def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
 
     unknown = call_command("train_worker.py", *flags[:-2], "--tracker", "json_line", cwd=tmp_path)
     assert unknown.returncode == 2 and "--tracker json_line" in unknown.stderr
+
+
+def test_a_file_that_is_not_a_journal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    for content in ("no JSON\n", "[1]\n", "{}\n"):
+        path.write_text(content)
+        with pytest.raises(EncoreError, match="notes.txt: is not a journal"):
+            send(path, NOWHERE)
+        assert path.read_text() == content
+    with pytest.raises(EncoreError, match="no such file"):
+        send(tmp_path / "missing.jsonl", NOWHERE)

@@ -40,8 +40,8 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_improves_on_the_start_and_writes_a_codec(run_command: Command, music: Path, tmp_path: Path) -> None:
-    result = run_command(
+def test_training_improves_on_the_start_and_writes_a_codec(call_command: Command, music: Path, tmp_path: Path) -> None:
+    result = call_command(
         "train_codec.py", music, "--output", tmp_path, *SMALL, "--steps", 12, "--batch_size", 2, "--crop_seconds", 0.3,
         "--lr", 0.002, "--val_fraction", 0.25, "--validate_every", 4, "--seed", 1, cwd=tmp_path,
     )  # fmt: skip

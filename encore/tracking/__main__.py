@@ -26,9 +26,12 @@ def send(
         raise EncoreError(
             f"{journal}: no such file; a run writes it to its checkpoint folder if MLflow cannot be reached"
         )
-    header = json.loads(journal.read_text().partition("\n")[0])
-    settings = TrackingConfig(mlflow_uri=mlflow_uri, experiment=header["experiment"], run_name=header["run_name"])
-    tracker = MlflowTracker(settings, header["run_id"], journal.parent, print, journal.name)
+    try:
+        header = json.loads(journal.read_text(encoding="utf-8").partition("\n")[0])
+        settings = TrackingConfig(mlflow_uri=mlflow_uri, experiment=header["experiment"], run_name=header["run_name"])
+        tracker = MlflowTracker(settings, header["run_id"], journal.parent, print, journal.name)
+    except (ValueError, KeyError, TypeError) as error:
+        raise EncoreError(f"{journal}: is not a journal of unsent records ({error}); name a run's {JOURNAL}") from error
     tracker.flush()
     if tracker.lost:
         raise EncoreError(f"--mlflow_uri {mlflow_uri}: cannot be reached; {journal} is unchanged")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from encore.audio import write_wav
 from encore.data.dataset import Batch, PairDataset, collate
-from encore.reporting.spectrograms import spectrograms
 from encore.training.distributed import Ranks
 from encore.training.meters import WeightedMean, means
 from encore.training.objective import Objective
@@ -54,6 +53,8 @@ def _means(
 @torch.no_grad()
 def write_example(folder: Path, objective: Objective, model: nn.Module, val_set: PairDataset, ranks: Ranks) -> None:
     """Writes the first validation pair and its prediction as audio and spectrograms."""
+    from encore.reporting.spectrograms import spectrograms  # imports matplotlib, which the other ranks don't need
+
     batch = collate([val_set[0]]).to(ranks.device)
     prediction = objective.synthesizer.sample(model.eval(), batch)
     signals = {"input": batch.input_audio[0], "target": batch.target_audio[0], "prediction": prediction[0]}
