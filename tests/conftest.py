@@ -106,8 +106,8 @@ def call_command() -> Command:
 
 @contextlib.contextmanager
 def unchanged_process(folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    """This process in another folder, with more in its environment; both are put back, and signal handlers."""
-    before, variables = Path.cwd(), dict(os.environ)
+    """This process in another folder, with more in its environment; all that commands change is put back."""
+    before, variables, path = Path.cwd(), dict(os.environ), list(sys.path)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.chdir(folder)
     os.environ.update(environment)
@@ -117,6 +117,7 @@ def unchanged_process(folder: Path, environment: dict[str, str]) -> Iterator[Non
         os.chdir(before)
         os.environ.clear()
         os.environ.update(variables)
+        sys.path[:] = path
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -231,23 +232,23 @@ def train_flags(tiny_pairs: Path, store: str) -> list[object]:
 
 @pytest.fixture(scope="session")
 def trained_flags(train_flags: list[object]) -> list[object]:
-    """Flags of the run `trained`: 4 epochs of 2 steps of 2 batches, on 2 ranks, with all that energy can draw."""
+    """Flags of the run `trained`: 4 epochs of 2 steps of 2 batches, with all that energy can draw."""
     weights = ("--loss_weight_target", 0.5, "--loss_weight_spectral", 0.25, "--loss_weight_mel", 0.25)
-    steps = ("--batch_size", 1, "--grad_accumulation", 2, "--epochs", 4, "--seed", 2**32 - 1, "--world_size", 2)
+    steps = ("--batch_size", 2, "--grad_accumulation", 2, "--epochs", 4, "--seed", 2**32 - 1)
     energy = ("--objective", "energy", "--context_seconds", 0.6, "--context_noise", 0.2, "--rollout_blocks", 1)
     return [*train_flags, *weights, *steps, *energy]
 
 
 @pytest.fixture(scope="session")
 def regression_flags(trained_flags: list[object]) -> list[object]:
-    """Flags of the run `trained_regression`: as many steps, on one rank."""
-    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0, "--batch_size", 2, "--world_size", 1]
+    """Flags of the run `trained_regression`."""
+    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0]
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, run_command: Command, trained_flags: list[object]) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, call_command: Command, trained_flags: list[object]) -> Path:
     """The folder of a finished run of energy, in experiment "trained"; its output is in stdout.txt."""
-    return finished(run_command, "train_ddp.py", trained_flags, tmp_path_factory.mktemp("trained"), "trained")
+    return finished(call_command, trained_flags, tmp_path_factory.mktemp("trained"), "trained")
 
 
 @pytest.fixture(scope="session")
@@ -255,12 +256,11 @@ def trained_regression(
     tmp_path_factory: pytest.TempPathFactory, call_command: Command, regression_flags: list[object]
 ) -> Path:
     """The same of regression, in experiment "regression"."""
-    folder = tmp_path_factory.mktemp("regression")
-    return finished(call_command, "train_worker.py", regression_flags, folder, "regression")
+    return finished(call_command, regression_flags, tmp_path_factory.mktemp("regression"), "regression")
 
 
-def finished(run: Command, script: str, flags: list[object], folder: Path, experiment: str) -> Path:
-    result = run(script, *flags, "--experiment", experiment, cwd=folder)
+def finished(call_command: Command, flags: list[object], folder: Path, experiment: str) -> Path:
+    result = call_command("train_worker.py", *flags, "--experiment", experiment, cwd=folder)
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout)
     return folder

@@ -165,6 +165,7 @@ def test_differences_leave_out_the_flags_that_the_ablation_sets() -> None:
     assert differences(before, after) == ["--unity_test true is now false"]
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_children_and_no_further_one_starts(tmp_path: Path) -> None:
     program = f"""
 import sys, threading

@@ -56,6 +56,7 @@ def continuers(codec: Codec, data: EvalSet) -> dict[str, Continuer]:
     return {continuer.name: continuer for continuer in made}
 
 
+@pytest.mark.slow
 def test_each_baseline_makes_the_waveform_of_its_name(continuers: dict[str, Continuer], data: EvalSet) -> None:
     batch = data.load([0, 1, 2])
     drawn = {name: continuer.draw(batch, 4, 0) for name, continuer in continuers.items()}
@@ -78,6 +79,7 @@ def test_the_loop_of_a_beat_continues_the_beat(continuers: dict[str, Continuer],
     torch.testing.assert_close(continuers["loop"].draw(batch, 1, 0)[:, 0], batch.target_audio, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_replay_is_the_decoded_context_from_a_lag_on(
     continuers: dict[str, Continuer], data: EvalSet, codec: Codec
 ) -> None:
@@ -94,6 +96,7 @@ def test_a_replay_is_the_decoded_context_from_a_lag_on(
     assert not drawn[0, 0].equal(drawn[0, 1])
 
 
+@pytest.mark.slow
 def test_candidates_depend_on_pair_seed_and_number_alone(continuers: dict[str, Continuer], data: EvalSet) -> None:
     together = continuers["replay"].draw(data.load([0, 1, 2]), 3, 7)
     alone = continuers["replay"].draw(data.load([2]), 2, 7)

@@ -49,6 +49,7 @@ def test_untouched_cuts_are_typical_and_louder_continuations_less_and_less(piece
         assert more.mean() > 95
 
 
+@pytest.mark.slow
 def test_a_click_is_at_the_upper_end_of_the_flux(pieces: list[Tensor]) -> None:
     quiet = 0.05 * pieces[0]
     context, truth = quiet[:, : 3 * RATE + 5000], quiet[:, 3 * RATE + 5000 :]
@@ -80,6 +81,7 @@ def test_flux_and_step_equal_a_reference_in_float64() -> None:
         assert float(step) == pytest.approx(abs(10 * np.log10(after / before)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_silence_in_silence_is_typical_and_steadiness_in_music_is_at_the_lower_end(pieces: list[Tensor]) -> None:
     silence = torch.zeros(1, 2 * RATE)
     silent = Item(silence, silence, silence, RATE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 import encore.models.priors  # noqa: F401 (registers the choices of --prior)
+from encore.commands import main
 from encore.config import cli
 from encore.config.knobs import knobs_of
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.registry import Registry
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import Command
 from tests.test_config import parse
 
 
@@ -95,30 +95,34 @@ def test_a_registry_names_its_choices_and_refuses_a_name_twice() -> None:
         registry.find("tow")
 
 
-def test_a_plugin_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
+def test_a_plugin_that_fails_is_named_with_its_error(call_command: Command, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     for plugin, reason in (("broken.py", "ZeroDivisionError"), ("none.py", "No such file"), ("no_module", "no_module")):
-        command = [sys.executable, str(ROOT / "train_ddp.py"), "--plugins", plugin]
-        result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        result = call_command("train_ddp.py", "--plugins", plugin, cwd=tmp_path)
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
         assert line.startswith(f"error: --plugins {plugin}: ") and reason in line
 
 
-def test_the_command_encore_has_the_entry_points_as_subcommands(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from encore.commands import main; main()", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+def test_the_command_encore_has_the_entry_points_as_subcommands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["encore", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
 
-    listing = run("--help")
-    assert listing.returncode == 0
+    status, listing, _ = run("--help")
+    assert status == 0
     for name in ("prepare", "train", "sample", "evaluate", "ablate", "losses", "train_codec"):
-        assert re.search(rf"\b{name}\b", listing.stdout)
-    help = run("train", "--help")
-    assert help.returncode == 0 and "encore train" in help.stdout and "--dataset_folder" in help.stdout
-    refused = run("train", "--lr", "-1", "--dataset_folder", "nowhere")
-    assert refused.returncode == 2
-    assert [line.split(":")[1] for line in refused.stderr.splitlines()] == [" --lr -1.0", " --dataset_folder nowhere"]
+        assert re.search(rf"\b{name}\b", listing)
+    status, text, _ = run("train", "--help")
+    assert status == 0 and "encore train" in text and "--dataset_folder" in text
+    status, _, errors = run("train", "--lr", "-1", "--dataset_folder", "nowhere")
+    assert status == 2
+    assert [line.split(":")[1] for line in errors.splitlines()] == [" --lr -1.0", " --dataset_folder nowhere"]
 
 
 def test_a_file_does_not_decide_what_code_is_run(tmp_path: Path) -> None:

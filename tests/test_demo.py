@@ -22,6 +22,7 @@ def make(folder: Path, *flags: str) -> list[np.ndarray]:
     return [soundfile.read(path)[0] for path in sorted(folder.iterdir())]
 
 
+@pytest.mark.slow
 def test_files_are_music_at_a_fixed_level(tmp_path: Path) -> None:
     pieces = make(tmp_path, "--files", "4", "--seconds", "9")
     assert [path.name for path in sorted(tmp_path.iterdir())] == [f"demo_{k:02d}.wav" for k in range(4)]
@@ -60,6 +61,7 @@ def test_a_pluck_sounds_at_its_pitch_and_fades() -> None:
     assert np.abs(note[-2400:]).max() < 0.1 * np.abs(note[:2400]).max()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-m", "encore.data.demo", str(tmp_path / "file/music")]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ENVIRONMENT, results_of_two_ranks
 
 # Each ending in a fork of its own, with an object that lives until the interpreter is torn down and then aborts the
@@ -40,6 +42,7 @@ print(json.dumps(statuses))
 """
 
 
+@pytest.mark.slow
 def test_a_rank_ends_with_its_status_and_without_a_teardown(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", RANKS, tmp_path], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
@@ -71,6 +74,7 @@ def main(ranks, folder):
 """
 
 
+@pytest.mark.slow
 def test_what_fails_on_one_rank_fails_on_all_with_its_message(tmp_path: Path) -> None:
     for said, gathered, sent in results_of_two_ranks(AGREE, tmp_path):
         assert said == ["", "rank 1 found something", "rank 0 found something"]

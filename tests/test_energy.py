@@ -94,6 +94,7 @@ def direct(
 
 
 @pytest.mark.parametrize("samples", [2, 3])
+@pytest.mark.slow
 def test_value_parts_and_gradient_are_those_of_the_formula(samples: int) -> None:
     """Several losses at once, which share their spectra, and rows of them."""
     audio, target, source = signals(samples)

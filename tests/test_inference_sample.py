@@ -170,6 +170,7 @@ def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
     np.testing.assert_array_equal(samples_of(tmp_path / "full.wav"), samples_of(continued[0] / "full.wav"))
 
 
+@pytest.mark.slow
 def test_at_the_songs_end_there_is_no_truth_unless_a_target_is_given(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: Path, song: Path, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_mistake_is_named_with_its_remedy(
         model.continue_(waveform, **{"sample_rate": SAMPLE_RATE, **settings})
 
 
+@pytest.mark.slow
 def test_a_model_of_regression_makes_one_continuation(trained_regression: Path) -> None:
     model = encore.load(str(trained_regression / "checkpoints" / "best_model.pt"), device="cpu")
     song = melody(1.2, 6)
@@ -109,6 +110,7 @@ def test_what_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:
         encore.load(tmp_path / "best_model.pt")
 
 
+@pytest.mark.slow
 def test_loading_a_model_imports_nothing_of_training_data_or_evaluation(trained: Path) -> None:
     program = """
 import json, sys

@@ -55,6 +55,7 @@ def test_a_long_signal_has_no_more_frames_than_a_png_can_show() -> None:
     assert (levels.shape[1] - 1) * seconds == pytest.approx(60, abs=seconds)
 
 
+@pytest.mark.slow
 def test_panels_share_the_level_of_the_first_signal(tmp_path: Path) -> None:
     path = tmp_path / "two.png"
     spectrograms({"loud": tone(6000, 1), "soft": tone(6000, 1, 0.01)}, SAMPLE_RATE, path)
@@ -97,6 +98,7 @@ def test_titles_are_plain_text(tmp_path: Path) -> None:
     assert (tmp_path / "title.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_pyplot_is_never_imported() -> None:
     code = "import sys, encore.reporting.html, encore.reporting.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

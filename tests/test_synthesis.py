@@ -181,6 +181,7 @@ def test_in_a_rollout_the_generated_blocks_are_the_past_of_model_and_decoder(cod
     assert relative_db(before, audio[..., : synthesizer.boundary * HOP]) > -10
 
 
+@pytest.mark.slow
 def test_noise_is_added_to_the_models_context_and_not_to_the_decoders(codec: Codec, batch: Batch) -> None:
     torch.manual_seed(0)
     truth, synthesizer, plan = Truth(batch), new_synthesizer(codec, context_noise=0.3), CropPlan((20,), 0, 1)

@@ -157,6 +157,7 @@ def test_a_resumed_run_continues_and_tags_changed_parameters(tmp_path: Path, sto
     assert run.data.tags["resumed_epochs"] == "6" and "resumed_lr" not in run.data.tags
 
 
+@pytest.mark.slow
 def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
     tmp_path: Path, call_command: Command, train_flags: list[object]
 ) -> None:

@@ -171,13 +171,18 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 
 @pytest.mark.slow
 def test_ranks_that_are_killed_or_stopped_go_on_to_the_same_end(
-    trained: Path, trained_flags: list[object], tmp_path: Path, run_command: Command
+    trained_flags: list[object], tmp_path: Path, run_command: Command
 ) -> None:
-    """A rank is killed and restarted from the last checkpoint, the run is stopped by SIGTERM and resumed.
+    """Of two ranks one is killed and restarted from the last checkpoint, the run is stopped by SIGTERM and resumed.
 
     The weights are those of the uninterrupted run, bit for bit.
     """
-    flags, last = (*trained_flags, *JSON, "--max_restarts", 1), tmp_path / "checkpoints" / "last.pt"
+    uninterrupted, last = tmp_path / "uninterrupted", tmp_path / "checkpoints" / "last.pt"
+    uninterrupted.mkdir()
+    flags = (*trained_flags, *JSON, "--batch_size", 1, "--world_size", 2)
+    result = run_command("train_ddp.py", *flags, cwd=uninterrupted)
+    assert result.returncode == 0, result.stderr
+    flags = (*flags, "--max_restarts", 1)
     environment = {**ENVIRONMENT, KILL_AFTER: "1"}
     process = subprocess.Popen(
         command("train_ddp.py", *flags), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
@@ -194,7 +199,7 @@ def test_ranks_that_are_killed_or_stopped_go_on_to_the_same_end(
     assert 2 <= progress["epoch"] < 4 and progress["epoch_step"] > 0  # in the middle of an epoch
     result = run_command("train_ddp.py", *flags, "--resume", "auto", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert equal_weights(last, trained / "checkpoints" / "last.pt")
+    assert equal_weights(last, uninterrupted / "checkpoints" / "last.pt")
 
 
 @pytest.mark.slow
@@ -228,6 +233,7 @@ def test_an_adversary_and_the_balancer_train_along_and_go_on_with_the_run(
     assert metrics["val_loss"] == pytest.approx(metrics["val_rms_target"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_whole_segments_without_a_prior_and_more_samples(
     tmp_path: Path, call_command: Command, train_flags: list[object]
 ) -> None:
