@@ -37,6 +37,7 @@ def read_flags(path: Path, config_class: type) -> dict[str, Any]:
     unknown = [name for name in listed(str(content.get("plugins") or "")) if name not in LOADED]
     if unknown:  # a file of settings does not decide what code is run
         raise EncoreError(f"--config {path}: plugins: name them on the command line too: --plugins {','.join(unknown)}")
+    content.pop("plugins", None)  # the command line has them
     problems: list[str] = []
     flags = typed_flags(content, config_class, f"--config {path}", problems)
     if problems:
