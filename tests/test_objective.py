@@ -212,9 +212,9 @@ def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer
 
 def adversarial(codec: Codec, start_step: int = 0) -> Objective:
     torch.manual_seed(0)
-    judge = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
+    network = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
     components = components_for(codec, loss_weight_target=1, loss_weight_gan=1, loss_weight_feature_matching=2)
-    adversary = losses.Adversary(judge, lr=1e-3, start_step=start_step)
+    adversary = losses.Adversary(network, lr=1e-3, start_step=start_step)
     return objective(codec, *components, combiner=losses.LossBalancer, adversary=adversary)
 
 
@@ -258,7 +258,7 @@ def test_its_state_is_that_of_balancer_and_adversary(codec: Codec, batch: Batch,
 
 
 def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: Codec, batch: Batch) -> None:
-    """A run goes on with another way to combine its losses, in both directions."""
+    """A run continues with another way to combine its losses, in both directions."""
     balanced, model = adversarial(codec), Answer()
     balanced.backward(balanced(model, batch, crop(0, 30)), 1.0, measure=False)
     plain = objective(codec, *components_for(codec, loss_weight_mel=1))

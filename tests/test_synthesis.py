@@ -105,7 +105,7 @@ PLANS = [
     (2, 20, CropPlan((0,), 0, 20)),  # right at the boundary
     (1, 20, CropPlan((0, 40), 0, 20)),
     (2, 20, CropPlan((0, 40), 0, 20)),
-    (2, 20, CropPlan((20,), 3, 9)),  # a crop so near the block's beginning that the past is heard
+    (2, 20, CropPlan((20,), 3, 9)),  # a crop so near the block's beginning that the past is decoded too
     (1, 75, CropPlan((0,), 0, 75)),
     (2, 75, CropPlan((0,), 30, 40)),  # a crop far inside the block: no past is needed
     (2, 20, CropPlan((0,), 0, 20, rollout=True)),
@@ -128,9 +128,9 @@ def test_what_is_heard_lies_where_it_should(
     assert rows.shape[3:] == (1, (boundary + plan.frames) * HOP)
     for number, start in enumerate(plan.starts):
         first = start + plan.first
-        heard = slice((FRAMES + first - boundary) * HOP, (FRAMES + first + plan.frames) * HOP)
+        decoded = slice((FRAMES + first - boundary) * HOP, (FRAMES + first + plan.frames) * HOP)
         beside = target.unflatten(0, (ITEMS, blocks))[:, number]
-        assert torch.equal(beside, song[..., heard])
+        assert torch.equal(beside, song[..., decoded])
         assert torch.equal(
             source.unflatten(0, (ITEMS, blocks))[:, number],
             batch.input_audio[..., first * HOP : (first + plan.frames) * HOP],
@@ -138,9 +138,9 @@ def test_what_is_heard_lies_where_it_should(
         for item in range(ITEMS):
             for sample in range(samples):
                 made = rows[item, sample, number]
-                assert relative_db(made, whole[item, :, heard]) < -50
-                assert relative_db(made[:, : boundary * HOP], whole[item, :, heard][:, : boundary * HOP]) < -40
-                assert relative_db(made, whole[item - 1, :, heard]) > -10
+                assert relative_db(made, whole[item, :, decoded]) < -50
+                assert relative_db(made[:, : boundary * HOP], whole[item, :, decoded][:, : boundary * HOP]) < -40
+                assert relative_db(made, whole[item - 1, :, decoded]) > -10
 
 
 def test_a_codec_that_works_in_segments_is_heard_exactly() -> None:
@@ -247,7 +247,7 @@ def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: Codec, b
 
 def test_the_replay_in_the_models_place_is_the_contexts_own_frames(codec: Codec, batch: Batch) -> None:
     """At the lags that follow from the item's number and the sample's."""
-    heard, frames = new_synthesizer(codec).replay(batch), torch.arange(FRAMES)
+    decoded, frames = new_synthesizer(codec).replay(batch), torch.arange(FRAMES)
     seeds = [item * MAX_SAMPLES + sample for item in range(ITEMS) for sample in range(2)]
     rows = []
     for row, seed in enumerate(seeds):
@@ -255,4 +255,4 @@ def test_the_replay_in_the_models_place_is_the_contexts_own_frames(codec: Codec,
         context = batch.context[row // 2]
         rows.append(torch.cat([context, context[:, FRAMES - lag + frames % lag]], -1))
     expected = codec.decode(torch.stack(rows))[..., FRAMES * HOP :]
-    assert all(relative_db(*pair) < -50 for pair in zip(heard, expected, strict=True))
+    assert all(relative_db(*pair) < -50 for pair in zip(decoded, expected, strict=True))

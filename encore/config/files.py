@@ -117,7 +117,7 @@ class _UniqueKeys(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float):  # also keeps lists and mappings out, which can't be in a set
+            if not isinstance(key, str | int | float):  # also keeps lists and mappings out, which cannot be in a set
                 raise yaml.constructor.ConstructorError(None, None, "a key that is not a name", key_node.start_mark)
             if key in known:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", key_node.start_mark)

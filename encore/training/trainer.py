@@ -239,8 +239,8 @@ class Trainer:
         progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
         if progress.skipped_in_a_row >= MAX_NOT_FINITE:
             raise Diverged(
-                f"loss or gradient was not finite for {MAX_NOT_FINITE} steps in a row, training cannot go on; the last "
-                f"good checkpoint is in {self.folder}. Lower --lr ({self.config.optim.lr:g}) or --clip_norm"
+                f"loss or gradient was not finite for {MAX_NOT_FINITE} steps in a row, so training ends; the last good "
+                f"checkpoint is in {self.folder}. Lower --lr ({self.config.optim.lr:g}) or --clip_norm"
             )
         return stopped
 
