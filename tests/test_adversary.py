@@ -1,4 +1,4 @@
-"""The adversary: who gets gradients, when it is trained, its state, two ranks."""
+"""The adversary: what gets gradients, when the discriminator is trained, its state, two ranks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Untouchable(nn.Module):
 
 
 @pytest.mark.parametrize("gan_type", ["hinge", "lsgan"])
-def test_it_learns_to_tell_noise_from_sines_and_shows_the_generator_the_way(gan_type: str) -> None:
+@pytest.mark.slow
+def test_the_discriminator_learns_and_its_gradient_leads_the_generator_to_the_target(gan_type: str) -> None:
     def sines(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         pitch, phase = torch.rand(2, 8, 1, 1, generator=generator).unbind(0)

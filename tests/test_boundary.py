@@ -38,6 +38,7 @@ def ranked(pieces: list[Tensor], damage: float = 1.0) -> tuple[np.ndarray, np.nd
     return np.array([boundary_flux(item) for item in items]), np.array([boundary_step(item) for item in items])
 
 
+@pytest.mark.slow
 def test_untouched_cuts_are_typical_and_louder_continuations_less_and_less(pieces: list[Tensor]) -> None:
     untouched = ranked(pieces)
     for values in untouched:

@@ -61,6 +61,7 @@ def random_codec() -> Codec:
 
 
 @pytest.mark.parametrize("build", [lambda: load_codec("starter"), random_codec], ids=["starter", "random"])
+@pytest.mark.slow
 def test_a_crop_equals_the_whole_decoding(build: Callable[[], Codec]) -> None:
     """The margin is measured on half of one signal; it must hold at other positions of another signal too."""
     codec = build()
@@ -138,6 +139,7 @@ def repository(folder: Path, name: str) -> EncodecModel:
     return model
 
 
+@pytest.mark.slow
 def test_encodec_24khz_from_a_repository_is_the_packages_model(tmp_path: Path) -> None:
     reference = repository(tmp_path, "encodec_24khz")
     codec = load_codec("encodec_24khz", tmp_path)
@@ -164,6 +166,7 @@ def test_encodec_24khz_from_a_repository_is_the_packages_model(tmp_path: Path) -
         load_codec("encodec_24khz", tmp_path)
 
 
+@pytest.mark.slow
 def test_encodec_48khz_keeps_each_seconds_volume_as_a_latent(tmp_path: Path) -> None:
     reference = repository(tmp_path, "encodec_48khz")
     codec = load_codec("encodec_48khz", tmp_path)

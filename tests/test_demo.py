@@ -34,6 +34,7 @@ def test_files_are_music_at_a_fixed_level(tmp_path: Path) -> None:
         assert np.sqrt(np.mean(piece.reshape(9, -1) ** 2, 1)).min() > 0.05
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_files_and_each_file_differs(tmp_path: Path) -> None:
     first = make(tmp_path / "a", "--files", "2", "--seconds", "3")
     again = make(tmp_path / "b", "--files", "3", "--seconds", "3")
@@ -43,6 +44,7 @@ def test_a_seed_gives_the_same_files_and_each_file_differs(tmp_path: Path) -> No
         assert abs(np.corrcoef(x, y)[0, 1]) < 0.5
 
 
+@pytest.mark.slow
 def test_the_music_repeats_so_that_a_continuation_can_be_right(tmp_path: Path) -> None:
     """The progression returns after eight beats, at 100 to 140 beats a minute: 3.4 to 4.8 s."""
     for piece in make(tmp_path, "--files", "3", "--seconds", "12"):

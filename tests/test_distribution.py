@@ -117,6 +117,7 @@ DISTANCES = {"kernel": kernel_distance, "energy": energy_distance, "frechet": fr
 
 
 @pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.slow
 def test_intervals_cover_the_true_distance(name: str) -> None:
     """They contain zero for equal distributions, else the known distance, at least 9 times in 10."""
     distance: Distance = DISTANCES[name]
@@ -170,6 +171,7 @@ def _generator() -> torch.Generator:
 
 
 @pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.slow
 def test_distances_of_music_are_small_and_grow_with_damage(songs: tuple[Tensor, Tensor], name: str) -> None:
     distance: Distance = DISTANCES[name]
     features: Callable[[Tensor], Tensor] = (

@@ -31,6 +31,7 @@ def halves() -> tuple[Tensor, Tensor]:
     return first, last
 
 
+@pytest.mark.slow
 def test_contours_equal_a_reference_in_float64() -> None:
     audio = torch.cat([noise(2.3), 0.5 * noise(2.3, seed=1)])
     found = contours(audio, RATE)
@@ -64,6 +65,7 @@ def test_arrays_and_leading_axes_are_as_one_item_each() -> None:
         torch.testing.assert_close(getattr(together, name), torch.stack([getattr(item, name) for item in alone]))
 
 
+@pytest.mark.slow
 def test_the_same_music_differs_by_nothing_and_damage_by_more_and_more(halves: tuple[Tensor, Tensor]) -> None:
     first, last = halves
     for name, values in compare_contours(first, last, RATE).items():

@@ -26,7 +26,7 @@ DISTANCES = ("spectral_energy", "rms", "mel")
 
 
 class Given:
-    """Hears signals that are given to it, in the place of a model's."""
+    """A synthesizer whose samples are given signals, without a model."""
 
     def __init__(self, audio: Tensor, target: Tensor, source: Tensor):
         self.audio, self.target, self.source = audio, target, source
@@ -117,7 +117,7 @@ def test_value_parts_and_gradient_are_those_of_the_formula(samples: int) -> None
         assert (audio.grad - expected).norm() <= 1e-9 * expected.norm()
 
 
-def test_what_is_no_distance_only_attracts() -> None:
+def test_losses_that_are_no_distances_have_no_repulsion() -> None:
     samples = 3
     audio, target, source = signals(samples)
     components = [component("spectral"), component("waveform_mse"), component("rms", against_input=True)]
@@ -212,7 +212,7 @@ def test_a_component_that_is_not_finite_costs_the_step_or_is_left_out_with_its_p
     assert audio.grad is not None and bool(audio.grad.isfinite().all()) == balanced
 
 
-def test_the_adversary_judges_every_sample() -> None:
+def test_the_adversary_gets_every_sample() -> None:
     samples = 2
     audio, target, source = (signal.detach().float() for signal in signals(samples))
     audio.requires_grad_()
@@ -242,6 +242,7 @@ def test_the_adversary_judges_every_sample() -> None:
 
 
 @pytest.mark.parametrize("prior", ["replay", "none"])
+@pytest.mark.slow
 def test_the_first_step_moves(prior: str) -> None:
     """Also from an output layer of zeros: all weights that matter then get a gradient, and the output changes."""
     codec = load_codec("starter")

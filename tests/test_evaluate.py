@@ -84,6 +84,7 @@ def run_of(store: str) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_every_continuer_has_its_values(found: dict[str, Any]) -> None:
     assert list(found["systems"]) == ["model", "twin", *BASELINES]
     assert (found["items"], found["candidates"], found["seconds"]) == (VAL_PAIRS, 2, 1.0)
@@ -105,6 +106,7 @@ def test_every_continuer_has_its_values(found: dict[str, Any]) -> None:
                 assert value["low"] <= value["high"], name
 
 
+@pytest.mark.slow
 def test_values_with_a_known_answer(found: dict[str, Any], pairs: Path) -> None:
     systems = found["systems"]
     truths = [read_audio(pairs / "val" / f"pair_{n:04d}_output.wav", SAMPLE_RATE, 1)[None] for n in range(VAL_PAIRS)]
@@ -128,6 +130,7 @@ def test_values_with_a_known_answer(found: dict[str, Any], pairs: Path) -> None:
     assert systems["truth"]["memorisation"]["value"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_metric_of_the_users_own_is_in_the_json_the_tables_the_page_and_mlflow(
     evaluated: tuple[Path, str], found: dict[str, Any], pairs: Path, store: str
 ) -> None:
@@ -148,10 +151,12 @@ def test_a_metric_of_the_users_own_is_in_the_json_the_tables_the_page_and_mlflow
     assert run_of(store).data.metrics["eval_model_crest_factor"] == pytest.approx(value)
 
 
+@pytest.mark.slow
 def test_a_twin_has_the_same_values(found: dict[str, Any]) -> None:
     assert found["systems"]["model"] == found["systems"]["twin"]
 
 
+@pytest.mark.slow
 def test_values_not_to_be_trusted_are_warned_of(evaluated: tuple[Path, str], found: dict[str, Any]) -> None:
     warnings = " ".join(found["warnings"])
     assert "5 validation pairs are few" in warnings and "2 recordings are few" in warnings and "Fréchet" in warnings
@@ -159,6 +164,7 @@ def test_values_not_to_be_trusted_are_warned_of(evaluated: tuple[Path, str], fou
     assert all(warning in page.text and warning in evaluated[1] for warning in found["warnings"])
 
 
+@pytest.mark.slow
 def test_the_page_and_the_tables_show_the_continuers(evaluated: tuple[Path, str]) -> None:
     page = Page(evaluated[0] / "index.html")
     # Model, twin, loop, replay and truth after each of three pairs; the first four for long.
@@ -169,6 +175,7 @@ def test_the_page_and_the_tables_show_the_continuers(evaluated: tuple[Path, str]
     assert max(map(len, evaluated[1].splitlines()[:60])) <= 100
 
 
+@pytest.mark.slow
 def test_the_training_run_has_the_values(found: dict[str, Any], store: str) -> None:
     run = run_of(store)
     value = found["systems"]["model"]["energy_score_mel"]["value"]

@@ -144,6 +144,7 @@ def test_the_table_has_the_losses_of_training_or_those_of_metrics(trained: Path)
     assert list(build_table_losses(generator, "mel, rms", truth)) == ["rms", "mel"]
 
 
+@pytest.mark.slow
 def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
     continued: tuple[Path, str], call_command: Command, trained: Path, store: str, song: Path, tmp_path: Path
 ) -> None:
@@ -190,6 +191,7 @@ def test_at_the_songs_end_there_is_no_truth_unless_a_target_is_given(
     assert "over 1.50 s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_candidates_stand_side_by_side_and_the_best_of_each_row_is_marked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], drawing: Path, song: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +225,7 @@ def test_candidates_stand_side_by_side_and_the_best_of_each_row_is_marked(
     assert np.abs(samples_of(tmp_path / "hot" / "continuation.wav").astype(int) - second).max() > 10
 
 
+@pytest.mark.slow
 def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: Path, tmp_path: Path) -> None:
     flags = ("--checkpoint", drawing, "--input", song, "--seconds", 360000, "--stream", "--output", "out")
     with subprocess.Popen(

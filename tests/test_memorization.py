@@ -54,6 +54,7 @@ def test_ratio_grows_with_the_damage_done_to_a_copy() -> None:
     assert ratios[0] == 0 and ratios == sorted(ratios) and ratios[3] > 1.5
 
 
+@pytest.mark.slow
 def test_a_copy_of_training_music_is_found_wherever_it_begins() -> None:
     codec = load_codec("starter")
     pieces = [torch.from_numpy(compose(1.5, np.random.default_rng([7, i]))).float() for i in range(26)]

@@ -26,7 +26,7 @@ from tests.conftest import melody
 
 
 class Counted(nn.Module):
-    """A loss that notes what it was given."""
+    """A loss that keeps its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def batch(codec: Codec) -> Batch:
 
 
 class Answer(nn.Module):
-    """Answers with its prior, through a convolution of one frame where there is to be something to learn."""
+    """Predicts its prior, through a convolution over single frames if it is to have weights."""
 
     def __init__(self, learns: bool = True):
         super().__init__()
@@ -126,6 +126,7 @@ def test_floor_and_copy(codec: Codec, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.slow
 def test_gradients_reach_the_model_through_the_decoder(codec: Codec, batch: Batch, samples: int) -> None:
     """Measured or not, in two halves or at once: always the gradient of the weighted mean."""
     chosen = components_for(codec, loss_weight_target=1, loss_weight_spectral=1, loss_weight_mel=2)
@@ -212,12 +213,19 @@ def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer
 
 def adversarial(codec: Codec, start_step: int = 0) -> Objective:
     torch.manual_seed(0)
+<<<<<<< HEAD
     network = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
     components = components_for(codec, loss_weight_target=1, loss_weight_gan=1, loss_weight_feature_matching=2)
     adversary = losses.Adversary(network, lr=1e-3, start_step=start_step)
+=======
+    discriminator = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
+    components = components_for(codec, loss_weight_target=1, loss_weight_gan=1, loss_weight_feature_matching=2)
+    adversary = losses.Adversary(discriminator, lr=1e-3, start_step=start_step)
+>>>>>>> main
     return objective(codec, *components, combiner=losses.LossBalancer, adversary=adversary)
 
 
+@pytest.mark.slow
 def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: Codec, batch: Batch) -> None:
     terms, model = adversarial(codec, start_step=1), Answer()
     names = {"rms_target", "gan", "feature_matching"}
@@ -237,7 +245,8 @@ def test_adversarial_terms_are_trained_on_and_train_their_discriminator(codec: C
     assert "gan" not in terms.measure(whole, batch) and "gan" not in terms.floor(batch)
 
 
-def test_its_state_is_that_of_balancer_and_adversary(codec: Codec, batch: Batch, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_state_is_that_of_balancer_and_adversary(codec: Codec, batch: Batch, tmp_path: Path) -> None:
     """Saved after two of four steps and loaded into a new one: the same gradients and the same discriminator."""
     results = []
     for pause in (False, True):
@@ -257,8 +266,13 @@ def test_its_state_is_that_of_balancer_and_adversary(codec: Codec, batch: Batch,
     assert all(torch.equal(ours, uninterrupted) for ours, uninterrupted in zip(*results, strict=True))
 
 
+<<<<<<< HEAD
 def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: Codec, batch: Batch) -> None:
     """A run continues with another way to combine its losses, in both directions."""
+=======
+def test_state_of_a_missing_part_is_dropped_and_a_new_part_starts_afresh(codec: Codec, batch: Batch) -> None:
+    """A run is resumed with another combiner of its losses, in both directions."""
+>>>>>>> main
     balanced, model = adversarial(codec), Answer()
     balanced.backward(balanced(model, batch, crop(0, 30)), 1.0, measure=False)
     plain = objective(codec, *components_for(codec, loss_weight_mel=1))

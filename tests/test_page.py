@@ -106,6 +106,7 @@ def test_the_table_has_a_row_per_loss_and_a_column_per_signal(tmp_path: Path, sa
     assert "(r)" in page.text and "read so" in page.text
 
 
+@pytest.mark.slow
 def test_candidates_come_first_and_the_best_of_a_row_is_marked(tmp_path: Path, samples: list[AudioSample]) -> None:
     rows = {"rms": [0.3, 0.2, 0.1], "mel": [0.5, 0.5, 0.9], "nan": [float("nan"), 7, 1]}
     table = Table("", ["one", "two", "codec"], rows, dict.fromkeys(rows, ""), ranked=2)

@@ -229,6 +229,7 @@ def test_embedding_equals_an_independent_reference(layers: str, quiet: bool) -> 
         assert values[item].item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_crepe_equals_the_package() -> None:
     prediction, target = signals(8, (2, 1, 4000))
     loss = EmbeddingLoss(16000, "crepe", layers="last", hop_length=400, reduction="none")

@@ -23,6 +23,7 @@ def model(trained: Path) -> ContinuationPipeline:
     return encore.load(trained / "checkpoints" / "best_model.pt", device="cpu")
 
 
+@pytest.mark.slow
 def test_it_is_what_the_command_writes(
     model: ContinuationPipeline, trained: Path, call_command: Command, tmp_path: Path
 ) -> None:
@@ -61,6 +62,7 @@ def test_the_continuation_has_the_rate_of_the_waveform(model: ContinuationPipeli
     assert (spectra[0] - spectra[1]).norm() < 0.2 * spectra[0].norm()
 
 
+@pytest.mark.slow
 def test_seeds(model: ContinuationPipeline) -> None:
     song = melody(1.2, 6)
     both = model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=[3, 8])

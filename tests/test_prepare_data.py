@@ -17,8 +17,8 @@ from encore.audio import read_audio
 from encore.commands.prepare import app
 from encore.data.dataset import find_pairs
 from encore.errors import EncoreError
+from tests.conftest import ROOT, Command
 
-ROOT = Path(__file__).parents[1]
 STEP = 2 / 32768  # of 16 bits, rounded when written and when read
 
 
@@ -205,10 +205,12 @@ def test_unusable_files_are_listed_and_the_rest_is_prepared(music: Path, tmp_pat
     assert len(rows(tmp_path / "pairs")) == 3 + 2 + 2 + 2 + 1
 
 
-def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+def test_nothing_readable_is_an_error(tmp_path: Path, call_command: Command) -> None:
     (tmp_path / "music").mkdir()
     (tmp_path / "music/a.wav").write_text("not audio")
-    done = run_prepare(tmp_path / "music", "--output", tmp_path / "pairs", "--num_workers", 0)
+    done = call_command(
+        "prepare_data.py", tmp_path / "music", "--output", tmp_path / "pairs", "--num_workers", 0, cwd=tmp_path
+    )
     assert done.returncode == 2
     assert "no file gives pairs" in done.stderr
     assert "a.wav: cannot be read as audio" in done.stderr

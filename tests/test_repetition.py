@@ -38,6 +38,7 @@ def test_a_loop_at_any_lag_scores_one(lag: int) -> None:
     assert abs(found.lag * RATE / lag - round(found.lag * RATE / lag)) * lag <= FRAME
 
 
+@pytest.mark.slow
 def test_repetition_falls_with_damage_and_between_pieces() -> None:
     context = piece(1, 4)
     looped = loop(context, 2 * RATE, 4 * RATE)
@@ -74,6 +75,7 @@ def test_the_similarity_is_the_correlation_at_that_lag() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_the_bars_are_found_even_in_a_fade(seed: int) -> None:
     beats_per_minute = np.random.default_rng([13, seed]).uniform(100, 140)  # what `compose` draws first
     four_chords = 8 * 60 / beats_per_minute

@@ -186,6 +186,7 @@ def continued(generator: Generator, seeds: Sequence[int], temperature: float = 1
 
 
 @pytest.mark.parametrize("prior", ["replay", "rhythm", "none"])
+@pytest.mark.slow
 def test_a_candidate_depends_on_its_own_seed_only(starter: Codec, prior: str) -> None:
     generator = drawing(starter, prior)
     three = continued(generator, [5, 6, 7])
@@ -217,6 +218,7 @@ def living() -> int:
 
 
 @pytest.mark.parametrize("prior", ["replay", "rhythm"])
+@pytest.mark.slow
 def test_time_and_memory_per_block_are_constant(codec: SEANetCodec, prior: str) -> None:
     generator = drawing(codec, prior, context_seconds=0.8)
     attended: list[int] = []

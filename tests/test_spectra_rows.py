@@ -124,6 +124,7 @@ def faults(name: str) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in losses.REGISTRY.items() if entry.distance])
+@pytest.mark.slow
 def test_registered_distances_are_of_negative_type(name: str) -> None:
     asymmetry, positive, told_apart = faults(name)
     assert asymmetry < 1e-9 and positive < 1e-9 and told_apart < -0.01

@@ -55,6 +55,7 @@ def test_spectra_are_those_of_torch_with_their_gradients(n_fft: int, hop: int, w
 
 @pytest.mark.parametrize("pad_mode", ["reflect", "constant"])
 @pytest.mark.parametrize("n_fft", [32, 33])
+@pytest.mark.slow
 def test_gradients_of_spectra_are_those_of_finite_differences(pad_mode: str, n_fft: int) -> None:
     signal = noise((1, 2, 40), 1)[0].double().requires_grad_()
     settings: Any = (n_fft, 7, 20, "hann", pad_mode)

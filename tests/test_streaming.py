@@ -69,6 +69,7 @@ def test_without_stream_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_files_are_complete_after_every_piece_and_memory_does_not_grow(tmp_path: Path) -> None:
     lengths, living = [], []
 

@@ -1,4 +1,4 @@
-"""What a step makes and hears, with a model that knows the truth."""
+"""What a training step generates and decodes, with a model that knows the target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def batch(codec: Codec) -> Batch:
 
 
 def batch_of(codec: Codec, frames: int) -> Batch:
-    """Songs, encoded as a whole: what follows a context are its song's own latents."""
+    """Songs, each encoded as a whole, so that a target's latents are those that follow its context."""
     songs = torch.stack([torch.from_numpy(melody(2 * frames * HOP / SAMPLE_RATE, seed))[None] for seed in range(ITEMS)])
     source, target = songs.split(frames * HOP, -1)
     context, following = codec.encode(songs).split(frames, -1)
@@ -44,7 +44,7 @@ def batch_of(codec: Codec, frames: int) -> Batch:
 
 
 class Truth(nn.Module):
-    """Answers with the latents that really follow, however much of them it was given, and notes what that was."""
+    """Predicts the true latents whatever its input, which it keeps for inspection."""
 
     def __init__(self, batch: Batch):
         super().__init__()
@@ -105,7 +105,7 @@ PLANS = [
     (2, 20, CropPlan((0,), 0, 20)),  # right at the boundary
     (1, 20, CropPlan((0, 40), 0, 20)),
     (2, 20, CropPlan((0, 40), 0, 20)),
-    (2, 20, CropPlan((20,), 3, 9)),  # a crop so near the block's beginning that the past is decoded too
+    (2, 20, CropPlan((20,), 3, 9)),  # a crop so near the block's start that the past is decoded with it
     (1, 75, CropPlan((0,), 0, 75)),
     (2, 75, CropPlan((0,), 30, 40)),  # a crop far inside the block: no past is needed
     (2, 20, CropPlan((0,), 0, 20, rollout=True)),
@@ -114,10 +114,10 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("samples", "size", "plan"), PLANS)
-def test_what_is_heard_lies_where_it_should(
+def test_decoded_crops_are_those_of_the_plan(
     codec: Codec, batch: Batch, samples: int, size: int, plan: CropPlan
 ) -> None:
-    """The true latents sound as in the rendering of the whole song, boundary included, beside the song's own audio."""
+    """True latents give the audio of the whole song's decoding, boundary included, and the song itself as reference."""
     synthesizer = new_synthesizer(codec, size, samples, rollout_blocks=2)
     audio = synthesizer.predict(Truth(batch), batch, plan)
     target, source = synthesizer.references(batch, plan)
@@ -128,9 +128,9 @@ def test_what_is_heard_lies_where_it_should(
     assert rows.shape[3:] == (1, (boundary + plan.frames) * HOP)
     for number, start in enumerate(plan.starts):
         first = start + plan.first
-        decoded = slice((FRAMES + first - boundary) * HOP, (FRAMES + first + plan.frames) * HOP)
+        span = slice((FRAMES + first - boundary) * HOP, (FRAMES + first + plan.frames) * HOP)
         beside = target.unflatten(0, (ITEMS, blocks))[:, number]
-        assert torch.equal(beside, song[..., decoded])
+        assert torch.equal(beside, song[..., span])
         assert torch.equal(
             source.unflatten(0, (ITEMS, blocks))[:, number],
             batch.input_audio[..., first * HOP : (first + plan.frames) * HOP],
@@ -138,12 +138,12 @@ def test_what_is_heard_lies_where_it_should(
         for item in range(ITEMS):
             for sample in range(samples):
                 made = rows[item, sample, number]
-                assert relative_db(made, whole[item, :, decoded]) < -50
-                assert relative_db(made[:, : boundary * HOP], whole[item, :, decoded][:, : boundary * HOP]) < -40
-                assert relative_db(made, whole[item - 1, :, decoded]) > -10
+                assert relative_db(made, whole[item, :, span]) < -50
+                assert relative_db(made[:, : boundary * HOP], whole[item, :, span][:, : boundary * HOP]) < -40
+                assert relative_db(made, whole[item - 1, :, span]) > -10
 
 
-def test_a_codec_that_works_in_segments_is_heard_exactly() -> None:
+def test_crops_of_a_codec_that_works_in_segments_are_exact() -> None:
     torch.manual_seed(0)
     encoder, decoder = Architecture(n_filters=2).build()
     codec = SEANetCodec(encoder, decoder, SAMPLE_RATE, 1, segment_seconds=0.2)  # 15 frames
@@ -161,7 +161,7 @@ def test_a_codec_that_works_in_segments_is_heard_exactly() -> None:
     assert relative_db(synthesizer.sample(truth, batch)[::2], whole[..., FRAMES * HOP :]) < -100
 
 
-def test_a_block_is_made_from_what_came_before_it(codec: Codec, batch: Batch) -> None:
+def test_a_block_is_predicted_from_all_frames_before_it(codec: Codec, batch: Batch) -> None:
     truth, synthesizer = Truth(batch), new_synthesizer(codec, rollout_blocks=2)
     synthesizer.predict(truth, batch, CropPlan((20, 40), 0, 20))
     (given,) = truth.given
@@ -169,21 +169,19 @@ def test_a_block_is_made_from_what_came_before_it(codec: Codec, batch: Batch) ->
     assert truth.level is None
 
 
-def test_the_models_own_blocks_are_what_it_goes_on_from_and_what_is_heard_before_the_next(
-    codec: Codec, batch: Batch
-) -> None:
-    """A model that errs: its own blocks, and not the truth, are its past and the decoder's."""
+def test_in_a_rollout_the_generated_blocks_are_the_past_of_model_and_decoder(codec: Codec, batch: Batch) -> None:
+    """With a model that errs, so that its blocks differ from the true ones."""
     wrong, synthesizer = Truth(batch), new_synthesizer(codec, rollout_blocks=2)
     wrong.latents = torch.cat([batch.context, batch.target_latents.flip(-1)], -1)
     audio = synthesizer.predict(wrong, batch, CropPlan((40,), 0, 20, rollout=True))
     assert torch.equal(wrong.given[-1][::2], wrong.latents[..., : FRAMES + 40]) and len(wrong.given[-1]) == 2 * ITEMS
     expected = codec.decode(wrong.latents)[..., (FRAMES + 40 - synthesizer.boundary) * HOP : (FRAMES + 60) * HOP]
     assert relative_db(audio[::2], expected) < -50 and relative_db(audio[1::2], expected) < -50
-    heard_before = synthesizer.predict(wrong, batch, CropPlan((40,), 0, 20))[..., : synthesizer.boundary * HOP]
-    assert relative_db(heard_before, audio[..., : synthesizer.boundary * HOP]) > -10
+    before = synthesizer.predict(wrong, batch, CropPlan((40,), 0, 20))[..., : synthesizer.boundary * HOP]
+    assert relative_db(before, audio[..., : synthesizer.boundary * HOP]) > -10
 
 
-def test_noise_lies_on_the_context_that_the_model_sees_and_not_on_what_is_heard(codec: Codec, batch: Batch) -> None:
+def test_noise_is_added_to_the_models_context_and_not_to_the_decoders(codec: Codec, batch: Batch) -> None:
     torch.manual_seed(0)
     truth, synthesizer, plan = Truth(batch), new_synthesizer(codec, context_noise=0.3), CropPlan((20,), 0, 1)
     levels = []
@@ -217,7 +215,7 @@ def test_plans_cover_all_of_a_segment(codec: Codec) -> None:
     assert short == CropPlan((0,), 0, 10)
 
 
-def test_plans_of_own_blocks(codec: Codec) -> None:
+def test_plans_of_rollouts(codec: Codec) -> None:
     torch.manual_seed(0)
     synthesizer = new_synthesizer(codec, 20, crop_frames=45, rollout_blocks=1)
     assert {synthesizer.plan(FRAMES, rollout=True).starts for _ in range(100)} == {(0,), (20,)}
@@ -228,7 +226,7 @@ def test_plans_of_own_blocks(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("prior", ["replay", "none"])
-def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: Codec, batch: Batch, prior: str) -> None:
+def test_validation_samples_do_not_depend_on_the_rest_of_the_batch(codec: Codec, batch: Batch, prior: str) -> None:
     torch.manual_seed(0)
     model = ContinuationTransformer(128, 16, 2, 1, 0.0, FRAMES).eval()
     model.set_statistics(torch.zeros(128), batch.context.std((0, 2)))
@@ -245,9 +243,9 @@ def test_a_validation_hears_the_same_whatever_is_heard_beside_it(codec: Codec, b
     assert relative_db(each[0, 0], each[0, 1]) > -40
 
 
-def test_the_replay_in_the_models_place_is_the_contexts_own_frames(codec: Codec, batch: Batch) -> None:
+def test_the_replay_baseline_repeats_the_contexts_frames(codec: Codec, batch: Batch) -> None:
     """At the lags that follow from the item's number and the sample's."""
-    decoded, frames = new_synthesizer(codec).replay(batch), torch.arange(FRAMES)
+    replayed, frames = new_synthesizer(codec).replay(batch), torch.arange(FRAMES)
     seeds = [item * MAX_SAMPLES + sample for item in range(ITEMS) for sample in range(2)]
     rows = []
     for row, seed in enumerate(seeds):
@@ -255,4 +253,4 @@ def test_the_replay_in_the_models_place_is_the_contexts_own_frames(codec: Codec,
         context = batch.context[row // 2]
         rows.append(torch.cat([context, context[:, FRAMES - lag + frames % lag]], -1))
     expected = codec.decode(torch.stack(rows))[..., FRAMES * HOP :]
-    assert all(relative_db(*pair) < -50 for pair in zip(decoded, expected, strict=True))
+    assert all(relative_db(*pair) < -50 for pair in zip(replayed, expected, strict=True))

@@ -62,6 +62,7 @@ def assert_equals_korvax(
 class TestKorvaxExamples:
     """The three examples of `korvax.loss.time_frequency_loss`'s documentation."""
 
+    @pytest.mark.slow
     def test_linear_stft_with_a_weighting(self) -> None:
         package = korvax()
         weights = package.A_weighting(package.fft_frequencies(sr=16000, n_fft=2048))[:, None]
@@ -81,6 +82,7 @@ class TestKorvaxExamples:
             *random_signals((2, 1, 4000), 1),
         )
 
+    @pytest.mark.slow
     def test_optimal_transport_and_log_magnitudes(self) -> None:
         package = korvax()
         assert_equals_korvax(
@@ -104,6 +106,7 @@ class TestKorvaxExamples:
             *random_signals((1, 2, 3100), 2),
         )
 
+    @pytest.mark.slow
     def test_multi_resolution_stft(self) -> None:
         package = korvax()
         sizes = [(128, 512), (256, 1024), (512, 2048)]

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from encore.config.schema import TrackingConfig
 from encore.errors import EncoreError
-from encore.tracking import MlflowTracker
+from encore.tracking import MlflowTracker, build_tracker
 from encore.tracking.__main__ import send
 from tests.conftest import ENVIRONMENT, Command
 from tests.test_extending import MOST_LINES, example
@@ -29,10 +29,23 @@ def settings(uri: str, experiment: str, run_name: str | None = None) -> Tracking
     return TrackingConfig(mlflow_uri=uri, experiment=experiment, run_name=run_name)
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_is_down_finishes_and_is_logged_later(
     tmp_path: Path, call_command: Command, train_flags: list[object], store: str
 ) -> None:
-    flags = (*train_flags, "--epochs", 2, "--mlflow_uri", NOWHERE, "--experiment", "later", "--run_name", "offline")
+    flags = (
+        *train_flags,
+        "--objective",
+        "regression",
+        "--epochs",
+        2,
+        "--mlflow_uri",
+        NOWHERE,
+        "--experiment",
+        "later",
+        "--run_name",
+        "offline",
+    )
     result = call_command("train_worker.py", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     journal = tmp_path / "checkpoints" / "missed_mlflow.jsonl"
@@ -150,7 +163,17 @@ def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
     code = example("A tracker")
     assert 0 < len(code.strip().splitlines()) <= MOST_LINES
     (tmp_path / "my_tracker.py").write_text(code)
-    flags = (*train_flags, "--epochs", 2, "--mlflow_uri", "sqlite:///unused.db", "--plugins", "my_tracker.py")
+    flags = (
+        *train_flags,
+        "--objective",
+        "regression",
+        "--epochs",
+        2,
+        "--mlflow_uri",
+        "sqlite:///unused.db",
+        "--plugins",
+        "my_tracker.py",
+    )
     result = call_command("train_worker.py", *flags, "--tracker", "json_lines", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
@@ -175,3 +198,14 @@ def test_a_file_that_is_not_a_journal_is_refused(tmp_path: Path) -> None:
         assert path.read_text() == content
     with pytest.raises(EncoreError, match="no such file"):
         send(tmp_path / "missing.jsonl", NOWHERE)
+
+
+def test_no_tracker_writes_nothing_and_keeps_the_id_of_the_run(tmp_path: Path) -> None:
+    for run_id in (None, "of an earlier tracker"):
+        tracker = build_tracker(TrackingConfig(tracker="none"), run_id, tmp_path, print)
+        tracker.params({"lr": 0.1})
+        tracker.metrics({"loss": 1.0}, step=1)
+        tracker.artifact(tmp_path)
+        tracker.flush()
+        tracker.close("FINISHED")
+        assert tracker.run_id == run_id and not list(tmp_path.iterdir())

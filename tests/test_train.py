@@ -43,6 +43,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return {**content["model"], **{f"ema.{name}": value for name, value in content["ema"].items()}}
 
 
+@pytest.mark.slow
 def test_loss_falls_and_the_log_has_the_promised_form(trained_regression: Path) -> None:
     log = (trained_regression / "checkpoints" / "train.log").read_text()
     number = r"\d+\.\d{4}"
@@ -64,7 +65,7 @@ def test_the_log_of_energy_has_the_replay_baseline_and_what_has_no_repulsion_ter
     assert log.count("  Val Loss:   ") == 4
 
 
-@pytest.mark.parametrize("experiment", ["trained", "regression"])
+@pytest.mark.parametrize("experiment", ["trained", pytest.param("regression", marks=pytest.mark.slow)])
 def test_mlflow_holds_parameters_components_baselines_and_artifacts(
     experiment: str, request: pytest.FixtureRequest, store: str
 ) -> None:
@@ -148,6 +149,7 @@ class StoppingTracker(MlflowTracker):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     trained_regression: Path, regression_flags: list[object], tmp_path: Path, call_command: Command, store: str
 ) -> None:
@@ -195,6 +197,7 @@ def test_ranks_that_are_killed_or_stopped_go_on_to_the_same_end(
     assert equal_weights(last, trained / "checkpoints" / "last.pt")
 
 
+@pytest.mark.slow
 def test_an_adversary_and_the_balancer_train_along_and_go_on_with_the_run(
     tmp_path: Path, call_command: Command, train_flags: list[object]
 ) -> None:
@@ -243,7 +246,7 @@ def test_whole_segments_without_a_prior_and_more_samples(
 def test_unity_reaches_the_codecs_floor(tmp_path: Path, call_command: Command, train_flags: list[object]) -> None:
     pairs = write_pairs(tmp_path / "pairs", {"train": 8, "val": 1})
     flags = (*train_flags, *JSON, "--dataset_folder", pairs, "--unity_test", "true", "--dropout", 0, "--batch_size", 1)
-    flags = (*flags, "--epochs", 30, "--save_every", 30, "--artifact_every", 30, "--decode_seconds", 0.25)
+    flags = (*flags, "--epochs", 26, "--save_every", 26, "--artifact_every", 26, "--decode_seconds", 0.25)
     flags = (*flags, "--metrics", "rms_input,rms_target")
     result = call_command("train_worker.py", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -256,10 +259,10 @@ def test_unity_reaches_the_codecs_floor(tmp_path: Path, call_command: Command, t
 
 @pytest.mark.slow
 def test_values_that_are_not_finite_are_skipped_and_end_the_run_with_the_last_checkpoint_intact(
-    trained: Path, tmp_path: Path, run_command: Command, train_flags: list[object]
+    trained: Path, tmp_path: Path, call_command: Command, train_flags: list[object]
 ) -> None:
     flags = (*train_flags, "--tracker", "none", "--epochs", 200, "--batch_size", 1, "--clip_norm", 1e30, "--lr", 1e30)
-    result = run_command("train_ddp.py", *flags, "--resume", trained / "checkpoints" / "last.pt", cwd=tmp_path)
+    result = call_command("train_worker.py", *flags, "--resume", trained / "checkpoints" / "last.pt", cwd=tmp_path)
     assert result.returncode == 3
     assert result.stdout.count("skipped: its loss or gradient is not finite") == 10
     assert "not finite for 10 steps in a row" in result.stderr and "--lr" in result.stderr

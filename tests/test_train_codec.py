@@ -81,8 +81,8 @@ def test_mistakes_are_named_with_their_remedies(
     assert re.search(message, str(result.exception), re.S), result.exception
 
 
-def test_a_missing_folder_is_named_in_one_line(run_command: Command, tmp_path: Path) -> None:
-    result = run_command("train_codec.py", tmp_path / "nowhere", "--output", tmp_path, "--steps", 1, cwd=tmp_path)
+def test_a_missing_folder_is_named_in_one_line(call_command: Command, tmp_path: Path) -> None:
+    result = call_command("train_codec.py", tmp_path / "nowhere", "--output", tmp_path, "--steps", 1, cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "nowhere" in result.stderr and "Traceback" not in result.stderr
 
