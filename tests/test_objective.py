@@ -213,15 +213,9 @@ def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer
 
 def adversarial(codec: Codec, start_step: int = 0) -> Objective:
     torch.manual_seed(0)
-<<<<<<< HEAD
-    network = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
-    components = components_for(codec, loss_weight_target=1, loss_weight_gan=1, loss_weight_feature_matching=2)
-    adversary = losses.Adversary(network, lr=1e-3, start_step=start_step)
-=======
     discriminator = losses.discriminator("mpd", codec.sample_rate, 1, filters=2)
     components = components_for(codec, loss_weight_target=1, loss_weight_gan=1, loss_weight_feature_matching=2)
     adversary = losses.Adversary(discriminator, lr=1e-3, start_step=start_step)
->>>>>>> main
     return objective(codec, *components, combiner=losses.LossBalancer, adversary=adversary)
 
 
@@ -266,13 +260,8 @@ def test_the_state_is_that_of_balancer_and_adversary(codec: Codec, batch: Batch,
     assert all(torch.equal(ours, uninterrupted) for ours, uninterrupted in zip(*results, strict=True))
 
 
-<<<<<<< HEAD
-def test_a_part_that_is_gone_is_forgotten_and_a_new_one_begins_anew(codec: Codec, batch: Batch) -> None:
-    """A run continues with another way to combine its losses, in both directions."""
-=======
 def test_state_of_a_missing_part_is_dropped_and_a_new_part_starts_afresh(codec: Codec, batch: Batch) -> None:
     """A run is resumed with another combiner of its losses, in both directions."""
->>>>>>> main
     balanced, model = adversarial(codec), Answer()
     balanced.backward(balanced(model, batch, crop(0, 30)), 1.0, measure=False)
     plain = objective(codec, *components_for(codec, loss_weight_mel=1))

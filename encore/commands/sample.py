@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Continues a song with a trained model: audio, spectrograms, a listening page, and the losses against the truth."""
 
 from __future__ import annotations

@@ -200,7 +200,8 @@ def _help_all(context: typer.Context, value: bool) -> None:
     panels: dict[str, list[tuple[str, str]]] = {}
     for parameter in context.command.params:
         parameter.hidden = False  # type: ignore[attr-defined]
-        name = getattr(parameter, "rich_help_panel", None) or "Options"
+        is_argument = parameter.param_type_name == "argument"
+        name = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
         panels.setdefault(name, []).append(parameter.get_help_record(context) or ("", ""))
     formatter = context.make_formatter()
     context.command.format_usage(context, formatter)
