@@ -155,3 +155,12 @@ def test_a_file_does_not_decide_what_code_is_run(tmp_path: Path) -> None:
     ):
         parse("--config", str(tmp_path / "run.yaml"))
     assert not (tmp_path / "planted.ran").exists()
+
+
+def test_a_plugin_loss_cannot_take_the_flag_of_another(call_command: Command, tmp_path: Path) -> None:
+    code = 'from losses import register\n\n@register("input")\ndef mine(prediction, target):\n    """Mine."""\n'
+    (tmp_path / "mine.py").write_text(code)
+    result = call_command("train_ddp.py", "--plugins", "mine.py", cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: the loss 'input' (losses_plugin_mine.mine) has the name of a component")
