@@ -29,7 +29,7 @@ train() {
         --decode_seconds 0.8 --lr 3e-4 --warmup_steps 10 --dropout 0 --ema_decay 0.9 --num_workers 0 "${ranks[@]}" "$@"
 }
 train --objective energy --checkpoint_dir demo/checkpoints --run_name demo --epochs 10
-# What a regression makes of the same music, to hear what the energy distance is for: the average of all futures.
+# A regression on the same music, which learns the average of all futures: it shows what the energy distance is for.
 train --objective regression --checkpoint_dir demo/regression --run_name demo_regression --epochs 10 \
     --loss_weight_target 0.5 --loss_weight_spectral 0.5 --loss_weight_mel 0.5
 
@@ -43,9 +43,9 @@ cat <<TEXT
 
 The demonstration is done. What it made:
   demo/music                     synthesised music, cut into pairs in demo/pairs
-  demo/checkpoints               the model: best_model.pt, last.pt, train.log; a regression beside it: demo/regression
-  demo/report/index.html         both beside a replay of the input, a loop and the truth: to hear, and in figures
-  demo/continuation/index.html   three ways in which the model goes on with $song
+  demo/checkpoints               the model: best_model.pt, last.pt, train.log; for comparison, a regression: demo/regression
+  demo/report/index.html         both compared with a replay of the input, a loop and the truth: audio and tables
+  demo/continuation/index.html   three continuations of $song
 To compare runs:
   .venv/bin/python -m mlflow ui --backend-store-uri sqlite:///mlflow.db
 To train on your own music:

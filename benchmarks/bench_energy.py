@@ -95,7 +95,7 @@ def main() -> None:
     table = Table(
         title=f"A step of {ITEMS} pairs of 4 s, {options.threads} threads, {device}: median of {options.repeats}"
     )
-    for name in ("losses", "blocks of 0.4 s heard", "regression", f"energy, {options.samples} samples", "ratio"):
+    for name in ("losses", "blocks, 0.4 s decoded", "regression", f"energy, {options.samples} samples", "ratio"):
         table.add_column(name, justify="right")
     for names in MIXTURES:
         for blocks in (1, 5):

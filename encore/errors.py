@@ -10,7 +10,7 @@ from pathlib import Path
 class EncoreError(Exception):
     """Something the user can put right: the message says what was wrong, where, and what to do.
 
-    Doors print it without a traceback and exit with status 2.
+    The entry points print it without a traceback and exit with status 2.
     """
 
 
@@ -21,10 +21,10 @@ def listing(problems: Sequence[str], most: int = 10) -> str:
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Makes a folder that work of hours will be written to.
+    """Creates an output folder, and fails early if it cannot be written to.
 
     Raises:
-        EncoreError: it can't be made or written to; names the flag.
+        EncoreError: it cannot be made or written to; names the flag.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,5 +32,5 @@ def make_folder(folder: Path, flag: str) -> None:
             raise PermissionError("no permission to write")
     except OSError as error:
         raise EncoreError(
-            f"{flag} {folder}: can't be written to ({error.strerror or error}); name another folder"
+            f"{flag} {folder}: cannot be written to ({error.strerror or error}); name another folder"
         ) from error

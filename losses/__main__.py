@@ -31,7 +31,10 @@ MOST_SAMPLES = 10_000_000  # fits into the memory of a small machine, whatever t
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("-", "_") if len(name) > 1 else name,
+        "help_option_names": ["--help", "-h"],
+    },
 )
 
 

@@ -80,7 +80,7 @@ def register(
 ) -> Callable[[AnyLoss], AnyLoss]:
     """A decorator that registers a loss as `name` and returns it unchanged.
 
-    It goes on a function of `(prediction, target, …settings)` that gives one value per item, `[B]`, or on a subclass of
+    It decorates a function of `(prediction, target, …settings)` that gives one value per item, `[B]`, or a subclass of
     `Loss`. Either may take a `sample_rate` (Hz), which it is then given. The docstring's first line is the summary,
     unless `summary` is given; its paragraphs `Formula: …` and `Use: …` appear in the tables of the documentation. The
     other arguments are explained in `Entry`.

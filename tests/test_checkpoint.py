@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from encore.audio import write_wav
 from encore.codecs import Codec
 from encore.codecs.encodec import SEANetCodec
 from encore.codecs.starter.weights import STARTER_WEIGHTS, Architecture, load_codec_file, save_codec
@@ -37,11 +38,14 @@ class Evil:
         return (Path("/tmp/owned").write_text, ("x",))
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "pickle", "other", "half", "earlier"])
+@pytest.mark.parametrize("kind", ["missing", "text", "wav", "pickle", "other", "half", "earlier"])
 def test_other_files_are_refused_in_one_line(kind: str, tmp_path: Path, trained: Path) -> None:
     path = tmp_path / "model.pt"
     if kind == "text":
         path.write_text("no checkpoint")
+    elif kind == "wav":
+        write_wav(tmp_path / "song.wav", torch.zeros(1, 100), 24000)
+        (tmp_path / "song.wav").rename(path)
     elif kind == "pickle":
         torch.save({"format": FORMAT, "model": Evil()}, path)
     elif kind == "other":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typer.testing import CliRunner
 import encore.models.priors  # noqa: F401 (registers the choices of --prior)
 from encore.commands import main
 from encore.config import cli
+from encore.config.files import read_flags
 from encore.config.knobs import knobs_of
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
+from encore.evaluation.config import EvalConfig
 from encore.registry import Registry
-from tests.conftest import Command
+from tests.conftest import ENVIRONMENT, Command
 from tests.test_config import parse
 
 
@@ -36,6 +39,12 @@ def test_the_configuration_that_a_run_has_saved_is_a_file_of_flags(tmp_path: Pat
     config = TrainConfig.from_flags(epochs=3, prior="none", loss_weight_stft=0.5, metrics="mel", max_steps=7)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     assert parse("--config", str(tmp_path / "config.json")) == config
+
+
+def test_a_file_may_name_the_plugins_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encore.config.files.LOADED", {"mine.py"})
+    (tmp_path / "flags.yaml").write_text("plugins: mine.py\nitems: 3\n")
+    assert read_flags(tmp_path / "flags.yaml", EvalConfig) == {"items": 3}  # a configuration without plugins
 
 
 @pytest.mark.parametrize(
@@ -82,6 +91,19 @@ def test_help_shows_the_usual_flags_and_help_all_every_one() -> None:
     assert f"{len(settings) - len(common)} more flags: --help_all" in usual
     assert {one.name for one in settings} <= flags_in(every)
     assert CliRunner().invoke(app, ["-h"]).exit_code == 0
+    narrow = CliRunner().invoke(app, ["--help_all"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
+    assert {one.name for one in settings} <= flags_in(narrow)  # no name is cut
+    for panel in {one.panel for one in settings}:
+        assert f"{panel}:\n" in narrow
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is new in Python 3.11")
+def test_files_in_the_current_folder_hide_no_modules(tmp_path: Path) -> None:
+    (tmp_path / "losses.py").write_text("1 / 0\n")
+    command = [sys.executable, "-m", "encore.commands.train_worker", "--help"]
+    environment = {**ENVIRONMENT, **cli.importable()}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_registry_names_its_choices_and_refuses_a_name_twice() -> None:
@@ -133,3 +155,12 @@ def test_a_file_does_not_decide_what_code_is_run(tmp_path: Path) -> None:
     ):
         parse("--config", str(tmp_path / "run.yaml"))
     assert not (tmp_path / "planted.ran").exists()
+
+
+def test_a_plugin_loss_cannot_take_the_flag_of_another(call_command: Command, tmp_path: Path) -> None:
+    code = 'from losses import register\n\n@register("input")\ndef mine(prediction, target):\n    """Mine."""\n'
+    (tmp_path / "mine.py").write_text(code)
+    result = call_command("train_ddp.py", "--plugins", "mine.py", cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: the loss 'input' (losses_plugin_mine.mine) has the name of a component")

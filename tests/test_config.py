@@ -52,7 +52,7 @@ def test_a_configuration_survives_flags_and_json() -> None:
         "dataset_folder": Path("x"), "codec_repository": Path("y z"), "decode_seconds": 1.5, "bf16": False,
         "world_size": 3, "run_name": "a run", "lr": 3e-5,
     }  # fmt: skip
-    config = TrainConfig().with_flags(**changed)
+    config = TrainConfig.from_flags(**changed)
     assert parse(*config.to_argv()) == config
     assert TrainConfig.from_dict(config.to_dict()) == config
 
@@ -145,7 +145,7 @@ def test_a_bad_value_is_named_with_its_flag(changes: dict, flag: str, tmp_path: 
     good = TrainConfig.from_flags(dataset_folder=tmp_path, checkpoint_dir=tmp_path / "checkpoints")
     validate(good.resolved())
     with pytest.raises(EncoreError, match="(?s).*" + flag.replace("(", r"\(")) as caught:
-        validate(good.with_flags(**changes).resolved())
+        validate(TrainConfig.from_flags(good.to_dict(), **changes).resolved())
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, results_of_two_ranks
+from encore.errors import EncoreError
+from encore.training.distributed import AgreedError, Ranks
+from encore.training.trainer import Trainer
+from tests.conftest import ENVIRONMENT, Command, results_of_two_ranks
 
 # Each ending in a fork of its own, with an object that lives until the interpreter is torn down and then aborts the
 # process, as a thread of gloo's may.
@@ -79,3 +82,17 @@ def test_what_fails_on_one_rank_fails_on_all_with_its_message(tmp_path: Path) ->
     for said, gathered, sent in results_of_two_ranks(AGREE, tmp_path):
         assert said == ["", "rank 1 found something", "rank 0 found something"]
         assert gathered == [0, 10] and sent == "from 0"
+
+
+@pytest.mark.parametrize("kind", [EncoreError, AgreedError])
+def test_an_error_of_one_rank_is_printed_by_it_and_one_of_all_ranks_by_rank_0(
+    kind: type[EncoreError], tmp_path: Path, call_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*unused: object) -> None:
+        raise kind("song.wav: broken")
+
+    monkeypatch.setattr(Ranks, "is_main", False)
+    monkeypatch.setattr(Trainer, "from_config", fail)
+    result = call_command("train_worker.py", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == ("" if kind is AgreedError else "error: song.wav: broken\n")

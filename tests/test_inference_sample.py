@@ -206,8 +206,8 @@ def test_candidates_stand_side_by_side_and_the_best_of_each_row_is_marked(
     for number, name in enumerate(names):
         made, whole = samples_of(tmp_path / name), samples_of(tmp_path / name.replace("continuation", "full"))
         np.testing.assert_array_equal(whole[24000:], made)
-        heard = soundfile.read(io.BytesIO(page.audio[number]), dtype="int16")[0]
-        np.testing.assert_allclose(heard, whole, atol=1)  # all of the context, as it is shorter than 2 s
+        played = soundfile.read(io.BytesIO(page.audio[number]), dtype="int16")[0]
+        np.testing.assert_allclose(played, whole, atol=1)  # all of the context, as it is shorter than 2 s
         assert f"Seed {4 + number}, {name}; it begins at 1.00 s" in page.text
     head, *rows = page.rows
     assert head[1:] == ["Candidate 1", "Candidate 2", "Candidate 3", "Truth through the codec", "Copy of the input"]
@@ -289,7 +289,7 @@ def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: 
         ({"--metrics": "mel,gan, lpips"}, ["--metrics gan,lpips: no such loss; there are rms, "]),
         ({"--start": 2, "--metrics": "rms,sum_and_difference_stft"}, ["--metrics sum_and_difference_stft: ", "stereo"]),
         ({"--target": "{short}"}, ["--target {short}: only 0.10 s"]),
-        ({"--output": "{text}/out"}, ["--output {text}/out: can't be written to"]),
+        ({"--output": "{text}/out"}, ["--output {text}/out: cannot be written to"]),
         ({"--device": "cuda:99"}, ["--device cuda:99: not a device"]),
     ],
     ids=lambda value: " ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",

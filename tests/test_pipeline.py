@@ -68,7 +68,7 @@ def test_seeds(model: ContinuationPipeline) -> None:
     song = melody(1.2, 6)
     both = model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=[3, 8])
     assert both.shape == (2, 1, 12000)
-    for seed, row in zip((3, 8), both, strict=True):
+    for seed, row in zip((3, np.int64(8)), both, strict=True):
         torch.testing.assert_close(model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=seed), row, atol=1e-4, rtol=0)
     assert (both[0] - both[1]).abs().max() > 1e-3
     hot = model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=3, temperature=2.0)
@@ -79,6 +79,7 @@ def test_seeds(model: ContinuationPipeline) -> None:
     ("waveform", "settings", "error", "message"),
     [
         (np.zeros(24000, np.int16), {}, TypeError, r"torch.int16 must be floating point .* divide .* by 32768"),
+        (np.zeros(0, np.float32), {}, ValueError, r"shape \[0\] holds no samples"),
         (np.zeros((2, 1, 24000), np.float32), {}, ValueError, r"shape \[2, 1, 24000\] must be \[N\] or \[C, N\]"),
         (np.zeros((24000, 2), np.float32), {}, ValueError, r"shape \[24000, 2\] has more channels .* transpose"),
         (np.full(24000, np.nan, np.float32), {}, ValueError, "NaN"),

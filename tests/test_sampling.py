@@ -54,7 +54,7 @@ def starter() -> Codec:
 
 def repeating(codec: Codec, segment_frames: int = SEGMENT) -> Generator:
     """A model that repeats its context: a regression that returns its prior unchanged."""
-    config = TINY.with_flags(objective="regression", prior="replay").resolved()
+    config = TrainConfig.from_flags(TINY.to_dict(), objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, segment_frames).eval(), codec, config, segment_frames)
     nn.init.zeros_(generator.model.out_proj.weight)
@@ -65,8 +65,8 @@ def drawing(
     codec: Codec, prior: str = "replay", block_seconds: float = 0.4, context_seconds: float | None = None
 ) -> Generator:
     """An untrained model of the objective energy whose samples differ, whatever the prior."""
-    config = TINY.with_flags(
-        objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
+    config = TrainConfig.from_flags(
+        TINY.to_dict(), objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
     ).resolved()
     torch.manual_seed(1)
     generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT)
@@ -117,23 +117,23 @@ def test_a_model_that_repeats_gives_the_decoding_of_repeated_latents(codec: Code
     start, end = SEGMENT * HOP, SEGMENT * HOP + round(seconds * SAMPLE_RATE)
     assert relative_db(made.audio, whole[..., start:end]) < -50
     # Around the joins alone, as an error there would hardly change the whole.
-    for seam in range(start + SEGMENT * HOP, end, SEGMENT * HOP):
-        around = slice(seam - FADE - 50, seam + FADE)
+    for joint in range(start + SEGMENT * HOP, end, SEGMENT * HOP):
+        around = slice(joint - FADE - 50, joint + FADE)
         assert relative_db(made.full[..., around], whole[..., around]) < -50
 
 
-@pytest.mark.parametrize(("frames", "heard"), [(90, 90), (97, 90), (20, 15)])
+@pytest.mark.parametrize(("frames", "kept"), [(90, 90), (97, 90), (20, 15)])
 @pytest.mark.slow
-def test_a_codec_with_independent_segments_is_joined_exactly(segmented: Codec, frames: int, heard: int) -> None:
+def test_a_codec_with_independent_segments_is_joined_exactly(segmented: Codec, frames: int, kept: int) -> None:
     """Also if the song is not a whole number of the codec's segments long: its context then is."""
     audio = song(frames * HOP)
     made = continue_song(repeating(segmented, 15 * (frames // 15)), audio, 3.0)
-    assert made.context.shape[1] == heard * HOP
-    latents = segmented.encode(audio[None, :, -heard * HOP :])
+    assert made.context.shape[1] == kept * HOP
+    latents = segmented.encode(audio[None, :, -kept * HOP :])
     whole = segmented.decode(latents.repeat(1, 1, 18))
-    assert relative_db(made.audio, whole[..., heard * HOP :][..., :72000]) < -100
-    through, seam = whole[0, :, heard * HOP - FADE : heard * HOP], made.full[0, :, heard * HOP - FADE : heard * HOP]
-    assert relative_db(seam, crossfade(made.context[:, -FADE:], through)) < -100
+    assert relative_db(made.audio, whole[..., kept * HOP :][..., :72000]) < -100
+    through, joint = whole[0, :, kept * HOP - FADE : kept * HOP], made.full[0, :, kept * HOP - FADE : kept * HOP]
+    assert relative_db(joint, crossfade(made.context[:, -FADE:], through)) < -100
 
 
 @pytest.mark.parametrize("frames", [10, 15, 40])
@@ -157,9 +157,9 @@ def test_the_true_latents_give_the_song_through_the_codec_without_a_discontinuit
         assert relative_db(made.audio[0], through[:, end - start :][:, : 3 * SAMPLE_RATE]) < -50
         # The cross-fade from the song to its own reconstruction, sample by sample.
         gain = torch.arange(1, FADE + 1) / (FADE + 1)
-        seam = slice(end - start - FADE, end - start)
-        expected = (1 - gain) * audio[:, end - FADE : end] + gain * through[:, seam]
-        assert relative_db(made.full[0, :, seam], expected) < -50
+        joint = slice(end - start - FADE, end - start)
+        expected = (1 - gain) * audio[:, end - FADE : end] + gain * through[:, joint]
+        assert relative_db(made.full[0, :, joint], expected) < -50
 
 
 def test_blocks_may_be_shorter_than_a_cross_fade(codec: Codec) -> None:

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Compares weightings and objectives: trains the same model with each, evaluates all, and shows them side by side."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Measures how good a model's continuations are: tables, JSON and a page, for the model and for every baseline."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Makes pairs to train on from a folder of music: cuts it into segments, each with the segment that follows it."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Continues a song with a trained model: audio, spectrograms, a listening page, and the losses against the truth."""
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ STOPPED = 130  # exit status after Ctrl-C, as in shells
 def main(config: SampleConfig) -> None:
     """Continue a song: writes continuation.wav, full.wav, spectrogram.png and index.html.
 
-    full.wav has the end of the song in front. Further candidates are continuation_2.wav, full_2.wav and so on. A
-    continuation may be as long as the disk allows; spectrograms, page and table show its first minute.
+    full.wav has the end of the song in front; further candidates are continuation_2.wav, full_2.wav and so on.
+    Spectrograms, page and table show the first minute of a longer continuation.
     """
     config.check()
     make_folder(config.output, "--output")

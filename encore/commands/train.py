@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Trains a continuation model: flags to configuration, checked once, then one worker per rank."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Trains a small codec on a folder of music: `python train_codec.py AUDIO_FOLDER --output weights`."""
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.training import distributed
 from encore.training.console import TrainConsole
+from encore.training.distributed import AgreedError
 from encore.training.trainer import Diverged, StopSignal, Trainer
 
 DIVERGED = 3  # exit status of a run that ended because its steps were not finite
@@ -29,7 +30,7 @@ def main(config: TrainConfig) -> None:
                 with closing(trainer):
                     trainer.fit(stop)
         except EncoreError as error:
-            if ranks.is_main:
+            if ranks.is_main or not isinstance(error, AgreedError):
                 cli.print_error(error)
             sys.exit(DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR)
     if trainer.status == "KILLED":

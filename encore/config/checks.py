@@ -27,7 +27,7 @@ def _losses(config: TrainConfig) -> list[str]:
     measurable = {name: value for name, value in objective.weights.items() if name not in ADVERSARIAL}
     if not any(measurable.values()):
         flag = next(objective.flag_of(name) for name in ADVERSARIAL if objective.weights[name])
-        problems.append(f"{flag}: needs another loss beside it, by which the best epoch is chosen; give one a weight")
+        problems.append(f"{flag}: needs another loss as well, by which the best epoch is chosen; give one a weight")
     if objective.balancer_shrink and not objective.loss_balancer:
         problems.append("--balancer_shrink true: is a setting of the balancer; add --loss_balancer true")
     unknown = [name for name in objective.metric_names if name not in measurable]

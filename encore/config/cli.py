@@ -84,9 +84,12 @@ def print_error(error: EncoreError) -> None:
 
 
 def importable() -> dict[str, str]:
-    """Environment in which `python -m encore…` finds this copy of Encore, installed or not, from any folder."""
+    """Environment in which `python -m encore…` finds this copy of Encore, installed or not, from any folder.
+
+    PYTHONSAFEPATH (Python 3.11) keeps the current folder out of the path; a user may have a losses.py there.
+    """
     root = str(Path(__file__).resolve().parents[2])
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])), "PYTHONSAFEPATH": "1"}
 
 
 def parse_bool(value: str | bool) -> bool:
@@ -158,6 +161,8 @@ def _option(one: Knob) -> Any:
         kind = kind | None
     elif one.name.startswith(WEIGHT) and not one.default:
         settings["show_default"] = False  # dozens of losses that are off by default
+    elif one.kind is str and "," in one.default:
+        settings["show_default"] = one.default.replace(",", ", ")  # a list without spaces could not be wrapped
     return Annotated[kind, typer.Option(f"--{one.name}", **settings)]
 
 
@@ -180,18 +185,31 @@ def _config_option(config_class: type) -> Any:
         return path
 
     option = typer.Option(
-        "--config", help="YAML or JSON file of flags, e.g. a run's config.json; flags override it", is_eager=True,
+        "--config",
+        help="YAML or JSON file of this command's flags; those on the command line override it",
+        is_eager=True,
         callback=read,
-    )  # fmt: skip
+    )
     return Annotated[Path | None, option]
 
 
 def _help_all(context: typer.Context, value: bool) -> None:
-    if value:
-        for parameter in context.command.params:
-            parameter.hidden = False  # type: ignore[attr-defined]
-        typer.echo(context.get_help())
-        raise typer.Exit()
+    """Prints all flags as plain text, because Typer's panels cut long names on a narrow terminal."""
+    if not value:
+        return
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for parameter in context.command.params:
+        parameter.hidden = False  # type: ignore[attr-defined]
+        is_argument = parameter.param_type_name == "argument"
+        name = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
+        panels.setdefault(name, []).append(parameter.get_help_record(context) or ("", ""))
+    formatter = context.make_formatter()
+    context.command.format_usage(context, formatter)
+    for name, records in panels.items():
+        with formatter.section(name):
+            formatter.write_dl(records)
+    typer.echo(formatter.getvalue().rstrip())
+    raise typer.Exit()
 
 
 def _epilog(config_class: type) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import losses
 from encore.config.knobs import Knob, listed
+from encore.errors import EncoreError
 
 WEIGHT = "loss_weight_"  # begins the name of a loss's flag
 # The loss `rms` is used twice: against the input and against the target.
@@ -16,9 +17,15 @@ COMMON_LOSSES = ("input", "target", "spectral", "mel", "spectral_energy")  # tha
 
 
 def loss_knobs() -> list[Knob]:
-    """The weight of every registered loss and of the adversary's."""
+    """The weight of every registered loss and of the adversary's.
+
+    Raises:
+        EncoreError: a plugin's loss has a name that is taken.
+    """
     found = []
     for name, entry in losses.REGISTRY.items():
+        if name in (*RMS_COMPONENTS, *RMS_COMPONENTS.values()):
+            raise EncoreError(f"the loss {name!r} ({entry.origin}) has the name of a component of rms; rename it")
         group = entry.group
         if name == "rms":
             found += [_weight(side, f"RMS error against the {side}", group) for side in RMS_COMPONENTS]

@@ -37,6 +37,7 @@ def read_flags(path: Path, config_class: type) -> dict[str, Any]:
     unknown = [name for name in listed(str(content.get("plugins") or "")) if name not in LOADED]
     if unknown:  # a file of settings does not decide what code is run
         raise EncoreError(f"--config {path}: plugins: name them on the command line too: --plugins {','.join(unknown)}")
+    content.pop("plugins", None)  # the command line has them
     problems: list[str] = []
     flags = typed_flags(content, config_class, f"--config {path}", problems)
     if problems:
@@ -116,7 +117,7 @@ class _UniqueKeys(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float):  # also keeps lists and mappings out, which can't be in a set
+            if not isinstance(key, str | int | float):  # also keeps lists and mappings out, which cannot be in a set
                 raise yaml.constructor.ConstructorError(None, None, "a key that is not a name", key_node.start_mark)
             if key in known:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", key_node.start_mark)

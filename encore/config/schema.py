@@ -255,10 +255,6 @@ class TrainConfig:
         known = {one.name for one in knobs_of(cls)}
         return cls.from_flags({name: value for name, value in values.items() if name in known})
 
-    def with_flags(self, **flags: Any) -> TrainConfig:
-        """The same with other values for some flags."""
-        return self.from_flags(to_flags(self), **flags)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values by flag, for JSON, checkpoints and MLflow's parameters."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in to_flags(self).items()}

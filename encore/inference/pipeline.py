@@ -64,7 +64,7 @@ class ContinuationPipeline:
         waveform: NDArray[np.floating] | Tensor,
         sample_rate: int,
         seconds: float = 16.0,
-        seed: int | Sequence[int] = 0,
+        seed: int | np.integer | Sequence[int] = 0,
         temperature: float = 1.0,
     ) -> Tensor:
         """Continues a waveform from its end.
@@ -93,7 +93,7 @@ class ContinuationPipeline:
             raise ValueError(f"seconds must be a finite number above 0, got {seconds}")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be a finite number of at least 0, got {temperature}")
-        seeds = [seed] if isinstance(seed, int) else list(seed)
+        seeds = [int(number) for number in seed] if isinstance(seed, Sequence) else [int(seed)]
         if not self.generator.generation.generative and (len(seeds) > 1 or temperature != 1):
             raise EncoreError(
                 "this model was trained with --objective regression and makes one continuation only, without noise: "
@@ -105,7 +105,7 @@ class ContinuationPipeline:
         margin = 0.0 if sample_rate == codec.sample_rate else LEAD_SECONDS
         made = continue_song(self.generator, song, seconds + margin, seeds, temperature)
         audio = _at_rate(made, codec.sample_rate, int(sample_rate))[..., : round(seconds * sample_rate)]
-        return audio[0] if isinstance(seed, int) else audio
+        return audio if isinstance(seed, Sequence) else audio[0]
 
 
 def _checked(waveform: NDArray[np.floating] | Tensor) -> Tensor:
@@ -119,6 +119,8 @@ def _checked(waveform: NDArray[np.floating] | Tensor) -> Tensor:
     if audio.dim() not in (1, 2):
         raise ValueError(f"waveform: shape {shape} must be [N] or [C, N]; continue the items of a batch one by one")
     audio = audio.float() if audio.dim() == 2 else audio.float()[None]
+    if not audio.numel():
+        raise ValueError(f"waveform: shape {shape} holds no samples")
     if len(audio) > audio.shape[-1]:
         raise ValueError(f"waveform: shape {shape} has more channels than samples; transpose it to [C, N]")
     if not audio.isfinite().all():

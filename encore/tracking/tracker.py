@@ -14,7 +14,7 @@ class Tracker(Protocol):
     """One tracked run. Training calls these methods on rank 0 only.
 
     A subclass overrides those that it needs; the inherited ones do nothing. No method may raise because a server
-    cannot be reached: training must go on.
+    cannot be reached: training must continue.
 
     Attributes:
         run_id: what the tracker calls this run; saved in checkpoints and given back when the run is resumed. None as
@@ -39,7 +39,6 @@ class Tracker(Protocol):
         """Sends the rest and ends the run as `FINISHED`, `FAILED` or `KILLED` (stopped by a signal)."""
 
 
-TrackerFactory = Callable[[TrackingConfig, str | None, Path, Callable[[str], None]], Tracker]
 F = TypeVar("F", bound=Callable[..., Any])
 
 

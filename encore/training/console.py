@@ -101,7 +101,7 @@ class TrainConsole:
 
     @contextmanager
     def task(self, description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-        """A progress bar; gives a function that advances it by one step, with a note beside it."""
+        """A progress bar; gives a function that advances it by one step and sets its note."""
         task = self.progress.add_task(description, total=total, completed=done, note="")
         yield lambda note="": self.progress.update(task, advance=1, note=note)
         self.progress.remove_task(task)

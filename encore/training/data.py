@@ -75,7 +75,8 @@ class PairData:
             f"{len(self.pairs['train'])} training and {len(self.pairs['val'])} validation pairs of {seconds:.2f} s, "
             f"{len(missing)} of {len(set(files))} files newly encoded"
         )
-        self._prepare_batches(ranks)
+        with ranks.agree():
+            self._prepare_batches(ranks)
 
     def _prepare_batches(self, ranks: Ranks) -> None:
         data, seed = self.config.data, self.config.run.seed

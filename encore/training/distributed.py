@@ -20,6 +20,10 @@ from encore.errors import EncoreError
 T = TypeVar("T")
 
 
+class AgreedError(EncoreError):
+    """An error that is raised on all ranks, so that it is enough if one of them prints it."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process's rank, the number of processes, and its device."""
@@ -41,7 +45,7 @@ class Ranks:
         """A block that succeeds on all ranks or on none; the block itself must hold no collective operation.
 
         Raises:
-            EncoreError: the block raised one on some rank: that of the lowest such rank, on every rank.
+            AgreedError: the block raised an EncoreError on some rank: that of the lowest such rank, on every rank.
         """
         message = None
         try:
@@ -50,7 +54,7 @@ class Ranks:
             message = str(error)
         failed = [other for other in self.gather(message) if other is not None]
         if failed:
-            raise EncoreError(failed[0])
+            raise AgreedError(failed[0])
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, in order of rank."""

@@ -55,7 +55,7 @@ def launch(config: TrainConfig) -> int:
         shutdown_timeout=300,
     )
     # The agent's own store outlives a restart with the addresses of the ranks before it (gloo, torch 2.14), to which
-    # the new ones then can't connect; without it every attempt gets a new store.
+    # the new ones then cannot connect; without it every attempt gets a new store.
     os.environ |= cli.importable()
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # What a user needs to know of the agent's work is said below; each of its loggers has a level of its own.

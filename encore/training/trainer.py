@@ -20,13 +20,12 @@ from encore.codecs import load_codec
 from encore.config.checks import validate
 from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch
-from encore.errors import EncoreError
 from encore.tracking import Tracker, build_tracker
 from encore.training.build import build_state, build_terms
 from encore.training.checkpoint import TrainState, move_aside, resume_source
 from encore.training.console import SHARE, EpochMetrics, TrainConsole, named_metrics
 from encore.training.data import PairData
-from encore.training.distributed import Ranks
+from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
 from encore.training.validation import Values, measure_baselines, validate_model, write_example
 
@@ -35,7 +34,7 @@ ROLLOUT_PHASE = 0.25  # last share of the steps, in which the model continues fr
 SHARES_EVERY = 10  # steps between measurements of the gradients' shares, each of which takes a pass per loss
 
 
-class Diverged(EncoreError):
+class Diverged(AgreedError):
     """Too many steps in a row whose loss or gradient was not finite."""
 
 
@@ -239,8 +238,8 @@ class Trainer:
         progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
         if progress.skipped_in_a_row >= MAX_NOT_FINITE:
             raise Diverged(
-                f"loss or gradient was not finite for {MAX_NOT_FINITE} steps in a row, training cannot go on; the last "
-                f"good checkpoint is in {self.folder}. Lower --lr ({self.config.optim.lr:g}) or --clip_norm"
+                f"loss or gradient was not finite for {MAX_NOT_FINITE} steps in a row, so training ends; the last good "
+                f"checkpoint is in {self.folder}. Lower --lr ({self.config.optim.lr:g}) or --clip_norm"
             )
         return stopped
 

@@ -53,7 +53,7 @@ def _means(
 @torch.no_grad()
 def write_example(folder: Path, objective: Objective, model: nn.Module, val_set: PairDataset, ranks: Ranks) -> None:
     """Writes the first validation pair and its prediction as audio and spectrograms."""
-    from encore.reporting.spectrograms import spectrograms  # imports matplotlib, which the other ranks don't need
+    from encore.reporting.spectrograms import spectrograms  # imports matplotlib, which the other ranks do not need
 
     batch = collate([val_set[0]]).to(ranks.device)
     prediction = objective.synthesizer.sample(model.eval(), batch)

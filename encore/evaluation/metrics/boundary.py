@@ -18,7 +18,7 @@ POSITIONS_PER_SECOND = 100
 
 @metric(
     "seam_flux",
-    title="seam flux, %",
+    title="boundary flux, %",
     group="Sound",
     note="Spectral flux at the join, as a percentile of that inside the real music.",
     goal="truth",
@@ -33,7 +33,7 @@ def boundary_flux(item: Item) -> float:
 
 @metric(
     "seam_step",
-    title="seam step, %",
+    title="boundary step, %",
     group="Sound",
     note="Level step at the join, as a percentile of those inside the real music.",
     goal="truth",
