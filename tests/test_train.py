@@ -164,6 +164,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert result.returncode == 0, result.stderr
     assert f"resumed from {last.relative_to(tmp_path)} at epoch 3, step 1" in result.stdout
     assert equal_weights(last, trained_regression / "checkpoints" / "last.pt")
+    config = json.loads((tmp_path / "checkpoints" / "config.json").read_text())
+    assert config["resume"] is None  # as `--config` it begins a new run
     resumed, uninterrupted = only_run(store, "resumed"), only_run(store, "regression")
     for name in ("train_loss", "val_loss"):
         assert history(store, resumed, name) == pytest.approx(history(store, uninterrupted, name), rel=1e-6)

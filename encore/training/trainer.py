@@ -119,7 +119,8 @@ class Trainer:
         objective, progress = self.state.objective, self.state.progress
         if self.ranks.is_main:
             move_aside(self.folder, self.source)
-            (self.folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+            flags = {**self.config.to_dict(), "resume": None}  # a run with this file for --config is a new one
+            (self.folder / "config.json").write_text(json.dumps(flags, indent=2) + "\n")
             self.console.open_log(self.folder / "train.log")
         baselines = measure_baselines(objective, self.data.val_loader, self.ranks)
         self.console.baselines(objective.components, baselines)
