@@ -170,7 +170,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_ranks_that_are_killed_or_stopped_go_on_to_the_same_end(
+def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
     trained_flags: list[object], tmp_path: Path, run_command: Command
 ) -> None:
     """Of two ranks one is killed and restarted from the last checkpoint, the run is stopped by SIGTERM and resumed.
@@ -203,7 +203,7 @@ def test_ranks_that_are_killed_or_stopped_go_on_to_the_same_end(
 
 
 @pytest.mark.slow
-def test_an_adversary_and_the_balancer_train_along_and_go_on_with_the_run(
+def test_an_adversary_and_the_balancer_train_along_and_are_resumed_with_the_run(
     tmp_path: Path, call_command: Command, train_flags: list[object]
 ) -> None:
     flags = (*train_flags, "--loss_weight_target", 1, "--loss_weight_gan", 1, "--loss_weight_feature_matching", 2)
