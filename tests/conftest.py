@@ -98,7 +98,8 @@ def call_command() -> Command:
                 cli.run(app, argv)
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        gc.collect()  # ends the threads of a rank's process group
+        if name == "train_worker.py":
+            gc.collect()  # ends the threads of its process group
         return subprocess.CompletedProcess(argv, status, output.getvalue(), errors.getvalue())
 
     return call

@@ -268,6 +268,7 @@ def test_the_table_in_the_terminal_has_every_value_at_any_width(comparison: Any,
     assert "…" not in table
 
 
+@pytest.mark.slow
 def test_the_page_has_the_audio_samples_of_each_pair_and_one_table(comparison: Any, tmp_path: Path) -> None:
     tone = torch.sin(torch.arange(SAMPLE_RATE / 4) * 0.1)[None] * 0.5
     groups = [

@@ -61,6 +61,7 @@ class TestLosses:
         assert FeatureMatchingLoss(relative)(real, real).tolist() == [0, 0, 0]
 
     @pytest.mark.parametrize("loss", LOSSES)
+    @pytest.mark.slow
     def test_gradients_are_those_of_finite_differences(self, loss: nn.Module) -> None:
         found = [output.double().requires_grad_() for seed in (4, 5) for output in random_outputs(seed)]
 

@@ -122,6 +122,7 @@ class TestGradients:
             assert prediction.grad is not None and prediction.grad.isfinite().all()
             assert values.abs().max() < 10 and adversary.accumulate(prediction, target).isfinite().all()
 
+    @pytest.mark.slow
     def test_resumed_equals_uninterrupted(self, name: str, tmp_path: Path) -> None:
         def train(adversary: Adversary, steps: range) -> list[Tensor]:
             losses = []

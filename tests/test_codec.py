@@ -80,6 +80,7 @@ def relative_error(crop: torch.Tensor, whole: torch.Tensor, start: int) -> float
     return 20 * torch.log10((crop - wanted).norm() / wanted.norm() + 1e-9).item()
 
 
+@pytest.mark.slow
 def test_a_crop_without_its_margin_differs() -> None:
     codec = random_codec()
     latents = codec.encode(torch.from_numpy(melody(6, 17))[None, None])

@@ -95,6 +95,7 @@ def test_a_dead_latent_channel_can_be_divided_by() -> None:
         latent_deviation(torch.ones(2, 3, 4))
 
 
+@pytest.mark.slow
 def test_codec_distance_grows_with_damage_and_serves_an_energy_score() -> None:
     codec = load_codec("starter")
     songs = [compose(1, np.random.default_rng([3, i])) for i in range(4)]

@@ -112,6 +112,7 @@ def test_bootstrap_agrees_with_scipy() -> None:
     assert ours.low == pytest.approx(theirs.low, rel=0.02) and ours.high == pytest.approx(theirs.high, rel=0.02)
 
 
+@pytest.mark.slow
 def test_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     hits = 0

@@ -196,6 +196,7 @@ class Broken(nn.Module):
         return prediction.flatten(1).mean(1) * torch.nan
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_costs_the_step_or_is_left_out_by_the_balancer(codec: Codec, batch: Batch) -> None:
     components = (Component("a", "a", 1.0, False, Counted()), Component("b", "b", 1.0, False, Broken()))
     for combiner in (losses.WeightedGradient, losses.LossBalancer):

@@ -254,6 +254,7 @@ def test_crepe_equals_the_package() -> None:
 
 @pytest.mark.parametrize("name", ["codec", "codec, last", "crepe"])
 class TestEmbedding:
+    @pytest.mark.slow
     def test_safe(self, name: str) -> None:
         loss = build(name)
         for kind, (prediction, target) in hard_signals(3000).items():
@@ -267,6 +268,7 @@ class TestEmbedding:
     def test_gradient(self, name: str) -> None:
         slope_is_that_of_finite_differences(build(name).double(), *signals(10, (1, 1, 2100)))
 
+    @pytest.mark.slow
     def test_items_and_layout_are_independent(self, name: str) -> None:
         loss = build(name)
         prediction, target = signals(11, (3, 2, 2000))
@@ -281,6 +283,7 @@ class TestEmbedding:
             loss(prediction[..., :0], target[..., :0])
         assert loss(prediction[..., :1], target[..., :1]).isfinite().all()
 
+    @pytest.mark.slow
     def test_it_stays_frozen_and_in_evaluation_mode(self, name: str) -> None:
         loss = build(name).train()
         before = {key: value.clone() for key, value in loss.state_dict().items()}

@@ -48,6 +48,7 @@ def test_any_shape_rate_and_number_of_channels(model: ContinuationPipeline) -> N
 
 
 @pytest.mark.parametrize("rate", [16000, 44100, 48000, 22051])
+@pytest.mark.slow
 def test_the_continuation_has_the_rate_of_the_waveform(model: ContinuationPipeline, rate: int) -> None:
     """A tone's continuation at another rate is the same music: its spectrum, in Hz, as at the codec's rate."""
     seconds = 0.8

@@ -65,6 +65,7 @@ def test_panels_share_the_level_of_the_first_signal(tmp_path: Path) -> None:
     assert loud - soft == pytest.approx(40, abs=1.5)
 
 
+@pytest.mark.slow
 def test_several_files_can_share_a_reference() -> None:
     levels = []
     for reference_db in (None, 14.0):

@@ -30,6 +30,7 @@ def noise(seconds: float, seed: int, level: float = 0.1) -> Tensor:
 
 
 @pytest.mark.parametrize("lag", [30 * FRAME, 80 * FRAME, 80 * FRAME + 80, 600 * FRAME - 77])
+@pytest.mark.slow
 def test_a_loop_at_any_lag_scores_one(lag: int) -> None:
     context = piece(0, 4.02)
     found = repetition(context, loop(context, lag, 4 * RATE), RATE)

@@ -70,6 +70,7 @@ def test_the_pulse_is_the_autocorrelation_and_peaks_at_the_beat() -> None:
     assert abs(lags[found.argmax()] % 40) <= 1
 
 
+@pytest.mark.slow
 def test_pulse_agrees_within_a_piece_and_less_with_damage(halves: list[tuple[Tensor, Tensor]]) -> None:
     same = np.mean([pulse_agreement(*half, RATE) for half in halves])
     others = np.mean(

@@ -123,6 +123,7 @@ def test_a_model_that_repeats_gives_the_decoding_of_repeated_latents(codec: Code
 
 
 @pytest.mark.parametrize(("frames", "kept"), [(90, 90), (97, 90), (20, 15)])
+@pytest.mark.slow
 def test_a_codec_with_independent_segments_is_joined_exactly(segmented: Codec, frames: int, kept: int) -> None:
     """Also if the song is not a whole number of the codec's segments long: its context then is."""
     audio = song(frames * HOP)
@@ -201,6 +202,7 @@ def test_a_candidate_depends_on_its_own_seed_only(starter: Codec, prior: str) ->
     assert relative_db(both[0], both[1]) > -20
 
 
+@pytest.mark.slow
 def test_temperature_scales_the_noise_and_leaves_the_lag_to_the_seed(starter: Codec) -> None:
     free = drawing(starter, "none")
     cold, warm = continued(free, [1, 2], 0.0).audio, continued(free, [1, 2], 0.5).audio

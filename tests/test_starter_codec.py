@@ -71,6 +71,7 @@ def test_decoder_is_causal(codec: Codec, music: Tensor) -> None:
     assert (before[..., 40 * 320 :] - after[..., 40 * 320 :]).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_error_grows_in_proportion_to_an_error_of_the_latents(codec: Codec, music: Tensor) -> None:
     """Latents with three times the noise have about 9.5 dB more error; large latents do not diverge."""
     latents = codec.encode(music.repeat(1, 1, 4))

@@ -135,6 +135,7 @@ def test_the_phase_term_is_the_mean_square_difference_of_angles() -> None:
 
 
 @pytest.mark.parametrize("signals", [noise, music])
+@pytest.mark.slow
 def test_multi_resolution_equals_auraloss(signals: Callable[..., tuple[Tensor, Tensor]]) -> None:
     prediction, target = signals((2, 2, 9000), 4)
     assert_auraloss(

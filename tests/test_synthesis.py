@@ -35,6 +35,12 @@ def batch(codec: Codec) -> Batch:
     return batch_of(codec, FRAMES)
 
 
+@pytest.fixture(scope="module")
+def rendering(codec: Codec, batch: Batch) -> Tensor:
+    """The decoding of the batch's songs as a whole."""
+    return rendered(codec, batch)
+
+
 def batch_of(codec: Codec, frames: int) -> Batch:
     """Songs, each encoded as a whole, so that a target's latents are those that follow its context."""
     songs = torch.stack([torch.from_numpy(melody(2 * frames * HOP / SAMPLE_RATE, seed))[None] for seed in range(ITEMS)])
@@ -115,13 +121,13 @@ PLANS = [
 
 @pytest.mark.parametrize(("samples", "size", "plan"), PLANS)
 def test_decoded_crops_are_those_of_the_plan(
-    codec: Codec, batch: Batch, samples: int, size: int, plan: CropPlan
+    codec: Codec, batch: Batch, rendering: Tensor, samples: int, size: int, plan: CropPlan
 ) -> None:
     """True latents give the audio of the whole song's decoding, boundary included, and the song itself as reference."""
     synthesizer = new_synthesizer(codec, size, samples, rollout_blocks=2)
     audio = synthesizer.predict(Truth(batch), batch, plan)
     target, source = synthesizer.references(batch, plan)
-    whole, song = rendered(codec, batch), torch.cat([batch.input_audio, batch.target_audio], -1)
+    whole, song = rendering, torch.cat([batch.input_audio, batch.target_audio], -1)
     boundary, blocks = round(0.1 * 75), len(plan.starts)
     assert synthesizer.boundary == boundary
     rows = audio.unflatten(0, (ITEMS, samples, blocks))
@@ -227,6 +233,7 @@ def test_plans_of_rollouts(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("prior", ["replay", "none"])
+@pytest.mark.slow
 def test_validation_samples_do_not_depend_on_the_rest_of_the_batch(codec: Codec, batch: Batch, prior: str) -> None:
     torch.manual_seed(0)
     model = ContinuationTransformer(128, 16, 2, 1, 0.0, FRAMES).eval()
