@@ -172,6 +172,17 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.slow
+def test_a_signal_in_the_last_step_of_a_run_does_not_leave_out_its_validation(
+    train_flags: list[object], tmp_path: Path, call_command: Command
+) -> None:
+    flags = (*train_flags, "--objective", "regression", "--grad_accumulation", 2, "--max_steps", 5)
+    result = call_command("train_worker.py", *flags, "--tracker", "stopping", "--experiment", "last_step", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"Epoch 3/\d+:\n.*\n  Val Loss: .*\n.*\nbest validation loss", result.stdout)
+    assert read(tmp_path / "checkpoints" / "last.pt")["progress"]["step"] == 5
+
+
+@pytest.mark.slow
 def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
     trained_flags: list[object], tmp_path: Path, run_command: Command
 ) -> None:
