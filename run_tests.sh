@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets this machine up (once) and runs every check: lint, format, types, tests. Arguments go to pytest, for example
+# Sets this machine up (once) and runs every check: lint, format, types, layers, tests. Arguments go to pytest, for example
 #   ./run_tests.sh tests/test_audio.py -k truncated
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

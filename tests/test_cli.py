@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import encore.models.priors  # noqa: F401 (registers the choices of --prior)
 from encore.commands import main
+from encore.commands.prepare import PrepareConfig
 from encore.config import cli
 from encore.config.files import read_flags
 from encore.config.knobs import knobs_of
@@ -95,6 +96,14 @@ def test_help_shows_the_usual_flags_and_help_all_every_one() -> None:
     assert {one.name for one in settings} <= flags_in(narrow)  # no name is cut
     for panel in {one.panel for one in settings}:
         assert f"{panel}:\n" in narrow
+
+
+def test_help_does_not_count_arguments_among_hidden_flags() -> None:
+    app = cli.new_app()
+    cli.add_command(app, PrepareConfig, lambda config: None)
+    usual, every = (CliRunner().invoke(app, [flag]).output for flag in ("--help", "--help_all"))
+    assert "MUSIC_FOLDER" in usual and "more flags" not in usual
+    assert "Arguments:\n  MUSIC_FOLDER <path>" in every
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is new in Python 3.11")

@@ -164,13 +164,26 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert result.returncode == 0, result.stderr
     assert f"resumed from {last.relative_to(tmp_path)} at epoch 3, step 1" in result.stdout
     assert equal_weights(last, trained_regression / "checkpoints" / "last.pt")
+    config = json.loads((tmp_path / "checkpoints" / "config.json").read_text())
+    assert config["resume"] is None  # as `--config` it begins a new run
     resumed, uninterrupted = only_run(store, "resumed"), only_run(store, "regression")
     for name in ("train_loss", "val_loss"):
         assert history(store, resumed, name) == pytest.approx(history(store, uninterrupted, name), rel=1e-6)
 
 
 @pytest.mark.slow
-def test_ranks_that_are_killed_or_stopped_go_on_to_the_same_end(
+def test_a_signal_in_the_last_step_of_a_run_does_not_leave_out_its_validation(
+    train_flags: list[object], tmp_path: Path, call_command: Command
+) -> None:
+    flags = (*train_flags, "--objective", "regression", "--grad_accumulation", 2, "--max_steps", 5)
+    result = call_command("train_worker.py", *flags, "--tracker", "stopping", "--experiment", "last_step", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"Epoch 3/\d+:\n.*\n  Val Loss: .*\n.*\nbest validation loss", result.stdout)
+    assert read(tmp_path / "checkpoints" / "last.pt")["progress"]["step"] == 5
+
+
+@pytest.mark.slow
+def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
     trained_flags: list[object], tmp_path: Path, run_command: Command
 ) -> None:
     """Of two ranks one is killed and restarted from the last checkpoint, the run is stopped by SIGTERM and resumed.
@@ -203,7 +216,7 @@ def test_ranks_that_are_killed_or_stopped_go_on_to_the_same_end(
 
 
 @pytest.mark.slow
-def test_an_adversary_and_the_balancer_train_along_and_go_on_with_the_run(
+def test_an_adversary_and_the_balancer_train_along_and_are_resumed_with_the_run(
     tmp_path: Path, call_command: Command, train_flags: list[object]
 ) -> None:
     flags = (*train_flags, "--loss_weight_target", 1, "--loss_weight_gan", 1, "--loss_weight_feature_matching", 2)

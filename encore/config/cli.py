@@ -213,5 +213,5 @@ def _help_all(context: typer.Context, value: bool) -> None:
 
 
 def _epilog(config_class: type) -> str | None:
-    hidden = sum(not one.common for one in knobs_of(config_class))
+    hidden = sum(not (one.common or one.argument) for one in knobs_of(config_class))
     return f"{hidden} more flags: --help_all" if hidden else None

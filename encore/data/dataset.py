@@ -228,8 +228,9 @@ class EpochSampler(Sampler[list[int]]):
         self.steps = items // (batch_size * world_size * accumulation)
         if not self.steps:
             raise EncoreError(
-                f"--batch_size {batch_size}: a step takes {batch_size * world_size * accumulation} pairs ({world_size} "
-                f"ranks, --grad_accumulation {accumulation}), but there are only {items} training pairs; lower one"
+                f"--batch_size {batch_size}: a step takes {batch_size * world_size * accumulation} pairs (ranks: "
+                f"{world_size}, --grad_accumulation {accumulation}), but there are only {items} training pairs; lower "
+                "one of them, or prepare more pairs"
             )
         self.epoch = self.skip = 0
 

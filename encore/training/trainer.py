@@ -119,7 +119,8 @@ class Trainer:
         objective, progress = self.state.objective, self.state.progress
         if self.ranks.is_main:
             move_aside(self.folder, self.source)
-            (self.folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+            flags = {**self.config.to_dict(), "resume": None}  # a run with this file for --config is a new one
+            (self.folder / "config.json").write_text(json.dumps(flags, indent=2) + "\n")
             self.console.open_log(self.folder / "train.log")
         baselines = measure_baselines(objective, self.data.val_loader, self.ranks)
         self.console.baselines(objective.components, baselines)
@@ -169,7 +170,7 @@ class Trainer:
         self.console.print(f"best validation loss {best:.4f}, in {self.folder / 'best_model.pt'}")
 
     def train_epoch(self, stop: StopSignal) -> EpochMetrics | None:
-        """Trains to the end of the epoch, or of --max_steps; None if a signal stopped it on some rank."""
+        """Trains to the end of the epoch, or of --max_steps; None if a signal stopped it before the run's last step."""
         progress, schedule, epochs = self.state.progress, self.state.schedule, self.config.optim.epochs
         self.data.sampler.start_at(progress.epoch, progress.epoch_step)
         running = WeightedMean(progress.sums if self.ranks.is_main else {})
@@ -185,7 +186,7 @@ class Trainer:
                 seconds += step.seconds
                 advance(f"loss {step.loss:.4f}  {seconds / (time.monotonic() - start):.1f} s/s")
         progress.sums = running.sum_over(self.ranks)
-        if stopped:
+        if stopped and progress.step < schedule.total_steps:  # after its last step a run is validated as usual
             return None
         throughput = seconds / (time.monotonic() - start)
         return EpochMetrics(progress.epoch + 1, epochs, means(progress.sums), lr, throughput, progress.skipped)
