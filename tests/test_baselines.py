@@ -124,9 +124,8 @@ def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: Codec, t
     (copy / "metadata.csv").write_text("pair,source_file,start_second,split\npair_0000,a.wav,0,val\n")
     with pytest.raises(EncoreError, match=r"the recording of pair_0001, pair_0002 is unknown"):
         open_set(codec, copy, None, 0)
-    (copy / "metadata.csv").write_text("pair,split\n")
-    with pytest.raises(EncoreError, match="no column source_file"):
-        open_set(codec, copy, None, 0)
+    (copy / "metadata.csv").write_text("pair,split\n")  # another program's file of that name
+    assert not open_set(codec, copy, None, 0).recordings_known
     (copy / "metadata.csv").unlink()
     unknown = open_set(codec, copy, None, 0)
     assert not unknown.recordings_known and len(set(unknown.recordings)) == 3

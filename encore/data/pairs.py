@@ -6,7 +6,6 @@ import csv
 from pathlib import Path
 
 from encore.data.dataset import SPLITS, Pair, check_pairs, register_dataset
-from encore.errors import EncoreError
 
 COLUMNS = ("pair", "source_file", "start_second", "split")  # of metadata.csv
 READ = {"pair", "source_file", "split"}  # of these
@@ -42,12 +41,14 @@ def find_pairs(folder: Path, sample_rate: int) -> dict[str, list[Pair]]:
 
 
 def _recordings(path: Path) -> dict[tuple[str, str], str]:
-    """The file that each pair was cut from, by split and name; empty without `metadata.csv`."""
+    """The file that each pair was cut from, by split and name; empty without a `metadata.csv` of prepare_data.py's.
+
+    A data set that something else made may have a file of that name with other columns.
+    """
     if not path.is_file():
         return {}
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
-        missing = READ - set(rows.fieldnames or ())
-        if missing:
-            raise EncoreError(f"{path}: has no column {', '.join(sorted(missing))}; restore or remove it")
+        if READ - set(rows.fieldnames or ()):
+            return {}
         return {(row["split"], row["pair"]): row["source_file"] for row in rows}

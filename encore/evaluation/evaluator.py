@@ -240,8 +240,8 @@ def warnings_of(data: EvalSet, features: Mapping[str, Tensor]) -> list[str]:
         )
     if not data.recordings_known:
         found.append(
-            "the recordings are unknown (no metadata.csv): every pair is taken for a recording of its own, so "
-            "intervals may be too narrow, and other_music may be of the same recording"
+            "the recordings are unknown (no metadata.csv of prepare_data.py): every pair is taken for a recording of "
+            "its own, so intervals may be too narrow, and other_music may be of the same recording"
         )
     elif recordings < 2:
         found.append("all pairs are of one recording: there are no intervals, and there is no other music")
