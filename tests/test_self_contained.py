@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -33,11 +34,9 @@ def ways_out(text: str, depth: int) -> list[str]:
         for way in FROM_FILE.finditer(text)
         if (int(way[1][9:-1]) if "[" in way[1] else way[1].count(".parent") - 1) > depth
     ]
-    absolute = [
-        str(place)
-        for place in (ROOT, Path.home())
-        if len(place.parts) > 1 and re.search(rf"(?<![\w./-]){re.escape(str(place))}(?![\w-])", text)
-    ]
+    places = (place for place in (ROOT, Path.home()) if len(place.parts) > 1)
+    found = (str(place) for place in places if re.search(rf"(?<![\w./-]){re.escape(str(place))}(?![\w-])", text))
+    absolute = list(itertools.islice(found, 1))  # the repository may lie in the home folder
     return [*relative, *from_file, *absolute]
 
 
