@@ -19,7 +19,6 @@ import pytest
 import soundfile
 import torch
 import typer
-from mlflow.tracking import MlflowClient
 
 import losses
 from encore.config import cli
@@ -217,6 +216,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An MLflow store for all runs: making one takes seconds. Tests take an experiment each."""
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
+    from mlflow.tracking import MlflowClient  # takes seconds to import, which most test files do not need
+
     MlflowClient(uri).create_experiment("Default artifacts", artifact_location=str(folder / "artifacts"))
     return uri
 
