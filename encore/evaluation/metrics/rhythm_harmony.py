@@ -1,14 +1,20 @@
 """Rhythm and harmony: the number of onsets, the pulse, the pitch classes. Uses librosa (McFee et al. 2015).
 
-librosa is imported inside the functions because its import takes seconds.
+librosa is imported by the functions because its import takes seconds.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -74,8 +80,7 @@ def onset_strength(audio: Tensor | ArrayLike, sample_rate: int) -> Values:
     Raises:
         EncoreError: less than 0.4 s of audio.
     """
-    import librosa
-
+    librosa = _librosa()
     samples = signal(audio)
     if samples.shape[-1] < 2 * PULSE_SECONDS[0] * sample_rate:
         raise EncoreError(
@@ -90,8 +95,7 @@ def onset_strength(audio: Tensor | ArrayLike, sample_rate: int) -> Values:
 
 def onset_rate(audio: Tensor | ArrayLike, sample_rate: int) -> float:
     """Onsets per second in `audio [C, N]`: the number of peaks that librosa's `onset_detect` picks; 0 in silence."""
-    import librosa
-
+    librosa = _librosa()
     hop = round(ONSET_HOP_SECONDS * sample_rate)
     strength = onset_strength(audio, sample_rate)
     onsets = librosa.onset.onset_detect(onset_envelope=strength, sr=sample_rate, hop_length=hop, sparse=True)
@@ -138,8 +142,7 @@ def chroma(audio: Tensor | ArrayLike, sample_rate: int) -> Values:
     Raises:
         EncoreError: less audio than one window.
     """
-    import librosa
-
+    librosa = _librosa()
     samples = signal(audio)
     n_fft = window_length(sample_rate, CHROMA_WINDOW_SECONDS)
     if samples.shape[-1] < n_fft:
@@ -166,6 +169,20 @@ def framewise_chroma_similarity(audio: Tensor | ArrayLike, truth: Tensor | Array
     """`chroma_similarity` frame by frame, of simultaneous frames: the mean over the frames that both have, −1 to 1."""
     pairs = zip(chroma(audio, sample_rate), chroma(truth, sample_rate), strict=False)
     return float(np.mean([_correlation(mine, real) for mine, real in pairs]))
+
+
+@lru_cache(maxsize=1)
+def _librosa() -> Any:
+    """librosa, imported by one process at a time.
+
+    Its first import compiles functions into numba's cache on disk; two processes that fill it at once can mix up its
+    files, and a process that loads them crashes.
+    """
+    with FileLock(Path(tempfile.gettempdir()) / f"encore_librosa_{os.getuid()}.lock"):
+        import librosa
+        import librosa.feature
+        import librosa.onset
+    return librosa
 
 
 def _correlation(first: Values, second: Values) -> float:
