@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import encore.codecs
-import encore.data.dataset
+import encore.data
 import encore.models.priors
 import encore.tracking  # noqa: F401
 from encore.config import cli

@@ -26,11 +26,10 @@ def loss_knobs() -> list[Knob]:
     for name, entry in losses.REGISTRY.items():
         if name in (*RMS_COMPONENTS, *RMS_COMPONENTS.values()):
             raise EncoreError(f"the loss {name!r} ({entry.origin}) has the name of a component of rms; rename it")
-        group = entry.group
         if name == "rms":
-            found += [_weight(side, f"RMS error against the {side}", group) for side in RMS_COMPONENTS]
+            found += [_weight(side, f"RMS error against the {side}", entry.group) for side in RMS_COMPONENTS]
         else:
-            found.append(_weight(name, entry.summary, group))
+            found.append(_weight(name, entry.summary, entry.group))
     return found + [_weight(name, help, "adversarial") for name, help in ADVERSARIAL.items()]
 
 

@@ -37,11 +37,15 @@ class Terms:
         components: the losses with a weight or listed in --metrics, and the adversary's terms.
         combiner: combines their gradients.
         adversary: the discriminator with its optimiser, if there is one.
+        generation: how the continuations that they compare are generated.
+        crop_frames: latent frames of these that a training step decodes.
     """
 
     components: list[Component]
     combiner: losses.WeightedGradient | losses.LossBalancer
     adversary: losses.Adversary | None
+    generation: GenerationConfig
+    crop_frames: int
 
 
 def crop_frames(config: TrainConfig, codec: Codec, frames: int, has_gpu: bool) -> int:
@@ -58,7 +62,8 @@ def build_terms(config: TrainConfig, data: PairData, ranks: Ranks) -> Terms:
     """
     codec = data.codec
     generation = generation_config(config, codec, data.frames)
-    samples = crop_samples(codec, generation, crop_frames(config, codec, data.frames, ranks.has_gpu))
+    frames = crop_frames(config, codec, data.frames, ranks.has_gpu)
+    samples = crop_samples(codec, generation, frames)
     silence = torch.zeros(1, codec.channels, samples, device=ranks.device)
     objective = config.objective
     if objective.loss_balancer:
@@ -66,7 +71,8 @@ def build_terms(config: TrainConfig, data: PairData, ranks: Ranks) -> Terms:
         combiner: losses.WeightedGradient | losses.LossBalancer = losses.LossBalancer(objective.weights, shrink=shrink)
     else:
         combiner = losses.WeightedGradient(objective.weights)
-    return Terms(build_components(config, codec, silence), combiner, build_adversary(config, codec, silence))
+    components, adversary = build_components(config, codec, silence), build_adversary(config, codec, silence)
+    return Terms(components, combiner, adversary, generation, frames)
 
 
 def build_components(config: TrainConfig, codec: Codec, silence: Tensor) -> list[Component]:
@@ -126,7 +132,7 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
     model.set_statistics(*ranks.broadcast_from_main(data.statistics))
     model.to(ranks.device)
     optim = config.optim
-    synthesizer = build_synthesizer(config, data, generation_config(config, data.codec, data.frames), ranks)
+    synthesizer = build_synthesizer(config, data, terms, ranks)
     objective = Objective(terms.components, synthesizer, terms.combiner, terms.adversary).to(ranks.device)
     total_steps = int(min(optim.max_steps or math.inf, optim.epochs * data.steps))
     return TrainState(
@@ -138,16 +144,16 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
     )
 
 
-def build_synthesizer(config: TrainConfig, data: PairData, generation: GenerationConfig, ranks: Ranks) -> Synthesizer:
+def build_synthesizer(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks) -> Synthesizer:
     """Samples and decodes, in bfloat16 on GPUs that have it; the decoder's margin is measured on a validation pair."""
     codec = data.codec
     bf16 = config.optim.bf16 and ranks.has_gpu and torch.cuda.is_bf16_supported()
     return Synthesizer(
         codec,
-        generation,
-        samples=config.objective.samples if generation.generative else 1,
+        terms.generation,
+        samples=config.objective.samples if terms.generation.generative else 1,
         margin=ranks.broadcast_from_main(lambda: codec.measure_margin(data.val[0][0][None].to(ranks.device))),
-        crop_frames=crop_frames(config, codec, data.frames, ranks.has_gpu),
+        crop_frames=terms.crop_frames,
         autocast=partial(torch.autocast, "cuda", torch.bfloat16) if bf16 else contextlib.nullcontext,
         context_noise=config.objective.context_noise,
         rollout_blocks=config.objective.rollout_blocks,

@@ -17,10 +17,11 @@ from encore.config.knobs import to_flags
 from encore.config.schema import RunConfig, TrainConfig
 from encore.errors import EncoreError
 from encore.models.loading import FORMAT, read
+from encore.tracking.mlflow import JOURNAL
 from encore.training.objective import Objective
 from encore.training.optim import Schedule
 
-RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", "missed_mlflow.jsonl")
+RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", JOURNAL)
 # Flags that a resumed run cannot change: they determine the shapes of the tensors, or what the model has learned to do.
 FIXED = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
 
@@ -84,8 +85,8 @@ class TrainState:
         content = read(path)
         saved = TrainConfig.from_dict(content["config"])
         before, now = to_flags(saved), to_flags(config)
-        problems = [f"was trained with --{name} {before[name]}, not {now[name]}" for name in FIXED
-                    if before[name] != now[name]]  # fmt: skip
+        changed = [name for name in FIXED if before[name] != now[name]]
+        problems = [f"was trained with --{name} {before[name]}, not {now[name]}" for name in changed]
         if content["codec"]["identity"] != self.objective.synthesizer.codec.identity:
             problems.append(f"was trained with another codec (--codec {saved.codec.name}); name that one")
         if (content["ema"] is None) != (self.ema is None):

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from encore.codecs import Codec
 from encore.config.schema import TrainConfig
+from encore.data import find_pairs
 from encore.data.dataset import Batch, EpochSampler, Pair, PairDataset, collate, segment_frames
 from encore.data.latent_cache import LatentCache
-from encore.registry import DATASETS
 from encore.training.console import TrainConsole
 from encore.training.distributed import Ranks
 
@@ -45,8 +45,9 @@ class PairData:
         Raises:
             EncoreError: no such data set format, no pairs, or all problems of the files together.
         """
-        find_pairs = DATASETS.find(config.data.dataset_format)
-        return cls(find_pairs(config.data.dataset_folder, codec.sample_rate), codec, config)
+        assert config.data.dataset_folder is not None
+        pairs = find_pairs(config.data.dataset_folder, codec.sample_rate, config.data.dataset_format)
+        return cls(pairs, codec, config)
 
     @property
     def steps(self) -> int:

@@ -54,9 +54,9 @@ def launch(config: TrainConfig) -> int:
         # A worker finishes its step and saves before it exits; a large model takes a while to write.
         shutdown_timeout=300,
     )
+    os.environ |= cli.importable()
     # The agent's own store outlives a restart with the addresses of the ranks before it (gloo, torch 2.14), to which
     # the new ones then cannot connect; without it every attempt gets a new store.
-    os.environ |= cli.importable()
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # What a user needs to know of the agent's work is said below; each of its loggers has a level of its own.
     for name in list(logging.root.manager.loggerDict):
