@@ -23,6 +23,7 @@ from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Component, Objective
 from encore.training.optim import Schedule, adamw, averaged
+from encore.training.stored import MARGIN_FILE, stored
 from encore.training.synthesis import Synthesizer, crop_samples
 
 CPU_DECODE_SECONDS = 2.0
@@ -145,14 +146,16 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
 
 
 def build_synthesizer(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks) -> Synthesizer:
-    """Samples and decodes, in bfloat16 on GPUs that have it; the decoder's margin is measured on a validation pair."""
+    """Samples and decodes, in bfloat16 on GPUs that have it; the decoder's margin is measured once per codec."""
     codec = data.codec
+    with ranks.agree():
+        margin = stored(data.cache.folder / MARGIN_FILE, lambda: codec.margin) if ranks.is_main else 0
     bf16 = config.optim.bf16 and ranks.has_gpu and torch.cuda.is_bf16_supported()
     return Synthesizer(
         codec,
         terms.generation,
         samples=config.objective.samples if terms.generation.generative else 1,
-        margin=ranks.broadcast_from_main(lambda: codec.measure_margin(data.val[0][0][None].to(ranks.device))),
+        margin=ranks.broadcast_from_main(lambda: margin),
         crop_frames=terms.crop_frames,
         autocast=partial(torch.autocast, "cuda", torch.bfloat16) if bf16 else contextlib.nullcontext,
         context_noise=config.objective.context_noise,

@@ -59,12 +59,14 @@ class TrainState:
 
     def save(self, path: Path, config: TrainConfig, segment_frames: int) -> None:
         """Writes everything to a temporary name and renames it, so that there is never half a checkpoint."""
-        codec = self.objective.synthesizer.codec
+        synthesizer = self.objective.synthesizer
+        codec = synthesizer.codec
         content = {
             "format": FORMAT,
             "config": config.to_dict(),
             "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
             "segment_frames": segment_frames,
+            "margin": synthesizer.margin,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
