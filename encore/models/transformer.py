@@ -246,7 +246,7 @@ class ContinuationTransformer(nn.Module):
         needed = [max(start, first - (self.window - 1) * later) for later in reversed(range(len(self.blocks)))]
         x = self.in_proj(torch.cat([normal, noisy], 1)[..., needed[0] - start :].transpose(1, 2))
         keys, values = [], []
-        for number, block in enumerate(self._layers()):
+        for number, block in enumerate(self.layers):
             q, k, v = block.project(x, self._angles(torch.arange(needed[number], end, device=x.device)))
             if cache is not None:
                 k, v = torch.cat([cache.keys[number], k], 2), torch.cat([cache.values[number], v], 2)
@@ -279,14 +279,16 @@ class ContinuationTransformer(nn.Module):
             noise = torch.zeros(rows, NOISE_CHANNELS, len(frames), device=device, dtype=dtype)
         x, angles = self.block_in_proj(torch.cat([normal, noise], 1).transpose(1, 2)), self._angles(frames)
         pasts = [slice(max(0, start - self.window - cache.start), start - cache.start) for start in starts]
-        for block, keys, values in zip(self._layers(), cache.keys, cache.values, strict=True):
+        for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             parts = zip(pasts, *(part.split(steps, 2) for part in block.project(x, angles)), strict=True)
             attended = [block_attention(q, k, v, keys[:, :, past], values[:, :, past]) for past, q, k, v in parts]
             x = block(x, torch.cat(attended, 2))
         gate, residual = self.out_proj(self.norm(x)).transpose(1, 2).chunk(2, 1)
         return ((1 + gate) * normal + residual) * self.std + self.mean
 
-    def _layers(self) -> list[Block]:
+    @property
+    def layers(self) -> list[Block]:
+        """The layers, in order."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def _angles(self, frames: Tensor) -> Tensor:
