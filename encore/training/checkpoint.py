@@ -17,6 +17,7 @@ from encore.config.knobs import to_flags
 from encore.config.schema import RunConfig, TrainConfig
 from encore.errors import EncoreError
 from encore.models.loading import FORMAT, read
+from encore.models.precision import AUTO
 from encore.tracking.mlflow import JOURNAL
 from encore.training.objective import Objective
 from encore.training.optim import Schedule
@@ -63,7 +64,7 @@ class TrainState:
         codec = synthesizer.codec
         content = {
             "format": FORMAT,
-            "config": config.to_dict(),
+            "config": {**config.to_dict(), "precision": synthesizer.precision},
             "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
             "segment_frames": segment_frames,
             "margin": synthesizer.margin,
@@ -79,7 +80,7 @@ class TrainState:
         temporary.replace(path)
 
     def load(self, path: Path, config: TrainConfig) -> None:
-        """Continues from a checkpoint.
+        """Continues from a checkpoint, with its precision if `config` leaves the choice.
 
         Raises:
             EncoreError: not a checkpoint, or one of another model or codec.
@@ -107,6 +108,8 @@ class TrainState:
         self.schedule.load_state_dict(content["schedule"])
         self.objective.load_state_dict(content["objective"])
         self.progress = Progress(**content["progress"])
+        if config.optim.precision == AUTO:
+            self.objective.synthesizer.precision = saved.optim.precision
         if adversary is not None and not had_adversary:
             adversary.steps = self.progress.step  # it counts the run's steps, whenever it joined
 
