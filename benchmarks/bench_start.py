@@ -33,10 +33,9 @@ import torch
 mark()
 import encore.commands.train_worker as worker
 mark()
-from encore.config import cli
 from encore.training.trainer import Trainer
-profile = None
-if sys.argv[1]:
+target, profile = sys.argv[1], None
+if target:
     import cProfile
     profile = cProfile.Profile()
 
@@ -51,7 +50,7 @@ def marked(name, before=False, last=False):
         if last:
             if profile:
                 profile.disable()
-                profile.dump_stats(sys.argv[1])
+                profile.dump_stats(target)
             if self.tracker is not None:
                 self.tracker.close("KILLED")
             mark()
@@ -69,7 +68,8 @@ marked("train_epoch", before=True)
 marked("apply_step", last=True)
 if profile:
     profile.enable()
-cli.run(worker.app, sys.argv[2:])
+sys.argv[1:] = sys.argv[2:]
+worker.run()
 """
 LAUNCHER = """
 import resource, runpy, sys
