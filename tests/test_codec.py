@@ -12,7 +12,7 @@ from encodec import EncodecModel
 from torch import nn
 
 from encore.codecs import Codec, load_codec
-from encore.codecs.encodec import ELU, SEANetCodec
+from encore.codecs.encodec import SEANetCodec
 from encore.codecs.starter.weights import STARTER_WEIGHTS, Architecture, load_codec_file, save_codec
 from encore.errors import EncoreError
 from tests.conftest import SAMPLE_RATE, melody
@@ -91,14 +91,6 @@ def test_a_crop_without_its_margin_differs() -> None:
     assert codec.measure_margin(latents, tolerance_db=-130) > margin
 
 
-def test_elu_is_pytorchs_with_its_gradient() -> None:
-    x = torch.cat([torch.linspace(-30, 30, 997), torch.tensor([0.0, -1e-8, 1e-8])]).requires_grad_()
-    made, expected = ELU()(x), torch.nn.functional.elu(x)
-    assert torch.allclose(made, expected, rtol=0, atol=1e-7)
-    for one, other in zip(*(torch.autograd.grad(y.square().sum(), x) for y in (made, expected)), strict=True):
-        assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
-
-
 def test_a_codec_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     architecture = Architecture(n_filters=2, dimension=16, ratios=(4, 2), channels=2, sample_rate=8000)
     encoder, decoder = architecture.build()
@@ -109,7 +101,7 @@ def test_a_codec_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (codec.sample_rate, codec.channels, codec.latent_dim, codec.hop_length) == (8000, 2, 16, 8)
     audio = torch.randn(3, 2, 800)
     with torch.no_grad():
-        assert torch.allclose(codec.encode(audio), encoder(audio), atol=1e-5)
+        assert torch.equal(codec.encode(audio), encoder(audio))
         assert torch.equal(codec.decode(encoder(audio)), decoder(encoder(audio)))
     assert load_codec(str(tmp_path / "own.safetensors")).identity == codec.identity
     with torch.no_grad():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import urllib.error
 from pathlib import Path
-from typing import Any
 
 import torch
 from encodec import EncodecModel
@@ -22,31 +21,6 @@ from encore.errors import EncoreError
 
 PRETRAINED = {"encodec_24khz": "encodec_24khz-d7cc33bc.th", "encodec_48khz": "encodec_48khz-7e698e3e.th"}
 MAX_FRAMES_ON_CPU = 1500  # decoded at once: larger batches are half as fast again, limited by cache and memory
-
-
-class CPUELU(torch.autograd.Function):
-    """ELU as max(x, exp(min(x, 0)) − 1), equal to PyTorch's to 6e-8 for results between −1 and 1.
-
-    PyTorch's kernel for CPUs (2.14) takes up to ten times as long where signs are mixed.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        result = torch.maximum(x, x.clamp(max=0).exp_().sub_(1))
-        ctx.save_for_backward(result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (result,) = ctx.saved_tensors
-        return torch.ops.aten.elu_backward(gradient, 1, 1, 1, True, result)
-
-
-class ELU(nn.Module):
-    """ELU with α = 1, without parameters."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return CPUELU.apply(x) if x.device.type == "cpu" else nn.functional.elu(x)
 
 
 class SEANetCodec(Codec):
@@ -84,12 +58,9 @@ class SEANetCodec(Codec):
         self.encoder, self.decoder = encoder, decoder
         self.quantizer: ResidualVectorQuantizer | None = quantizer
         self.bandwidth = bandwidth
-        for module in [*self.modules()]:
+        for module in self.modules():
             if hasattr(module, "weight_g"):
                 nn.utils.remove_weight_norm(module)
-            for name, part in module.named_children():
-                if isinstance(part, nn.ELU) and part.alpha == 1:
-                    setattr(module, name, ELU())
         self.requires_grad_(False)
         self.train(False)
 
