@@ -36,7 +36,7 @@ class _ELU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (result,) = ctx.saved_tensors
-        return gradient * (result.clamp_max(0) + 1)
+        return torch.ops.aten.elu_backward(gradient, 1, 1, 1, True, result)
 
 
 def replace_elu(network: nn.Module) -> None:
