@@ -29,7 +29,7 @@ import torch
 
 from encore.audio import SHORTEST_SECONDS, find_audio_files, read_audio, split_whole, write_wav
 from encore.config.knobs import knob, problems_of
-from encore.data.pairs import COLUMNS
+from encore.data.folders import COLUMNS
 from encore.errors import EncoreError, listing
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
