@@ -1,4 +1,4 @@
-"""Folders of wavs, as prepare_data.py writes them: `FOLDER/{train,val}/pair_*_{input,output}.wav`."""
+"""The dataset format `pairs`: `FOLDER/{train,val}/pair_*_{input,output}.wav`, or shards."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from encore.data.pairs import SPLITS, Pairs, register_dataset
 from encore.data.segments import ABSENT, AudioFiles
+from encore.data.shards import INDEX, find_shards
 from encore.errors import EncoreError, listing
 
 COLUMNS = ("pair", "source_file", "start_second", "split")  # of metadata.csv
@@ -18,7 +19,12 @@ ROLES = ("input", "output")
 
 
 @register_dataset("pairs")
-def find_wavs(folder: Path, sample_rate: int) -> dict[str, Pairs]:
+def find_prepared(folder: Path, sample_rate: int) -> dict[str, Pairs]:
+    """The pairs of a folder of shards, if it has an index of them, else those of a folder of wavs."""
+    return find_shards(folder) if (folder / INDEX).is_file() else find_wavs(folder)
+
+
+def find_wavs(folder: Path) -> dict[str, Pairs]:
     """The pairs of `folder/train` and `folder/val`, by name; their recordings come from `folder/metadata.csv`, if any.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,8 @@ from encore.data.index_files import Numbers
 from encore.data.segments import ABSENT, AudioFiles, Segments
 from encore.errors import EncoreError, listing
 from encore.registry import DATASETS
+
+T = TypeVar("T", covariant=True)
 
 SPLITS = ("train", "val")
 
@@ -41,6 +43,12 @@ class Pair:
     samples: int = 0
 
 
+class Column(Protocol[T]):
+    """A value of each pair, by its index."""
+
+    def __getitem__(self, index: int, /) -> T: ...
+
+
 class Pairs(Sequence[Pair]):
     """The pairs of one split. A million of them are a few arrays: a `Pair` is made when it is asked for.
 
@@ -57,8 +65,8 @@ class Pairs(Sequence[Pair]):
         segments: Segments,
         inputs: Numbers,
         outputs: Numbers,
-        names: Sequence[str],
-        recordings: Sequence[str | None],
+        names: Column[str],
+        recordings: Column[str | None],
     ):
         self.segments, self.inputs, self.outputs = segments, inputs, outputs
         self.names, self.recordings = names, recordings

@@ -86,7 +86,7 @@ class EvalSet:
         cache = LatentCache.open(cache_dir, codec.identity, val.segments)
         cache.complete(np.unique(np.concatenate([val.numbers, train])), codec, device)
         dataset = PairDataset(val, cache, codec, frames)
-        names = list(val.names)
+        names = [pair.name for pair in val]
         return cls(dataset, names, recordings or names, recordings is not None, train.tolist(), cache, total, device)
 
     def __len__(self) -> int:
@@ -113,9 +113,9 @@ def spread(entries: Sequence[T], count: int) -> list[T]:
 
 def _recordings(pairs: Pairs) -> list[str] | None:
     """The recording of each pair; None if they are unknown."""
-    known = [recording for recording in pairs.recordings if recording is not None]
+    known = [pair.recording for pair in pairs if pair.recording is not None]
     if known and len(known) < len(pairs):
-        missing = [name for name, recording in zip(pairs.names, pairs.recordings, strict=True) if recording is None]
+        missing = [pair.name for pair in pairs if pair.recording is None]
         raise EncoreError(
             f"--dataset_folder: the recording of {', '.join(missing[:3])} is unknown and that of other pairs is known; "
             "complete metadata.csv, or remove it"
