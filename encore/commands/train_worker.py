@@ -11,6 +11,7 @@ from encore.config import cli
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.training import distributed
+from encore.training.allocator import keep_freed_memory
 from encore.training.console import TrainConsole
 from encore.training.distributed import AgreedError
 from encore.training.trainer import Diverged, StopSignal, Trainer
@@ -22,6 +23,7 @@ def main(config: TrainConfig) -> None:
     """Run one rank of a training run."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends the process
     distributed.share_cores()
+    keep_freed_memory()
     stop = StopSignal()
     with distributed.start() as ranks:
         try:
