@@ -1,0 +1,40 @@
+"""The benchmarks of speed run through their command lines, at sizes of a few seconds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENVIRONMENT, ROOT
+
+TINY = ("--d_model", "32", "--num_layers", "1", "--steps", "1")
+
+
+def benchmark(name: str, *arguments: object, folder: Path) -> str:
+    """What `python -m benchmarks.NAME` prints."""
+    program = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
+    environment = {**ENVIRONMENT, "TMPDIR": str(folder)}
+    result = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_step_prints_every_part_and_the_ratio_to_another_checkout(tmp_path: Path):
+    cases = ("--cases", "1x4", "--repeats", 1, "--lengths", "1,2", "--against", ROOT, "--", "--tracker", "none")
+    output = benchmark("bench_step", *TINY, *cases, folder=tmp_path)
+    rows = [line.split("│")[1:-1] for line in output.splitlines() if re.match("│ [12] s × [14]", line)]
+    *costs, ratio = sorted(rows, key=len, reverse=True)
+    assert len(costs) == 4  # the case, its other checkout, and the two lengths
+    for row in costs:
+        seconds, user, kernel, peak = map(float, row[1:5])
+        assert 0 < seconds == pytest.approx(user + kernel, abs=0.02)
+        assert 0.1 < peak < 10  # GB
+        assert "–" not in "".join(row[7:]), f"a part was not seen: {row}"
+        assert sum(float(share.strip("% ")) for share in row[7:]) == pytest.approx(100, abs=4)
+    assert all(0.1 < float(value) < 10 for value in ratio[1:])
+    assert re.search(r"seconds = -?[\d.]+ \+ -?[\d.]+ · length in seconds", output), output
