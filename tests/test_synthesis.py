@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -94,7 +93,6 @@ def new_synthesizer(
         samples=samples,
         margin=margin,
         crop_frames=crop_frames,
-        autocast=contextlib.nullcontext,
         **settings,
     )
 
