@@ -67,11 +67,13 @@ class StepCost:
         parts: of the fastest step, what each part took: "user", "kernel" and "wall" seconds, page "faults".
         peak: bytes, over all steps.
         counted: per part "flops" and "fft_bytes", if they were counted.
+        decoded: shapes `[R, D, T]` of the decoder's inputs, likewise.
     """
 
     parts: dict[str, dict[str, float]]
     peak: float
     counted: dict[str, dict[str, float]]
+    decoded: list[list[int]]
 
     def total(self, name: str) -> float:
         """The sum over the parts."""
@@ -140,7 +142,7 @@ class StepBench:
             raise RuntimeError(f"train_worker.py of {checkout} failed:\n{process.stdout}{process.stderr}")
         content = json.loads(result.read_text())
         fastest = min(content["steps"], key=lambda parts: sum(seconds_of(part) for part in parts.values()))
-        return StepCost(fastest, content["peak"], content["counted"])
+        return StepCost(fastest, content["peak"], content["counted"], content["decoded"])
 
     def best(self, case: Case, checkouts: list[Path], more: tuple[str, ...] = ()) -> list[StepCost]:
         """The best of `--repeats` runs in each checkout, in turn."""
@@ -241,14 +243,9 @@ def print_lengths(console: Console, bench: StepBench, lengths: list[float], more
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every case depends on."""
     parser.add_argument("--cases", default="16x8,16x1,4x2", help="SECONDSxBATCH,...")
-    parser.add_argument(
-        "--lengths", default="4,8,16,32,64", help="seconds of the segments of batch 1; '' leaves it out"
-    )
-    parser.add_argument("--against", type=Path, help="another checkout of Encore")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each case")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of a run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -258,6 +255,16 @@ def main() -> None:
     parser.add_argument("--d_model", type=int, default=512)
     parser.add_argument("--num_layers", type=int, default=4)
     parser.add_argument("flags", nargs="*", help="after --: more flags for this checkout's train_worker.py")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_arguments(parser)
+    parser.add_argument(
+        "--lengths", default="4,8,16,32,64", help="seconds of the segments of batch 1; '' leaves it out"
+    )
+    parser.add_argument("--against", type=Path, help="another checkout of Encore")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each case")
     options = parser.parse_args()
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -98,6 +98,7 @@ class StepMeter:
         self.part, self.last, self.done = "rest", now(), 0
         self.current: dict[str, Measures] = {}
         self.finished: list[dict[str, Measures]] = []
+        self.decoded: list[list[int]] = []  # shapes of the decoder's inputs while operations are counted
         self.counting = contextlib.ExitStack()
         self.count: Callable[[], Measures] = lambda: {}
 
@@ -122,6 +123,8 @@ class StepMeter:
             self.enter("transformer forward")
         elif kind == DECODER:
             self.enter("decoder forward")
+            if self.done == self.warmup + self.steps:
+                self.decoded.append(list(inputs[0].shape))
             if inputs[0].requires_grad:
                 inputs[0].register_hook(lambda gradient: self.enter("transformer backward"))
 
@@ -161,8 +164,8 @@ class StepMeter:
 
     def _finish(self) -> None:
         self.counting.close()
-        counted = self.finished.pop() if self.count_flops else {}
-        content = {"steps": self.finished, "counted": counted, "peak": self.peak}
+        counted = self.finished.pop() if self.count_flops else {}  # slowed down by the counting
+        content = {"steps": self.finished, "counted": counted, "decoded": self.decoded, "peak": self.peak}
         self.result.write_text(json.dumps(content))
         os.kill(os.getpid(), signal.SIGTERM)
 
