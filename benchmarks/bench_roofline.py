@@ -132,10 +132,10 @@ def floors(cost: StepCost, rates: Rates, decoding: Decoding) -> dict[str, tuple[
     found = {}
     for part in ("transformer forward", "transformer backward"):
         flops = cost.counted.get(part, {}).get("flops", 0.0)
-        found[part] = f"{flops / 1e9:,.0f} GFLOP", flops / rates.float32, flops / rates.bfloat16
+        found[part] = f"{flops / 1e9:,.2f} GFLOP", flops / rates.float32, flops / rates.bfloat16
     for part, seconds in (("decoder forward", decoding.forward), ("decoder backward", decoding.backward)):
         flops = cost.counted.get(part, {}).get("flops", 0.0)
-        found[part] = f"{flops / 1e9:,.0f} GFLOP, LSTM", seconds, seconds
+        found[part] = f"{flops / 1e9:,.2f} GFLOP, LSTM", seconds, seconds
     moved = cost.counted.get("losses", {}).get("fft_bytes", 0.0)
     found["losses"] = f"{moved / 1e9:.2f} GB of Fourier transforms", moved / rates.memory, moved / rates.memory
     return found

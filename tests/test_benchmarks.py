@@ -41,6 +41,21 @@ def test_step_prints_every_part_and_the_ratio_to_another_checkout(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_roofline_counts_the_operations_of_every_part(tmp_path: Path):
+    sizes = ("--d_model", 128, "--num_layers", 1, "--steps", 1, "--cases", "1x2")
+    output = benchmark("bench_roofline", *sizes, "--", "--tracker", "none", folder=tmp_path)
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in output.splitlines() if line.startswith("│")}
+    parts = ("transformer forward", "transformer backward", "decoder forward", "decoder backward", "losses")
+    amounts = [float(rows[part][0].split()[0]) for part in parts]
+    assert min(amounts) > 0, output
+    # 12 · width² weights in a layer, 2 operations each; 2 samples of 2 items with 75 frames. The context adds a little.
+    least = 2 * 12 * 128**2 * 4 * 75 / 1e9
+    assert least < amounts[0] < 2 * least
+    assert amounts[1] == pytest.approx(2 * amounts[0], rel=0.2)
+    assert float(rows["step"][3]) > float(rows["step"][2]) > 0, "a step takes longer than its floor"
+
+
+@pytest.mark.slow
 def test_pipeline_trains_every_system_and_prints_the_time_to_equal_quality(tmp_path: Path):
     sizes = ("--lengths", 1, "--files", 7, "--minutes", 0.02, "--batch_size", 2, "--d_model", 32, "--num_layers", 1)
     output = benchmark("bench_pipeline", *sizes, folder=tmp_path)
