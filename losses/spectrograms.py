@@ -15,17 +15,17 @@ from torch import Tensor
 
 from losses.base import FunctionLoss, check_same_shape
 from losses.dsp.autograd import AntiWrapped, mean_abs
+from losses.dsp.bank import shared_spectra
 from losses.dsp.compilation import constant
 from losses.dsp.scales import Log, a_weighting, fft_frequencies
 from losses.dsp.stft import (
-    POWER_FLOOR,
+    Resolution,
     absolute,
     check_long_enough,
     log_ratio,
     magnitude,
     phase_difference,
-    shared_spectra,
-    spectrum,
+    spectrum_parts,
 )
 from losses.dsp.transforms import STFT, Mel
 from losses.registry import register
@@ -153,13 +153,13 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
     the shared bank computes together.
     """
     check_same_shape(prediction, target)
-    check_long_enough(prediction, max(n_ffts))
-    values = []
-    for n_fft in n_ffts:
-        predicted, wanted = (spectrum(signal, n_fft, n_fft // 4) for signal in (prediction, target))
-        level = mean_abs(magnitude(target, n_fft, n_fft // 4))
-        values.append(mean_abs(absolute(predicted - wanted)) / level.clamp_min(silent_magnitude(n_fft)))
-    return torch.stack(values).mean(0)
+
+    def compare(n_fft: int) -> Tensor:
+        predicted, wanted = (spectrum_parts(signal, Resolution(n_fft)) for signal in (prediction, target))
+        level = mean_abs(magnitude(target, Resolution(n_fft)))
+        return mean_abs(absolute(predicted - wanted)) / level.clamp_min(silent_magnitude(n_fft))
+
+    return _mean_over(n_ffts, prediction, compare)
 
 
 @register("phase", group="spectral")
@@ -179,17 +179,13 @@ def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = R
     the shared bank computes together.
     """
     check_same_shape(prediction, target)
-    check_long_enough(prediction, max(n_ffts))
-    values = []
-    for n_fft in n_ffts:
-        sizes = n_fft, n_fft // 4
+
+    def compare(n_fft: int) -> Tensor:
         # The differences of differences are those of this one, up to whole turns, which f does not see.
-        difference = phase_difference(spectrum(prediction, *sizes), spectrum(target, *sizes))
-        empty = torch.maximum(magnitude(prediction, *sizes), magnitude(target, *sizes)).detach() <= POWER_FLOOR**0.5
-        difference = difference.masked_fill(empty, 0)
-        anti_wrapped: Tensor = AntiWrapped.apply(difference)
-        values.append(anti_wrapped)
-    return torch.stack(values).mean(0)
+        value: Tensor = AntiWrapped.apply(phase_difference(prediction, target, Resolution(n_fft)))
+        return value
+
+    return _mean_over(n_ffts, prediction, compare)
 
 
 @register("loudness", group="spectral")

@@ -70,7 +70,7 @@ def spectral_convergence(
         batch: norms over the whole batch, the same value for each item.
     """
     check_same_spectrogram(prediction, target)
-    error, reference = _frobenius(target - prediction), _frobenius(target)
+    error, reference = _frobenius(prediction - target), _frobenius(target)
     least = floor if isinstance(floor, Tensor) else error.new_tensor(floor * target[0].numel() ** 0.5)
     if batch:
         error = torch.linalg.vector_norm(error).expand(len(error))
