@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from losses.base import FunctionLoss, check_same_shape
-from losses.dsp.autograd import AntiWrapped, mean_abs
+from losses.dsp.autograd import item_mean
 from losses.dsp.bank import shared_spectra
 from losses.dsp.compilation import constant
 from losses.dsp.scales import Log, a_weighting, fft_frequencies
 from losses.dsp.stft import (
     Resolution,
     absolute,
+    anti_wrapped_distance,
     check_long_enough,
     log_ratio,
     magnitude,
-    phase_difference,
+    mean_abs,
     spectrum_parts,
 )
 from losses.dsp.transforms import STFT, Mel
@@ -156,8 +157,8 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
 
     def compare(n_fft: int) -> Tensor:
         predicted, wanted = (spectrum_parts(signal, Resolution(n_fft)) for signal in (prediction, target))
-        level = mean_abs(magnitude(target, Resolution(n_fft)))
-        return mean_abs(absolute(predicted - wanted)) / level.clamp_min(silent_magnitude(n_fft))
+        level = item_mean(magnitude(target, Resolution(n_fft)))
+        return item_mean(absolute(predicted - wanted)) / level.clamp_min(silent_magnitude(n_fft))
 
     return _mean_over(n_ffts, prediction, compare)
 
@@ -179,13 +180,7 @@ def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = R
     the shared bank computes together.
     """
     check_same_shape(prediction, target)
-
-    def compare(n_fft: int) -> Tensor:
-        # The differences of differences are those of this one, up to whole turns, which f does not see.
-        value: Tensor = AntiWrapped.apply(phase_difference(prediction, target, Resolution(n_fft)))
-        return value
-
-    return _mean_over(n_ffts, prediction, compare)
+    return _mean_over(n_ffts, prediction, lambda n_fft: anti_wrapped_distance(prediction, target, Resolution(n_fft)))
 
 
 @register("loudness", group="spectral")
@@ -235,7 +230,7 @@ class LoudnessDistance:
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         audible = _a_weights(self.sample_rate, self.n_fft, target.device, target.dtype)
         weights = target.clamp_min(silent_magnitude(self.n_fft)) * audible
-        return mean_abs(weights * log_ratio(prediction, target)) / mean_abs(weights)
+        return mean_abs(weights * log_ratio(prediction, target)) / item_mean(weights)
 
 
 def silent_magnitude(n_fft: int) -> float:

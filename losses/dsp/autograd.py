@@ -17,9 +17,41 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def mean_abs(values: Tensor) -> Tensor:
-    """Mean magnitude per item, `[B, …] → [B]`; first along the last axis, which keeps float32 sums exact to 1e-6."""
-    return values.abs().sum(-1).flatten(1).mean(1) / values.shape[-1]
+def item_mean(values: Tensor) -> Tensor:
+    """Mean per item, `[B, …] → [B]`; first along the last axis, which keeps float32 sums exact to 1e-6."""
+    return values.sum(-1).flatten(1).mean(1) / values.shape[-1]
+
+
+class MeanAbs(torch.autograd.Function):
+    """Mean magnitude per item, `[B, …] → [B]`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        return item_mean(values.abs())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        share = gradient / values[0].numel()
+        return values.sgn().mul_(share.view(-1, *[1] * (values.dim() - 1)))
+
+
+class NormAlongBins(torch.autograd.Function):
+    """Euclidean norm along the last axis; its gradient at 0 is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(values, dim=-1)
+        ctx.save_for_backward(values, norm)
+        return norm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        values, norm = ctx.saved_tensors
+        return values * (gradient / norm).masked_fill_(norm == 0, 0)[..., None]
 
 
 class Transform(torch.autograd.Function):
@@ -94,14 +126,13 @@ class Magnitude(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         parts, value = ctx.saved_tensors
-        divisor = value if ctx.eps else value.clamp_min(torch.finfo(value.dtype).tiny)
-        return parts * _above(gradient, value, ctx.eps).div_(divisor), None
+        return parts * _above(gradient / value, value, ctx.eps), None
 
 
 def _above(values: Tensor, magnitude: Tensor, eps: float) -> Tensor:
-    """A copy of the values with 0 where a magnitude, clamped at √eps, is not above that; in one pass."""
+    """The values, 0 where a magnitude, clamped at √eps, is not above that; in place and in one pass."""
     floor = float(torch.tensor(eps, dtype=magnitude.dtype).sqrt())
-    return torch.ops.aten.threshold_backward(values, magnitude, floor)
+    return torch.ops.aten.threshold_backward.grad_input(values, magnitude, floor, grad_input=values)
 
 
 class LogRatio(torch.autograd.Function):
@@ -118,35 +149,6 @@ class LogRatio(torch.autograd.Function):
         prediction, target = ctx.saved_tensors
         needed = ctx.needs_input_grad
         return gradient / prediction if needed[0] else None, -gradient / target if needed[1] else None
-
-
-class AngleDifference(torch.autograd.Function):
-    """Angles of P relative to T, from their parts `[2, …]` and their magnitudes clamped at √eps.
-
-    0 where both magnitudes are clamped, and no gradient at a spectrum where its own is.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, prediction: Tensor, target: Tensor, magnitude: Tensor, wanted_magnitude: Tensor, eps: float
-    ) -> Tensor:
-        ctx.save_for_backward(prediction, target, magnitude, wanted_magnitude)
-        ctx.eps = eps
-        real = (prediction[0] * target[0]).addcmul_(prediction[1], target[1])
-        # A fused multiply-add would not give exactly 0 for equal signals.
-        imag = (prediction[1] * target[0]).sub_(prediction[0] * target[1])
-        return _above(torch.atan2(imag, real), torch.maximum(magnitude, wanted_magnitude), eps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        prediction, target, magnitude, wanted_magnitude = ctx.saved_tensors
-        needed = ctx.needs_input_grad
-        return (
-            _turned(prediction, gradient, magnitude, ctx.eps) if needed[0] else None,
-            _turned(target, -gradient, wanted_magnitude, ctx.eps) if needed[1] else None,
-            *(None, None, None),
-        )
 
 
 class Angle(torch.autograd.Function):
@@ -169,34 +171,51 @@ def _turned(parts: Tensor, gradient: Tensor, magnitude: Tensor, eps: float) -> T
     """The gradient at a spectrum X from that at its angle: times `i X / |X|²`."""
     factor = _above((gradient / magnitude).div_(magnitude), magnitude, eps)
     result = torch.empty_like(parts)
-    torch.mul(parts[1], factor, out=result[0]).neg_()
     torch.mul(parts[0], factor, out=result[1])
+    torch.mul(parts[1], factor.neg_(), out=result[0])
     return result
 
 
-class AntiWrapped(torch.autograd.Function):
-    """Mean magnitudes of angles and of their wrapped differences along bins and frames, `[B, C, frames, bins] → [B]`.
+class PhaseDistance(torch.autograd.Function):
+    """Mean magnitudes of the angles of P relative to T and of their wrapped differences along bins and frames.
 
-    All slopes are ±1 and known in the forward pass, so one tensor is saved for the backward pass instead of nine.
+    From parts `[2, B, C, frames, bins]` and magnitudes clamped at √eps to `[B]`. An angle counts as 0 where both
+    magnitudes are clamped, and has no gradient at a spectrum where its own is. All slopes are ±1 and known in the
+    forward pass, so one tensor is saved for the backward pass instead of ten.
     """
 
     @staticmethod
-    def forward(ctx: Any, angles: Tensor) -> Tensor:
-        value = mean_abs(angles)
+    def forward(
+        ctx: Any, prediction: Tensor, target: Tensor, magnitude: Tensor, wanted_magnitude: Tensor, eps: float
+    ) -> Tensor:
+        real = (prediction[0] * target[0]).addcmul_(prediction[1], target[1])
+        # A fused multiply-add would not give exactly 0 for equal signals.
+        imag = (prediction[1] * target[0]).sub_(prediction[0] * target[1])
+        angles = _above(torch.atan2(imag, real), torch.maximum(magnitude, wanted_magnitude), eps)
+        value = item_mean(angles.abs())
         slope = angles.sgn().div_(angles[0].numel())
         for dim in (-1, -2):
+            # Differences of the angles' differences are those of this one, up to whole turns.
             steps = angles.diff(dim=dim)
             steps.sub_(steps.div(2 * math.pi).round_(), alpha=2 * math.pi)
-            value = value + mean_abs(steps)
+            value = value + item_mean(steps.abs())
             count, share = steps.shape[dim], 1 / steps[0].numel()
             steps.sgn_()
             slope.narrow(dim, 1, count).add_(steps, alpha=share)
             slope.narrow(dim, 0, count).sub_(steps, alpha=share)
-        ctx.save_for_backward(slope)
+        ctx.save_for_backward(prediction, target, magnitude, wanted_magnitude, slope)
+        ctx.eps = eps
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return slope * gradient[:, None, None, None]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *spectra, slope = ctx.saved_tensors
+        along = slope * gradient[:, None, None, None]
+        prediction, target, magnitude, wanted_magnitude = spectra
+        needed = ctx.needs_input_grad
+        return (
+            _turned(prediction, along, magnitude, ctx.eps) if needed[0] else None,
+            _turned(target, -along, wanted_magnitude, ctx.eps) if needed[1] else None,
+            *(None, None, None),
+        )

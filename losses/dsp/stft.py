@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losses.dsp.autograd import Angle, AngleDifference, LogRatio, Magnitude, Transform
+from losses.dsp.autograd import Angle, LogRatio, Magnitude, MeanAbs, NormAlongBins, PhaseDistance, Transform
 from losses.dsp.bank import origin, shared
 from losses.dsp.compilation import constant, eager
 
@@ -113,15 +113,32 @@ def phase(signal: Tensor, resolution: Resolution, eps: float = POWER_FLOOR) -> T
 
 
 @eager
-def phase_difference(prediction: Tensor, target: Tensor, resolution: Resolution, eps: float = POWER_FLOOR) -> Tensor:
-    """Angle of the prediction's `spectrum` relative to the target's, radians in (−π, π], `[B, C, frames, bins]`.
+def anti_wrapped_distance(
+    prediction: Tensor, target: Tensor, resolution: Resolution, eps: float = POWER_FLOOR
+) -> Tensor:
+    """`mean f(Δ) + mean f(∂_k Δ) + mean f(∂_t Δ)` of an item, `[B]`, as `losses.functional.phase_distance` has it.
 
-    0 where both powers are below eps; no gradient at a signal where its own is.
+    Δ is the angle of the prediction's `spectrum` relative to the target's. It counts as 0 where both powers are at most
+    eps, and has no gradient at a signal where its own is.
     """
     parts = [spectrum_parts(signal, resolution) for signal in (prediction, target)]
     levels = [magnitude(signal, resolution, eps).detach() for signal in (prediction, target)]
-    result: Tensor = AngleDifference.apply(*parts, *levels, eps)
-    return result
+    value: Tensor = PhaseDistance.apply(*parts, *levels, eps)
+    return value
+
+
+@eager
+def mean_abs(values: Tensor) -> Tensor:
+    """Mean magnitude per item, `[B, …] → [B]`."""
+    value: Tensor = MeanAbs.apply(values)
+    return value
+
+
+@eager
+def norm_along_bins(values: Tensor) -> Tensor:
+    """Euclidean norm along the last axis, `[…, bins] → […]`; its gradient at 0 is 0."""
+    value: Tensor = NormAlongBins.apply(values)
+    return value
 
 
 @eager
