@@ -15,7 +15,7 @@ from encore.models.generation import GenerationConfig
 from encore.models.transformer import ContinuationTransformer
 from encore.registry import PRIORS
 
-FORMAT = 3
+FORMAT = 4
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -49,12 +49,14 @@ class Generator:
         codec: whose latents it works on.
         config: of the training run.
         segment_frames: latent frames of the contexts and continuations that it was trained on.
+        margin: latent frames to decode in front of a crop (`Codec.margin`), as measured for the training run.
     """
 
     model: ContinuationTransformer
     codec: Codec
     config: TrainConfig
     segment_frames: int
+    margin: int
 
     @property
     def generation(self) -> GenerationConfig:
@@ -87,7 +89,7 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
         prefix = "module."
         weights = {k.removeprefix(prefix): v for k, v in content["ema"].items() if k.startswith(prefix)}
     model.load_state_dict(weights)
-    return Generator(model.to(device).eval(), codec, config, content["segment_frames"])
+    return Generator(model.to(device).eval(), codec, config, content["segment_frames"], content["margin"])
 
 
 def build_model(config: TrainConfig, codec: Codec, segment_frames: int) -> ContinuationTransformer:

@@ -23,6 +23,7 @@ from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Component, Objective
 from encore.training.optim import Schedule, adamw, averaged
+from encore.training.stored import MARGIN_FILE, stored
 from encore.training.synthesis import Synthesizer, crop_samples
 
 CPU_DECODE_SECONDS = 2.0
@@ -147,16 +148,17 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
 def build_synthesizer(
     config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks, model: ContinuationTransformer
 ) -> Synthesizer:
-    """Samples and decodes; the precision and the decoder's margin, on a validation pair, are measured on rank 0."""
+    """Samples and decodes; the precision is measured on rank 0, the decoder's margin once per codec."""
     codec = data.codec
     with ranks.agree():
         probe = model.layers[0].mlp
         precision = choose_precision(config.optim.precision, probe, config.model.d_model, ranks.device)
+        margin = stored(data.cache.folder / MARGIN_FILE, lambda: codec.margin) if ranks.is_main else 0
     return Synthesizer(
         codec,
         terms.generation,
         samples=config.objective.samples if terms.generation.generative else 1,
-        margin=ranks.broadcast_from_main(lambda: codec.measure_margin(data.val[0][0][None].to(ranks.device))),
+        margin=ranks.broadcast_from_main(lambda: margin),
         crop_frames=terms.crop_frames,
         precision=ranks.gather(precision)[0],
         context_noise=config.objective.context_noise,
