@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import struct
@@ -68,15 +69,20 @@ def to_channels(audio: Tensor, channels: int) -> Tensor:
     return audio.expand(channels, -1) if audio.shape[0] == 1 else audio[:channels]
 
 
-def read_audio(path: Path, sample_rate: int, channels: int) -> Tensor:
+def read_audio(path: Path, sample_rate: int, channels: int, content: bytes | None = None) -> Tensor:
     """Reads a file as float32 `[channels, N]` at `sample_rate` Hz.
+
+    Args:
+        content: of the file, if it is a part of another one; `path` is then for messages only.
 
     Raises:
         EncoreError: the file cannot be read, is truncated, is empty, or holds values that are not finite.
     """
     try:
-        check_complete(path)
-        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        if content is None:
+            check_complete(path)
+        source = path if content is None else io.BytesIO(content)
+        samples, file_rate = soundfile.read(source, dtype="float32", always_2d=True)
     except (OSError, soundfile.SoundFileError, struct.error) as error:
         raise EncoreError(f"{path}: cannot be read as audio ({error})") from error
     if not len(samples):

@@ -13,6 +13,7 @@ from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.tracking import preparing
 from encore.training import distributed
+from encore.training.allocator import keep_freed_memory
 from encore.training.console import TrainConsole
 from encore.training.distributed import AgreedError
 from encore.training.trainer import Diverged, StopSignal, Trainer
@@ -24,6 +25,7 @@ def main(config: TrainConfig) -> None:
     """Run one rank of a training run."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends the process
     distributed.share_cores()
+    keep_freed_memory()
     stop = StopSignal()
     with distributed.start() as ranks:
         try:
@@ -36,6 +38,8 @@ def main(config: TrainConfig) -> None:
         except EncoreError as error:
             if ranks.is_main or not isinstance(error, AgreedError):
                 cli.print_error(error)
+            if isinstance(error, AgreedError):
+                ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
             sys.exit(DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR)
     if trainer.status == "KILLED":
         sys.exit(128 + (stop.number or signal.SIGTERM))

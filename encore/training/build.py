@@ -132,6 +132,7 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
     model = build_model(config, data.codec, data.frames)
     model.set_statistics(*ranks.broadcast_from_main(data.statistics))
     model.to(ranks.device)
+    model.recompute = config.optim.recompute
     optim = config.optim
     synthesizer = build_synthesizer(config, data, terms, ranks, model)
     objective = Objective(terms.components, synthesizer, terms.combiner, terms.adversary).to(ranks.device)
@@ -163,4 +164,5 @@ def build_synthesizer(
         precision=ranks.gather(precision)[0],
         context_noise=config.objective.context_noise,
         rollout_blocks=config.objective.rollout_blocks,
+        recompute=config.optim.recompute,
     )
