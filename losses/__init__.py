@@ -47,7 +47,7 @@ from losses.adversarial import Adversary, DiscriminatorLoss, FeatureMatchingLoss
 from losses.balancer import BalancedGradient, LossBalancer, WeightedGradient, WeightedSum
 from losses.base import FunctionLoss, Loss
 from losses.dsp.filters import FIRFilter, SumAndDifference
-from losses.dsp.stft import shared_rows, shared_spectra
+from losses.dsp.bank import shared_rows, shared_spectra
 from losses.registry import REGISTRY, Entry, create, load_plugins, register
 from losses.time_frequency import TimeFrequencyLoss
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from losses.dsp.stft import shared_spectra
+from losses.dsp.bank import shared_spectra
 
 REFERENCE_STEPS = 100  # with `shrink`, a term is never scaled up by more than after this many steps
 

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 
 from losses.base import FunctionLoss, check_same_shape
-from losses.dsp.autograd import AntiWrapped, mean_abs
+from losses.dsp.autograd import item_mean
+from losses.dsp.bank import shared_spectra
 from losses.dsp.compilation import constant
 from losses.dsp.scales import Log, a_weighting, fft_frequencies
 from losses.dsp.stft import (
-    POWER_FLOOR,
+    Resolution,
     absolute,
+    anti_wrapped_distance,
     check_long_enough,
     log_ratio,
     magnitude,
-    phase_difference,
-    shared_spectra,
-    spectrum,
+    mean_abs,
+    spectrum_parts,
 )
 from losses.dsp.transforms import STFT, Mel
 from losses.registry import register
@@ -153,13 +154,13 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
     the shared bank computes together.
     """
     check_same_shape(prediction, target)
-    check_long_enough(prediction, max(n_ffts))
-    values = []
-    for n_fft in n_ffts:
-        predicted, wanted = (spectrum(signal, n_fft, n_fft // 4) for signal in (prediction, target))
-        level = mean_abs(magnitude(target, n_fft, n_fft // 4))
-        values.append(mean_abs(absolute(predicted - wanted)) / level.clamp_min(silent_magnitude(n_fft)))
-    return torch.stack(values).mean(0)
+
+    def compare(n_fft: int) -> Tensor:
+        predicted, wanted = (spectrum_parts(signal, Resolution(n_fft)) for signal in (prediction, target))
+        level = item_mean(magnitude(target, Resolution(n_fft)))
+        return item_mean(absolute(predicted - wanted)) / level.clamp_min(silent_magnitude(n_fft))
+
+    return _mean_over(n_ffts, prediction, compare)
 
 
 @register("phase", group="spectral")
@@ -179,17 +180,7 @@ def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = R
     the shared bank computes together.
     """
     check_same_shape(prediction, target)
-    check_long_enough(prediction, max(n_ffts))
-    values = []
-    for n_fft in n_ffts:
-        sizes = n_fft, n_fft // 4
-        # The differences of differences are those of this one, up to whole turns, which f does not see.
-        difference = phase_difference(spectrum(prediction, *sizes), spectrum(target, *sizes))
-        empty = torch.maximum(magnitude(prediction, *sizes), magnitude(target, *sizes)).detach() <= POWER_FLOOR**0.5
-        difference = difference.masked_fill(empty, 0)
-        anti_wrapped: Tensor = AntiWrapped.apply(difference)
-        values.append(anti_wrapped)
-    return torch.stack(values).mean(0)
+    return _mean_over(n_ffts, prediction, lambda n_fft: anti_wrapped_distance(prediction, target, Resolution(n_fft)))
 
 
 @register("loudness", group="spectral")
@@ -239,7 +230,7 @@ class LoudnessDistance:
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         audible = _a_weights(self.sample_rate, self.n_fft, target.device, target.dtype)
         weights = target.clamp_min(silent_magnitude(self.n_fft)) * audible
-        return mean_abs(weights * log_ratio(prediction, target)) / mean_abs(weights)
+        return mean_abs(weights * log_ratio(prediction, target)) / item_mean(weights)
 
 
 def silent_magnitude(n_fft: int) -> float:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from losses.base import Loss, check_same_shape
+from losses.dsp.bank import shared_spectra
 from losses.dsp.filters import a_weighted
 from losses.dsp.scales import Log
-from losses.dsp.stft import POWER_FLOOR, Window, phase, shared_spectra, window_values
+from losses.dsp.stft import POWER_FLOOR, Window, phase, window_values
 from losses.dsp.transforms import STFT, Chroma, Mel
 from losses.registry import register
 from losses.time_frequency import Norm, l1, l2, spectral_convergence
@@ -40,7 +41,7 @@ class STFTSettings:
         fft_size: transform size, samples.
         hop_size: samples from frame to frame.
         win_length: window, samples.
-        window: by name, as in `losses.dsp.stft.spectrum`.
+        window: by name, as in `losses.dsp.stft.Resolution`.
         w_sc: weight of the spectral convergence.
         w_log_mag: weight of the distance of log magnitudes.
         w_lin_mag: weight of the distance of magnitudes.
@@ -134,14 +135,10 @@ def stft_terms(prediction: Tensor, target: Tensor, settings: STFTSettings) -> ST
     if settings.w_lin_mag:
         lin_mag = distance(predicted, wanted)
     if settings.w_phs:
-        phs = l2(_phase(prediction, settings), _phase(target, settings))
+        resolution = settings.transform.resolution
+        phs = l2(phase(prediction, resolution, settings.eps), phase(target, resolution, settings.eps))
     loss = settings.w_sc * sc + settings.w_log_mag * log_mag + settings.w_lin_mag * lin_mag + settings.w_phs * phs
     return STFTTerms(loss, sc, log_mag, lin_mag, phs)
-
-
-def _phase(signal: Tensor, settings: STFTSettings) -> Tensor:
-    sizes = settings.fft_size, settings.hop_size, settings.win_length
-    return phase(signal, *sizes, settings.window, settings.pad_mode, settings.eps)
 
 
 def stft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:

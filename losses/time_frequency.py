@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from losses.base import Loss, check_same_shape
-from losses.dsp.autograd import mean_abs
+from losses.dsp.autograd import item_mean
 from losses.dsp.scales import difference
+from losses.dsp.stft import mean_abs, norm_along_bins
 
 Transform = Callable[[Tensor], Tensor]  # a signal [B, C, N] to a spectrogram
 Scale = Callable[[Tensor], Tensor]  # a spectrogram to one of as many frames
@@ -48,10 +49,10 @@ class Norm:
 l1 = Norm(mean_abs)
 """`mean(|P − T|)` over channels, bins and frames, `[B]`."""
 
-l2 = Norm(lambda values: values.square().mean(-1).flatten(1).mean(1))
+l2 = Norm(lambda values: item_mean(values.square()))
 """`mean((P − T)²)` over channels, bins and frames, `[B]`."""
 
-frame_rms = Norm(lambda values: torch.linalg.vector_norm(values, dim=-1).flatten(1).mean(1) / values.shape[-1] ** 0.5)
+frame_rms = Norm(lambda values: norm_along_bins(values).flatten(1).mean(1) / values.shape[-1] ** 0.5)
 """`mean_frames( sqrt(mean_bins((P − T)²)) )`, `[B]`."""
 
 
@@ -70,7 +71,7 @@ def spectral_convergence(
         batch: norms over the whole batch, the same value for each item.
     """
     check_same_spectrogram(prediction, target)
-    error, reference = _frobenius(target - prediction), _frobenius(target)
+    error, reference = _frobenius(prediction - target), _frobenius(target)
     least = floor if isinstance(floor, Tensor) else error.new_tensor(floor * target[0].numel() ** 0.5)
     if batch:
         error = torch.linalg.vector_norm(error).expand(len(error))
@@ -81,7 +82,7 @@ def spectral_convergence(
 
 def relative_l1(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
     """`mean(|P − T|) / mean(T)` of magnitudes, `[B]`; mean(T) counts as at least `floor`."""
-    return l1(prediction, target) / mean_abs(target).clamp_min(floor)
+    return l1(prediction, target) / item_mean(target).clamp_min(floor)
 
 
 def time_frequency_loss(
@@ -140,7 +141,7 @@ def _terms(
 
 def _frobenius(values: Tensor) -> Tensor:
     """Norm per item, `[B, …]` to `[B]`; its gradient at 0 is 0."""
-    return torch.linalg.vector_norm(torch.linalg.vector_norm(values, dim=-1).flatten(1), dim=1)
+    return torch.linalg.vector_norm(norm_along_bins(values).flatten(1), dim=1)
 
 
 class TimeFrequencyLoss(Loss):

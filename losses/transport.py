@@ -119,7 +119,7 @@ def multi_resolution_transport(
         target: as the prediction.
         fft_sizes: transform and window sizes, samples.
         hop_lengths: as many, samples.
-        window: as in `losses.dsp.stft.spectrum`.
+        window: as in `losses.dsp.stft.Resolution`.
         p, normalize, balanced, quantile_lowpass: as in `spectral_optimal_transport`.
 
     Raises:

@@ -159,6 +159,29 @@ def test_what_no_block_attends_to_is_not_computed() -> None:
     assert flops[1] == flops[0]
 
 
+def test_recomputing_activations_changes_no_gradient_and_keeps_less() -> None:
+    gradients, kept = [], []
+    for recompute in (False, True):
+        model = new_model().train()
+        model.recompute = recompute
+        for layer in model.layers:
+            layer.drop.p = 0.5  # dropout is the same when it is computed again
+        noise, prior = inputs(2)
+        torch.manual_seed(1)
+        sizes = dict[int, int]()
+
+        def pack(value: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            made = model(torch.randn(3, D, 60), STEPS, noise, prior, starts=[40, 60])
+        gradients.append(torch.autograd.grad(made.square().sum(), [*model.parameters()], materialize_grads=True))
+        kept.append(sum(sizes.values()))
+    assert all(torch.allclose(one, other, rtol=1e-4) for one, other in zip(*gradients, strict=True))
+    assert kept[1] < 0.6 * kept[0]
+
+
 def test_an_output_projection_of_zeros_gives_the_prior() -> None:
     model = new_model(start_at_prior=True, lively=False)
     noise, prior = inputs(1)

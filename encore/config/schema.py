@@ -191,6 +191,9 @@ class OptimConfig:
         OPTIMISATION,
         choices=PRECISIONS,
     )
+    recompute: bool = knob(
+        False, "compute activations again in the backward pass: less memory, more time", OPTIMISATION
+    )
     compile: bool = knob(False, "torch.compile the transformer", OPTIMISATION)
     patience: int | None = knob(
         None, "epochs without a better validation loss before stopping", OPTIMISATION, minimum=1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +167,9 @@ class ContinuationTransformer(nn.Module):
         window: past frames that a frame attends to.
         start_at_prior: initialise the output projection with zeros, so that the first prediction is the prior itself.
             Not useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
+
+    Attributes:
+        recompute: keep only each layer's input for the backward pass, and compute the rest of the layer again there.
     """
 
     mean: Tensor
@@ -187,7 +191,7 @@ class ContinuationTransformer(nn.Module):
         self.register_buffer("std", torch.ones(latent_dim, 1))
         half = d_model // nhead // 2
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(half).double() / half), persistent=False)
-        self.window = window
+        self.window, self.recompute = window, False
         self.in_proj = nn.Linear(latent_dim + 1, d_model)  # the last input is the level of the noise on the latents
         self.block_in_proj = nn.Linear(latent_dim + NOISE_CHANNELS, d_model)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
@@ -265,16 +269,25 @@ class ContinuationTransformer(nn.Module):
         x = self.in_proj(torch.cat([normal, noisy], 1)[..., needed[0] - start :].transpose(1, 2))
         keys, values = [], []
         for number, block in enumerate(self.layers):
-            q, k, v = block.project(x, self._angles(torch.arange(needed[number], end, device=x.device)))
-            if cache is not None:
-                k, v = torch.cat([cache.keys[number], k], 2), torch.cat([cache.values[number], v], 2)
+            past = None if cache is None else (cache.keys[number], cache.values[number])
+            angles = self._angles(torch.arange(needed[number], end, device=x.device))
+            skipped = needed[number + 1] - needed[number] if number < len(self.blocks) - 1 else None
+            x, k, v = self._run(self._prefill_layer, block, x, angles, past, skipped)
             kept = max(0, first - (end - k.shape[2]))
             keys.append(k[:, :, kept:])
             values.append(v[:, :, kept:])
-            if number < len(self.blocks) - 1:
-                skipped = needed[number + 1] - needed[number]
-                x = block(x[:, skipped:], window_attention(q[:, :, skipped:], k, v, self.window))
         return KVCache(keys, values, end)
+
+    def _prefill_layer(
+        self, block: Block, x: Tensor, angles: Tensor, past: tuple[Tensor, Tensor] | None, skipped: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's output without the first `skipped` frames (None: its input), and all keys and values."""
+        q, k, v = block.project(x, angles)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        if skipped is not None:
+            x = block(x[:, skipped:], window_attention(q[:, :, skipped:], k, v, self.window))
+        return x, k, v
 
     def decode_block(
         self,
@@ -298,11 +311,21 @@ class ContinuationTransformer(nn.Module):
         x, angles = self.block_in_proj(torch.cat([normal, noise], 1).transpose(1, 2)), self._angles(frames)
         pasts = [slice(max(0, start - self.window - cache.start), start - cache.start) for start in starts]
         for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            parts = zip(pasts, *(part.split(steps, 2) for part in block.project(x, angles)), strict=True)
-            attended = [block_attention(q, k, v, keys[:, :, past], values[:, :, past]) for past, q, k, v in parts]
-            x = block(x, torch.cat(attended, 2))
+            x = self._run(self._decode_layer, block, x, angles, keys, values, pasts)
         gate, residual = self.out_proj(self.norm(x)).transpose(1, 2).chunk(2, 1)
         return ((1 + gate) * normal + residual) * self.std + self.mean
+
+    def _decode_layer(
+        self, block: Block, x: Tensor, angles: Tensor, keys: Tensor, values: Tensor, pasts: Sequence[slice]
+    ) -> Tensor:
+        """A layer's output for blocks with the frames `pasts` of the cache before them."""
+        steps = x.shape[1] // len(pasts)
+        parts = zip(pasts, *(part.split(steps, 2) for part in block.project(x, angles)), strict=True)
+        attended = [block_attention(q, k, v, keys[:, :, past], values[:, :, past]) for past, q, k, v in parts]
+        return block(x, torch.cat(attended, 2))
+
+    def _run(self, layer: Callable[..., Any], *given: Any) -> Any:
+        return checkpoint(layer, *given, use_reentrant=False) if self.recompute else layer(*given)
 
     @property
     def layers(self) -> list[Block]:

@@ -23,6 +23,7 @@ from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Component, Objective
 from encore.training.optim import Schedule, adamw, averaged
+from encore.training.stored import MARGIN_FILE, stored
 from encore.training.synthesis import Synthesizer, crop_samples
 
 CPU_DECODE_SECONDS = 2.0
@@ -131,6 +132,7 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
     model = build_model(config, data.codec, data.frames)
     model.set_statistics(*ranks.broadcast_from_main(data.statistics))
     model.to(ranks.device)
+    model.recompute = config.optim.recompute
     optim = config.optim
     synthesizer = build_synthesizer(config, data, terms, ranks, model)
     objective = Objective(terms.components, synthesizer, terms.combiner, terms.adversary).to(ranks.device)
@@ -147,18 +149,20 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
 def build_synthesizer(
     config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks, model: ContinuationTransformer
 ) -> Synthesizer:
-    """Samples and decodes; the precision and the decoder's margin, on a validation pair, are measured on rank 0."""
+    """Samples and decodes; the precision is measured on rank 0, and the decoder's margin too, once per codec."""
     codec = data.codec
     with ranks.agree():
         probe = model.layers[0].mlp
         precision = choose_precision(config.optim.precision, probe, config.model.d_model, ranks.device)
+        margin = stored(data.cache.folder / MARGIN_FILE, lambda: codec.margin) if ranks.is_main else 0
     return Synthesizer(
         codec,
         terms.generation,
         samples=config.objective.samples if terms.generation.generative else 1,
-        margin=ranks.broadcast_from_main(lambda: codec.measure_margin(data.val[0][0][None].to(ranks.device))),
+        margin=ranks.broadcast_from_main(lambda: margin),
         crop_frames=terms.crop_frames,
         precision=ranks.gather(precision)[0],
         context_noise=config.objective.context_noise,
         rollout_blocks=config.objective.rollout_blocks,
+        recompute=config.optim.recompute,
     )

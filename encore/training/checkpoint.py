@@ -67,6 +67,7 @@ class TrainState:
             "config": {**config.to_dict(), "precision": synthesizer.precision},
             "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
             "segment_frames": segment_frames,
+            "margin": synthesizer.margin,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),

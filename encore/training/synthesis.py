@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from encore.codecs import Codec
 from encore.data.dataset import Batch
@@ -47,6 +48,7 @@ class Synthesizer:
         context_noise: largest standard deviation of noise on the context in training, in units of each latent
             channel's. The model is told the deviation; it is 0 outside of training.
         rollout_blocks: most generated blocks in front of a block, in plans with `rollout`.
+        recompute: decode item by item and again in the backward pass, instead of keeping the decoder's activations.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class Synthesizer:
         precision: str = FP32,
         context_noise: float = 0.0,
         rollout_blocks: int = 0,
+        recompute: bool = False,
     ):
         self.codec, self.generation, self.samples, self.margin = codec, generation, samples, margin
         self.crop_frames, self.precision = crop_frames, precision
-        self.context_noise, self.rollout_blocks = context_noise, rollout_blocks
+        self.context_noise, self.rollout_blocks, self.recompute = context_noise, rollout_blocks, recompute
         self.boundary = round(BOUNDARY_SECONDS * codec.frame_rate)
 
     def plan(self, frames: int, rollout: bool = False) -> CropPlan:
@@ -102,7 +105,11 @@ class Synthesizer:
         past = past.repeat_interleave(rows // len(history), 0)
         latents = torch.cat([past, blocks], -1).flatten(0, 1)
         first = before + plan.first - self.boundary
-        return self.codec.decode_crop(latents, first, self.boundary + plan.frames, self.margin)
+        crop = (first, self.boundary + plan.frames, self.margin)
+        if not self.recompute:
+            return self.codec.decode_crop(latents, *crop)
+        parts = latents.split(len(latents) // len(batch))
+        return torch.cat([checkpoint(self.codec.decode_crop, part, *crop, use_reentrant=False) for part in parts])
 
     def references(self, batch: Batch, plan: CropPlan) -> tuple[Tensor, Tensor]:
         """The target's audio of each block of each item `[B · n, C, N]`, and the input's, which has no boundary."""

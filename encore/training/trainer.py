@@ -21,13 +21,14 @@ from encore.config.checks import validate
 from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch
 from encore.tracking import Tracker, build_tracker
+from encore.training.baseline_cache import baselines
 from encore.training.build import build_state, build_terms
 from encore.training.checkpoint import TrainState, move_aside, resume_source
 from encore.training.console import SHARE, EpochMetrics, TrainConsole, named_metrics
 from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
-from encore.training.validation import Values, measure_baselines, validate_model, write_example
+from encore.training.validation import Values, validate_model, write_example
 
 MAX_NOT_FINITE = 10  # steps in a row
 ROLLOUT_PHASE = 0.25  # last share of the steps, in which the model continues from its own output
@@ -122,19 +123,18 @@ class Trainer:
             flags = {**self.config.to_dict(), "resume": None}  # a run with this file for --config is a new one
             (self.folder / "config.json").write_text(json.dumps(flags, indent=2) + "\n")
             self.console.open_log(self.folder / "train.log")
-        baselines = measure_baselines(objective, self.data.val_loader, self.ranks)
-        self.console.baselines(objective.components, baselines)
+        measured = baselines(objective, self.config.objective, self.data, self.ranks)
+        self.console.baselines(objective.components, measured)
         if self.source is not None:
             place = f"epoch {progress.epoch + 1}, step {progress.epoch_step}"
             self.console.print(f"resumed from {self.source} at {place}")
         if self.ranks.is_main:
             self.tracker = build_tracker(self.config.tracking, progress.run_id, self.folder, self.console.print)
             self.tracker.params(self.config.to_dict())
-            for kind, values in baselines.items():
+            for kind, values in measured.items():
                 self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
             self.tracker.artifact(self.folder / "config.json")
             self.tracker.flush()
-            progress.run_id = self.tracker.run_id
 
     @property
     def finished(self) -> bool:
@@ -276,7 +276,6 @@ class Trainer:
             write_example(folder, self.state.objective, self.state.evaluated, self.data.val, self.ranks)
             tracker.artifact(folder, f"examples/{folder.name}")
         tracker.flush()
-        self.state.progress.run_id = tracker.run_id
 
     def interrupt(self) -> None:
         """Saves the exact step that a signal stopped training at."""
@@ -289,7 +288,9 @@ class Trainer:
         self.status = "KILLED"
 
     def save(self, name: str) -> None:
-        """Writes a checkpoint to the run's folder."""
+        """Writes a checkpoint to the run's folder, with the tracker's id of the run."""
+        if self.tracker is not None:
+            self.state.progress.run_id = self.tracker.run_id
         self.state.save(self.folder / name, self.config, self.data.frames)
 
     def close(self) -> None:

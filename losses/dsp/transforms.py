@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from losses.dsp.compilation import constant
 from losses.dsp.filterbanks import mel_spectrogram
-from losses.dsp.stft import POWER_FLOOR, Window, magnitude, window_values
+from losses.dsp.stft import POWER_FLOOR, Resolution, Window, magnitude, window_values
 
 
 @constant
@@ -47,7 +47,7 @@ class STFT:
         n_fft: transform size, samples.
         hop_length: samples from frame to frame; default a quarter of the window.
         win_length: samples of the window; default `n_fft`.
-        window: by name, as in `losses.dsp.stft.spectrum`.
+        window: by name, as in `losses.dsp.stft.Resolution`.
         power: 1 for magnitudes, 2 for powers.
         pad_mode: "reflect" or "constant" (zeros) beyond the ends.
         eps: least power of a bin.
@@ -64,10 +64,13 @@ class STFT:
     pad_mode: str = "reflect"
     eps: float = POWER_FLOOR
 
+    @property
+    def resolution(self) -> Resolution:
+        """Frames, window and size of the transform."""
+        return Resolution(self.n_fft, self.hop_length or 0, self.win_length or 0, self.window, self.pad_mode)
+
     def __call__(self, signal: Tensor) -> Tensor:
-        win_length = self.win_length or self.n_fft
-        hop_length = self.hop_length or win_length // 4
-        value = magnitude(signal, self.n_fft, hop_length, win_length, self.window, self.pad_mode, self.eps)
+        value = magnitude(signal, self.resolution, self.eps)
         return self.bands(value if self.power == 1 else value**self.power)
 
     def bands(self, spectrogram: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ class VQT:
         f_min: frequency of the lowest bin, Hz; default C1.
         n_bins: rising bins.
         bins_per_octave: bins of an octave.
-        window: by name, as in `losses.dsp.stft.spectrum`.
+        window: by name, as in `losses.dsp.stft.Resolution`.
         power: 1 for magnitudes, 2 for powers.
         gamma: bandwidth in Hz added to each bin's `α f_k`, which shortens the low bins; 0 is constant Q.
 
