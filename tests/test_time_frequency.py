@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from losses import time_frequency as distances
 from losses.dsp import scales, transforms
-from losses.dsp.stft import shared_spectra
+from losses.dsp.bank import shared_spectra
 from losses.dsp.transforms import CQT, STFT, VQT, Chroma, Mel, chroma_filters
 from losses.time_frequency import Scale, TimeFrequencyLoss, time_frequency_loss
 from losses.transport import spectral_optimal_transport

@@ -38,6 +38,8 @@ def main(config: TrainConfig) -> None:
         except EncoreError as error:
             if ranks.is_main or not isinstance(error, AgreedError):
                 cli.print_error(error)
+            if isinstance(error, AgreedError):
+                ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
             sys.exit(DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR)
     if trainer.status == "KILLED":
         sys.exit(128 + (stop.number or signal.SIGTERM))

@@ -32,6 +32,7 @@ from encore.data.segments import Segments
 from encore.errors import EncoreError, listing
 
 SHARD_BYTES = 2**25  # of latents, about a quarter of an hour of audio at 75 frames of 128 values per second
+BLOCK_BYTES = 2**21  # of latents that are summed up at once
 INDEX = "index.npz"
 
 
@@ -194,16 +195,15 @@ class LatentCache:
     def _sum_up(self, rows: Numbers, counts: Numbers) -> tuple[np.ndarray, np.ndarray]:
         total, sums, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         for number in np.unique(self.places[rows, 0]).tolist():
-            chosen = self.places[rows, 0] == number
-            path = self.folder / self.names[number]
+            path, chosen = self.folder / self.names[number], self.places[rows, 0] == number
             try:
                 content = np.fromfile(path, np.uint8)
-                for (_, first, *shape), count in zip(self.places[rows[chosen]].tolist(), counts[chosen], strict=True):
-                    values = content[first : first + 2 * math.prod(shape)].view(np.float16).reshape(shape)
-                    latents = torch.from_numpy(values).double()
-                    total += count * shape[1]
-                    sums = sums + count * latents.sum(1)
-                    squares = squares + count * latents.square().sum(1)
+                for block, weights in _blocks(content, self.places[rows[chosen], 1:], counts[chosen]):
+                    latents = torch.from_numpy(block).double()
+                    each = torch.from_numpy(weights).double()
+                    total += int(weights.sum()) * block.shape[2]
+                    sums = sums + torch.einsum("n,ndt->d", each, latents)
+                    squares = squares + torch.einsum("n,ndt->d", each, latents.square())
             except (OSError, ValueError) as error:
                 raise _damaged(path, error) from error
         mean = sums / total
@@ -233,6 +233,17 @@ class LatentCache:
         sizes, names = stored["sizes"].tolist(), unpack_text(stored["names"], len(stored["sizes"]))
         columns = np.split(stored["digests"], ends), np.split(stored["layout"], ends)
         return {name: Shard(*parts) for name, *parts in zip(names, sizes, *columns, strict=False)}
+
+
+def _blocks(content: Bytes, layout: Numbers, counts: Numbers) -> Iterator[tuple[np.ndarray, Numbers]]:
+    """Latents that lie one after the other in a shard and have one shape, together, `[N, D, T]`, with their counts."""
+    first, shapes = layout[:, 0], layout[:, 1:]
+    sizes = 2 * shapes.prod(1)
+    ends = (first[1:] != first[:-1] + sizes[:-1]) | (shapes[1:] != shapes[:-1]).any(1)
+    for run in np.split(np.arange(len(layout)), np.flatnonzero(ends) + 1):
+        for part in np.array_split(run, math.ceil(sizes[run].sum() / BLOCK_BYTES)):
+            begin, end = first[part[0]], first[part[-1]] + sizes[part[-1]]
+            yield content[begin:end].view(np.float16).reshape(len(part), *shapes[part[0]]), counts[part]
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,11 @@ def key(objective: Objective, settings: ObjectiveConfig, data: PairData, device:
     The content of the pairs, the codec, what is compared and how, the losses with their state, the code of Encore and
     the version of every package.
     """
-    synthesizer, val = objective.synthesizer, data.val
-    hashes = [[data.cache.hashes[str(file.resolve())] for file in (pair.input, pair.output)] for pair in val.pairs]
+    synthesizer = objective.synthesizer
     state = objective.losses.state_dict()
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     parts = {
-        "pairs": hashes,
-        "partners": [val.partner, val.unity, val.frames],
+        "pairs": data.val.content_hash,
         "codec": synthesizer.codec.identity,
         "synthesis": [synthesizer.samples, synthesizer.margin, asdict(synthesizer.generation)],
         "components": [[c.name, c.weight, c.against_input, c.metric, c.distance] for c in objective.components],
