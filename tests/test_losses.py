@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch import Tensor
 
 import losses
 from losses import functional, waveform
-from losses.dsp import stft as spectra
+from losses.dsp import bank
 from tests.conftest import results_of_two_ranks
 from tests.signals import RATE, loss_named, noise, second_call, shape_for
+from tests.transforms import CountedTransforms
 
 NAMES = list(losses.REGISTRY)
 # At a quarter of the FFT: 512, 1024 and 2048; and multi_mel's 4096.
@@ -61,53 +61,46 @@ def test_options_reach_the_loss() -> None:
     assert not torch.equal(losses.create("loudness", 48000)(prediction, target), created("loudness"))
 
 
-class Transforms:
-    """Counts transforms by their FFT size and frames."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.seen: Counter[tuple[int, bytes]] = Counter()
-        rfft = torch.fft.rfft
-
-        def counted(frames: Tensor, n: int) -> Tensor:
-            self.seen[n, frames.detach().numpy().tobytes()] += 1
-            return rfft(frames, n=n)
-
-        monkeypatch.setattr(spectra.torch.fft, "rfft", counted)
-
-    def sizes(self) -> list[int]:
-        """FFT sizes of all transforms since the last call."""
-        sizes = sorted(n for n, _ in self.seen.elements())
-        self.seen.clear()
-        return sizes
-
-
-@pytest.fixture
-def transforms(monkeypatch: pytest.MonkeyPatch) -> Transforms:
-    return Transforms(monkeypatch)
-
-
 def parameter(signal: Tensor) -> Tensor:
     return signal.detach().clone().requires_grad_()
 
 
 class TestSharedSpectra:
-    def test_a_signal_is_transformed_once_for_each_resolution(self, transforms: Transforms) -> None:
+    def test_a_signal_is_transformed_once_for_each_resolution(self) -> None:
         prediction, target = noise((2, 1, 5000), 1)
         prediction.requires_grad_()
         family = [loss_named(name) for name in FAMILY]
-        with losses.shared_spectra():
-            torch.stack([loss(prediction, target) for loss in family]).sum().backward()
+        with CountedTransforms() as transforms:
+            with losses.shared_spectra():
+                total = torch.stack([loss(prediction, target) for loss in family]).sum()
+            total.backward()
         assert transforms.sizes() == 2 * [512] + 2 * [1024] + 2 * [2048] + 2 * [4096]
+        # Complex values, magnitudes and phases have one gradient at each spectrum.
+        assert transforms.inverse == {512: 1, 1024: 1, 2048: 1, 4096: 1}
         for loss in family:  # a loss on its own shares its transforms too
-            loss(prediction, target)
+            with CountedTransforms() as transforms:
+                loss(prediction, target)
             assert set(transforms.seen.values()) == {1}
-            transforms.seen.clear()
 
-    def test_no_registered_loss_transforms_anything_twice(self, transforms: Transforms) -> None:
+    @pytest.mark.parametrize("order", [("complex_stft", "spectral", "phase"), ("loudness", "phase", "complex_stft")])
+    def test_complex_values_magnitudes_and_phases_share_a_spectrum_in_any_order(self, order: tuple[str, ...]) -> None:
+        prediction, target = noise((2, 1, 5000), 9)
+        alone, together = parameter(prediction), parameter(prediction)
+        sum(loss_named(name)(alone, target).sum() for name in order).backward()
+        with CountedTransforms() as transforms:
+            with losses.shared_spectra():
+                values = [loss_named(name)(together, target).sum() for name in order]
+            torch.stack(values).sum().backward()
+        assert transforms.sizes() == 2 * [512] + 2 * [1024] + 2 * [2048]
+        assert transforms.inverse == {512: 1, 1024: 1, 2048: 1}
+        assert alone.grad is not None and together.grad is not None
+        assert (alone.grad - together.grad).norm() <= 1e-5 * alone.grad.norm()
+
+    def test_no_registered_loss_transforms_anything_twice(self) -> None:
         prediction, target = noise((1, 2, 8000), 2)
         prediction.requires_grad_()
         every = [loss_named(name) for name in NAMES if name != "pesq"]  # it has transforms of its own
-        with losses.shared_spectra():
+        with CountedTransforms() as transforms, losses.shared_spectra():
             for loss in every:
                 loss(prediction, target)
         assert len(transforms.seen) > 40
@@ -156,22 +149,23 @@ class TestSharedSpectra:
             loss(signal, target).sum().backward()
         assert signal.grad is not None and expected.grad is not None and torch.equal(signal.grad, expected.grad)
 
-    def test_inner_contexts_share_with_outer_ones_and_nothing_outlives_them(self, transforms: Transforms) -> None:
+    def test_inner_contexts_share_with_outer_ones_and_nothing_outlives_them(self) -> None:
         prediction, target = noise((1, 1, 5000), 7)
         loss = losses.create("mel", RATE)
-        with losses.shared_spectra():
-            for _ in range(2):
-                with losses.shared_spectra():
-                    loss(prediction, target)
-            loss(prediction, target)
+        with CountedTransforms() as transforms:
+            with losses.shared_spectra():
+                for _ in range(2):
+                    with losses.shared_spectra():
+                        loss(prediction, target)
+                loss(prediction, target)
             assert transforms.sizes() == [1024, 1024]
-        loss(prediction, target)
-        with losses.shared_spectra():
             loss(prediction, target)
-        assert transforms.sizes() == [1024] * 4
+            with losses.shared_spectra():
+                loss(prediction, target)
+            assert transforms.sizes() == [1024] * 4
         with pytest.raises(RuntimeError, match="stop"), losses.shared_spectra():
             raise RuntimeError("stop")
-        assert spectra._bank.get() is None
+        assert bank._bank.get() is None
 
 
 # On each of two ranks: the second call of each loss on its half of the batch, value and gradient.

@@ -10,51 +10,34 @@ from torch import Tensor
 
 import losses
 from losses.dsp import stft as spectra
+from losses.dsp.stft import Resolution
 from tests.signals import loss_named, music, noise, shape_for
+from tests.transforms import CountedTransforms
 
 INDEX = torch.tensor([2, 0, 0, 3, 1, 2, 2])
 
 
-class Transforms:
-    """Counts the rows that are transformed, by FFT size."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.rows: dict[int, int] = {}
-        for name in ("Spectrum", "SpectrumAndMagnitude"):
-            kind = getattr(spectra, name)
-            monkeypatch.setattr(spectra, name, type(name, (), {"apply": self.counting(kind.apply)}))
-
-    def counting(self, apply: Any) -> Any:
-        def counted(signal: Tensor, window: Tensor, n_fft: int, *settings: Any) -> Any:
-            self.rows[n_fft] = self.rows.get(n_fft, 0) + len(signal)
-            return apply(signal, window, n_fft, *settings)
-
-        return counted
-
-
 @pytest.mark.parametrize("first", ["rows", "signal"])
-def test_rows_have_the_spectra_of_their_signal_and_cost_no_transform(
-    monkeypatch: pytest.MonkeyPatch, first: str
-) -> None:
-    transforms = Transforms(monkeypatch)
+def test_rows_have_the_spectra_of_their_signal_and_cost_no_transform(first: str) -> None:
     signal, _ = noise((4, 2, 900), 0)
-    expected = {n_fft: spectra.spectrum(signal[INDEX], n_fft, n_fft // 4) for n_fft in (64, 256)}
-    levels = {n_fft: spectra.magnitude(signal[INDEX], n_fft, n_fft // 4) for n_fft in (64, 256)}
-    transforms.rows.clear()
-    with losses.shared_spectra():
+    sizes = Resolution(64), Resolution(256)
+    expected = {size: spectra.spectrum(signal[INDEX], size) for size in sizes}
+    levels = {size: spectra.magnitude(signal[INDEX], size) for size in sizes}
+    with CountedTransforms() as transforms, losses.shared_spectra():
         rows = losses.shared_rows(signal, INDEX)
         assert torch.equal(rows, signal[INDEX])
-        for n_fft in (64, 256):
+        for size in sizes:
             order = [rows, signal] if first == "rows" else [signal, rows]
-            found = {id(part): spectra.magnitude(part, n_fft, n_fft // 4) for part in order}
-            assert torch.allclose(found[id(rows)], levels[n_fft], atol=1e-6)
+            found = {id(part): spectra.magnitude(part, size) for part in order}
+            assert torch.allclose(found[id(rows)], levels[size], atol=1e-6)
             assert torch.equal(found[id(rows)], found[id(signal)][INDEX])
-            assert torch.allclose(spectra.spectrum(rows, n_fft, n_fft // 4), expected[n_fft], atol=1e-6)
+            assert torch.allclose(spectra.spectrum(rows, size), expected[size], atol=1e-6)
     assert transforms.rows == {64: 8, 256: 8}  # the signal's four items of two channels, once
-    alone = losses.shared_rows(signal, INDEX)  # outside the context it is just the rows
-    assert torch.equal(alone, signal[INDEX])
-    assert torch.allclose(spectra.spectrum(alone, 64, 16), expected[64], atol=1e-6)
-    assert transforms.rows[64] == 8 + 2 * len(INDEX)
+    with CountedTransforms() as transforms:
+        alone = losses.shared_rows(signal, INDEX)  # outside the context it is just the rows
+        assert torch.equal(alone, signal[INDEX])
+        assert torch.allclose(spectra.spectrum(alone, Resolution(64)), expected[Resolution(64)], atol=1e-6)
+    assert transforms.rows == {64: 2 * len(INDEX)}
 
 
 @pytest.mark.parametrize("name", ["spectral_energy", "mel", "spectral", "mrstft", "complex_stft", "phase"])
@@ -78,18 +61,20 @@ def test_gradients_through_shared_rows_are_those_of_plain_rows(name: str) -> Non
     assert (gradients[0] - gradients[1]).norm() <= 1e-9 * gradients[1].norm()
 
 
-def test_an_energy_step_transforms_every_sample_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_energy_step_transforms_every_sample_once() -> None:
     """Attraction and repulsion of three samples of two items: six rows and two targets."""
-    transforms = Transforms(monkeypatch)
     audio, _ = noise((6, 1, 2500), 2)
     target, _ = noise((2, 1, 2500), 3)
+    audio.requires_grad_()
     loss = loss_named("spectral_energy")
-    with losses.shared_spectra():
-        loss(audio, losses.shared_rows(target, torch.arange(6) // 3))
-        loss(
-            losses.shared_rows(audio, torch.tensor([0, 0, 1, 3])), losses.shared_rows(audio, torch.tensor([1, 2, 2, 4]))
-        )
+    with CountedTransforms() as transforms:
+        with losses.shared_spectra():
+            attraction = loss(audio, losses.shared_rows(target, torch.arange(6) // 3))
+            left, right = torch.tensor([0, 0, 1, 3]), torch.tensor([1, 2, 2, 4])
+            repulsion = loss(losses.shared_rows(audio, left), losses.shared_rows(audio, right))
+        (attraction.mean() - repulsion.mean() / 2).backward()
     assert len(transforms.rows) == 6 and set(transforms.rows.values()) == {8}
+    assert len(transforms.inverse) == 6 and set(transforms.inverse.values()) == {1}
 
 
 def matrix_of_distances(name: str, signals: Tensor) -> Tensor:

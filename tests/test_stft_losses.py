@@ -16,7 +16,7 @@ from torch import Tensor
 
 import losses
 from losses.dsp.filterbanks import mel_filters
-from losses.dsp.stft import log_ratio, magnitude, phase, spectrum, window_values
+from losses.dsp.stft import Resolution, log_ratio, magnitude, phase, spectrum, window_values
 from losses.stft import STFTTerms
 from tests.signals import assert_same, gradient_of, music, noise
 
@@ -43,7 +43,7 @@ def test_spectra_are_those_of_torch_with_their_gradients(n_fft: int, hop: int, w
     values = window_values(window, win, signal.device, signal.dtype)
 
     def ours(x: Tensor) -> Tensor:
-        return (spectrum(x, n_fft, hop, win, window).flatten(0, 1) * weight).real.sum()
+        return (spectrum(x, Resolution(n_fft, hop, win, window)).flatten(0, 1) * weight).real.sum()
 
     def theirs(x: Tensor) -> Tensor:
         transformed = torch.stft(x.flatten(0, 1), n_fft, hop, win, values, return_complex=True)
@@ -58,13 +58,13 @@ def test_spectra_are_those_of_torch_with_their_gradients(n_fft: int, hop: int, w
 @pytest.mark.slow
 def test_gradients_of_spectra_are_those_of_finite_differences(pad_mode: str, n_fft: int) -> None:
     signal = noise((1, 2, 40), 1)[0].double().requires_grad_()
-    settings: Any = (n_fft, 7, 20, "hann", pad_mode)
+    resolution = Resolution(n_fft, 7, 20, "hann", pad_mode)
     # The angles of a frame at a reflected end are 0 or, by rounding, π or −π.
     for function in (spectrum, magnitude, *[phase] * (pad_mode == "constant")):
-        assert torch.autograd.gradcheck(lambda x, f=function: f(x, *settings), signal)
+        assert torch.autograd.gradcheck(lambda x, f=function: f(x, resolution), signal)
     other = noise((1, 2, 40), 2)[0].double().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, y: log_ratio(magnitude(x, *settings), magnitude(y, *settings)), (signal, other)
+        lambda x, y: log_ratio(magnitude(x, resolution), magnitude(y, resolution)), (signal, other)
     )
 
 
@@ -78,7 +78,7 @@ def test_windows_have_the_names_of_scipy_and_torch() -> None:
     with pytest.raises(ValueError, match="no window 'hann_windo'"):
         window_values("hann_windo", 64, device, torch.float32)
     with pytest.raises(ValueError, match="600 samples does not fit into an FFT of 512"):
-        spectrum(torch.zeros(1, 1, 2000), 512, 128, 600)
+        spectrum(torch.zeros(1, 1, 2000), Resolution(512, 128, 600))
 
 
 AURALOSS_SETTINGS = [

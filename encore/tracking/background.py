@@ -58,12 +58,11 @@ class BackgroundTracker(Tracker):
         self._call(partial(self._flush, self._asked))
 
     def close(self, status: str) -> None:
-        earlier, self._error = self._error, None
-        self._calls.put(partial(self._tracker.close, status))
         self._calls.put(None)
         self._thread.join()
-        if error := earlier or self._error:
-            raise error
+        self._tracker.close(status)
+        if self._error is not None:
+            raise self._error
 
     def _call(self, call: Callable[[], None]) -> None:
         error, self._error = self._error, None

@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -59,9 +59,13 @@ class StopSignal:
 
 @dataclass
 class StepMetrics:
-    """What an optimiser step gave: running means with this step in them, and whether it could be taken."""
+    """What an optimiser step gave: running means with this step in them, and whether it could be taken.
+
+    `stop` waits until all ranks have told whether a signal has come.
+    """
 
     running: WeightedMean
+    stop: Callable[[], bool] = bool
     loss: float = 0.0
     seconds: float = 0.0  # of audio, over all ranks
     finite: bool = True
@@ -180,8 +184,9 @@ class Trainer:
         with self.console.task(f"epoch {progress.epoch + 1}/{epochs}", self.data.steps, progress.epoch_step) as advance:
             while progress.epoch_step < self.data.steps and progress.step < schedule.total_steps and not stopped:
                 lr = schedule.lr(progress.step)
-                step = self.train_step(batches, running)
-                stopped = self.apply_step(step, lr, stop)
+                step = self.train_step(batches, running, stop)
+                self.apply_step(step, lr)
+                stopped = step.stop()
                 running = step.running if step.finite else running
                 seconds += step.seconds
                 advance(f"loss {step.loss:.4f}  {seconds / (time.monotonic() - start):.1f} s/s")
@@ -191,8 +196,11 @@ class Trainer:
         throughput = seconds / (time.monotonic() - start)
         return EpochMetrics(progress.epoch + 1, epochs, means(progress.sums), lr, throughput, progress.skipped)
 
-    def train_step(self, batches: Iterator[Batch], running: WeightedMean) -> StepMetrics:
-        """Accumulates the gradients of a step's batches and clips them."""
+    def train_step(self, batches: Iterator[Batch], running: WeightedMean, stop: StopSignal) -> StepMetrics:
+        """Accumulates the gradients of a step's batches and clips them.
+
+        The only collective operations are DDP's, and one that asks for signals beside the last backward pass.
+        """
         config, progress, objective = self.config, self.state.progress, self.state.objective
         # All randomness of a step follows from its number, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed(seed_of(config.run.seed, progress.step, self.ranks.rank))
@@ -204,8 +212,10 @@ class Trainer:
             plan = objective.synthesizer.plan(batch.context.shape[-1], rollout)
             with self.model.no_sync() if remaining else contextlib.nullcontext():
                 forward = objective(self.model, batch, plan)
+                if not remaining:
+                    step.stop = self.ranks.any_async(bool(stop))
                 result = objective.backward(forward, 1 / accumulation, progress.epoch_step % SHARES_EVERY == 0)
-            step.finite, step.left_out = step.finite and result.finite, step.left_out.union(result.left_out)
+            step.left_out |= {*result.left_out}
             step.loss = result.total.mean().item()
             step.running.add(result.values, result.total)
             for name, share in result.shares.items():
@@ -213,16 +223,13 @@ class Trainer:
             step.seconds += len(batch) * self.ranks.world_size * batch.input_audio.shape[-1] / objective.sample_rate
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
         step.running.add_value("grad_norm", float(norm), len(batch) * accumulation)
-        step.finite = step.finite and bool(norm.isfinite())
+        step.finite = bool(norm.isfinite())  # equal on all ranks, as their gradients are
         return step
 
-    def apply_step(self, step: StepMetrics, lr: float, stop: StopSignal) -> bool:
-        """Updates the weights, unless the step was not finite on some rank; whether a signal has come on some rank."""
+    def apply_step(self, step: StepMetrics, lr: float) -> None:
+        """Updates the weights, unless the step was not finite on some rank."""
         state, progress = self.state, self.state.progress
-        flags = torch.tensor([not step.finite, bool(stop)], dtype=torch.int, device=self.ranks.device)
-        skip, stopped = (count > 0 for count in self.ranks.sum(flags).tolist())
-        step.finite = not skip
-        if skip:
+        if not step.finite:
             progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
             self.console.print(f"step {progress.step + 1} skipped: its loss or gradient is not finite", style="yellow")
         else:
@@ -234,7 +241,7 @@ class Trainer:
                 state.ema.update_parameters(state.model)
             for name in sorted(step.left_out):
                 self.console.print(f"step {progress.step + 1} without {name}: it is not finite", style="yellow")
-        state.objective.end_step(skip)
+        state.objective.end_step(skip=not step.finite)
         state.optimizer.zero_grad(set_to_none=True)
         progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
         if progress.skipped_in_a_row >= MAX_NOT_FINITE:
@@ -242,7 +249,6 @@ class Trainer:
                 f"loss or gradient was not finite for {MAX_NOT_FINITE} steps in a row, so training ends; the last good "
                 f"checkpoint is in {self.folder}. Lower --lr ({self.config.optim.lr:g}) or --clip_norm"
             )
-        return stopped
 
     def validate(self) -> Values:
         """The components over all validation pairs."""
