@@ -3,8 +3,8 @@
 `python -m benchmarks.bench_data` makes the data sets in a temporary folder (`--folder` for another disk; a million
 pairs take 2 GB), and prints for each, in processor seconds of a process of its own: finding and checking the pairs,
 opening the latent cache (with hashing of what is new), finding what it lacks, the statistics, and the first batch of an
-epoch; then peak memory, the size of the indices, and the growth per tenfold. "first" is a start on latents that are there but
-not indexed and, for wavs, on files that were never seen; "next" any later one.
+epoch; then peak memory, the size of the indices, and the growth per tenfold. "first" is a start on latents that are
+there but not indexed and, for wavs, on files that were never seen; "next" any later one.
 """
 
 from __future__ import annotations

@@ -1,23 +1,25 @@
 """Speed and memory of the spectral losses, forward and backward to the prediction, beside auraloss and torch.stft.
 
-python -m benchmarks.bench_losses [--threads 1] [--repeats 9] [--device cpu]
+python -m benchmarks.bench_losses [--threads 1] [--repeats 15] [--device cpu] [--energy]
 
-Cases are run in turn within one process, so that a busy machine slows all alike; figures are medians relative to the
-first of a group. Peak memory is what the resident set grows by in a process of its own (on a GPU, what torch
-allocates).
+Cases are run in turn within one process, so that a busy machine slows all alike; figures are the least processor time
+(on a GPU, time) relative to the first of a group. Peak memory is what the resident set grows by in a process of its own
+(on a GPU, what torch allocates). --energy measures an energy distance instead: attraction and repulsion of 2 samples of
+8 items of 16 s.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 
 import auraloss
 import torch
@@ -34,6 +36,8 @@ RATE = 24000
 SHAPES = ((8, 1, 48000), (16, 1, 24000))
 SPECTRAL = ((512, 128, 512), (1024, 256, 1024), (2048, 512, 2048))
 AURALOSS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
+ENERGY_SHAPE = (16, 1, 384000)
+ENERGY = ("spectral_energy", "mel", "mrstft")
 ALL = ("spectral", "mel", "multi_mel", "complex_stft", "phase", "loudness")
 Case = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,9 +65,14 @@ def bare(sizes: tuple[tuple[int, int, int], ...]) -> Case:
     return run
 
 
-def plain_mel(prediction: Tensor, target: Tensor, n_fft: int, n_mels: int, f_max: float) -> Tensor:
+@cache
+def plain_filters(n_fft: int, n_mels: int, f_max: float, device: torch.device) -> Tensor:
     fbanks = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, f_max, n_mels, RATE, "slaney", "slaney")
-    filters = fbanks.T.to(prediction.device)
+    return fbanks.T.to(device)
+
+
+def plain_mel(prediction: Tensor, target: Tensor, n_fft: int, n_mels: int, f_max: float) -> Tensor:
+    filters = plain_filters(n_fft, n_mels, f_max, prediction.device)
     logs = [
         (filters @ plain_magnitude(signal, n_fft, n_fft // 4, n_fft)).clamp_min(1e-5).log()
         for signal in (prediction, target)
@@ -107,8 +116,26 @@ def ours(names: tuple[str, ...], shared: bool = True) -> Case:
     return run
 
 
-def groups(device: torch.device) -> dict[str, dict[str, Case]]:
+def energy(shared: bool) -> Case:
+    """Two samples of each item, in turn; each is compared with the item's target and with the other sample."""
+    modules = [losses.create(name, RATE) for name in ENERGY]
+
+    def run(samples: Tensor, target: Tensor) -> Tensor:
+        rows = losses.shared_rows if shared else torch.Tensor.__getitem__
+        each = torch.arange(len(samples) // 2).repeat_interleave(2)
+        first = torch.arange(0, len(samples), 2)
+        with losses.shared_spectra() if shared else contextlib.nullcontext():
+            targets, left, right = rows(target, each), rows(samples, first), rows(samples, first + 1)
+            values = [m(samples, targets).mean() - m(left, right).mean() / 2 for m in modules]
+        return torch.stack(values).sum()
+
+    return run
+
+
+def groups(device: torch.device, of_energy: bool = False) -> dict[str, dict[str, Case]]:
     """The cases, by group; the first of each is what the others are measured against."""
+    if of_energy:
+        return {" + ".join(ENERGY): {"each comparison by itself": energy(False), "shared rows": energy(True)}}
     sizes = [list(column) for column in zip(*SPECTRAL, strict=True)]
     spectral = auraloss.freq.MultiResolutionSTFTLoss(*sizes).to(device)
     mel = torchaudio.transforms.MelSpectrogram(
@@ -153,23 +180,25 @@ def step(case: Case, prediction: Tensor, target: Tensor) -> None:
 
 
 def seconds(cases: dict[str, Case], shape: tuple[int, ...], repeats: int, device: torch.device) -> dict[str, float]:
+    """The least time of each case's step."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     prediction, target = signals(shape, device)
     for case in cases.values():
         step(case, prediction, target)
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, case in cases.items():
-            begun = time.perf_counter()
+            begun = clock()
             step(case, prediction, target)
-            times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(values) for name, values in times.items()}
+            times[name].append(clock() - begun)
+    return {name: min(values) for name, values in times.items()}
 
 
 def peak(group: str, name: str, shape: tuple[int, ...], device: torch.device) -> float:
     """Bytes that a step takes at its peak, over what was there before."""
-    case = groups(device)[group][name]
+    case = groups(device, group not in groups(device))[group][name]
     prediction, target = signals(shape, device)
-    step(case, prediction[:1, :, :9000].detach().requires_grad_(), target[:1, :, :9000])
+    step(case, prediction[:2, :, :9000].detach().requires_grad_(), target[:2, :, :9000])
     return peak_memory(lambda: step(case, prediction, target), device)
 
 
@@ -180,11 +209,42 @@ def peak_elsewhere(*arguments: str) -> float:
     return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
+def report(
+    console: Console, shape: tuple[int, ...], threads: int, repeats: int, device: torch.device, of_energy: bool
+) -> None:
+    """Measures and prints the cases for signals of one shape."""
+    table = Table(title=f"{list(shape)}, {threads} thread{'s' * (threads > 1)}, {device}", title_justify="left")
+    for column in ("losses", "computed by", "ms", "time", "times as fast", "peak MB", "peak"):
+        table.add_column(column, justify="left" if column in ("losses", "computed by") else "right")
+    for group, cases in groups(device, of_energy).items():
+        times = seconds(cases, shape, repeats, device)
+        peaks = {
+            name: peak(group, name, shape, device)
+            if device.type == "cuda"
+            else peak_elsewhere(group, name, json.dumps(shape))
+            for name in cases
+        }
+        first = next(iter(cases))
+        for name in cases:
+            table.add_row(
+                group if name == first else "",
+                name,
+                f"{1000 * times[name]:.1f}",
+                f"{times[name] / times[first]:.2f}",
+                f"{times[first] / times[name]:.2f}",
+                f"{peaks[name] / 1e6:.0f}",
+                f"{peaks[name] / peaks[first]:.2f}",
+            )
+        table.add_section()
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: 1, then all")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--energy", action="store_true", help="an energy distance of long signals")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -195,31 +255,8 @@ def main() -> None:
     console = Console(width=110)
     for threads in [arguments.threads] if arguments.threads else sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)
-        for shape in SHAPES:
-            table = Table(title=f"{list(shape)}, {threads} thread{'s' * (threads > 1)}, {device}", title_justify="left")
-            for column in ("losses", "computed by", "ms", "time", "times as fast", "peak MB", "peak"):
-                table.add_column(column, justify="left" if column in ("losses", "computed by") else "right")
-            for group, cases in groups(device).items():
-                times = seconds(cases, shape, arguments.repeats, device)
-                peaks = {
-                    name: peak(group, name, shape, device)
-                    if device.type == "cuda"
-                    else peak_elsewhere(group, name, json.dumps(shape))
-                    for name in cases
-                }
-                first = next(iter(cases))
-                for name in cases:
-                    table.add_row(
-                        group if name == first else "",
-                        name,
-                        f"{1000 * times[name]:.1f}",
-                        f"{times[name] / times[first]:.2f}",
-                        f"{times[first] / times[name]:.2f}",
-                        f"{peaks[name] / 1e6:.0f}",
-                        f"{peaks[name] / peaks[first]:.2f}",
-                    )
-                table.add_section()
-            console.print(table)
+        for shape in (ENERGY_SHAPE,) if arguments.energy else SHAPES:
+            report(console, shape, threads, arguments.repeats, device, arguments.energy)
 
 
 if __name__ == "__main__":

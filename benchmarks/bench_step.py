@@ -245,7 +245,7 @@ def print_lengths(console: Console, bench: StepBench, lengths: list[float], more
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every case depends on."""
-    parser.add_argument("--cases", default="16x8,16x1,4x2", help="SECONDSxBATCH,...")
+    parser.add_argument("--cases", default="16x8,16x1,4x2", help="SECONDSxBATCH,...; '' leaves them out")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of a run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -272,7 +272,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = StepBench(Path(folder), options)
         against = options.against and options.against.resolve()
-        print_cases(console, bench, [Case.parse(text) for text in options.cases.split(",") if text], against, more)
+        if options.cases:
+            print_cases(console, bench, [Case.parse(text) for text in options.cases.split(",")], against, more)
         if options.lengths:
             print_lengths(console, bench, [float(text) for text in options.lengths.split(",")], more)
 

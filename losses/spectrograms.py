@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from losses.base import FunctionLoss, check_same_shape
-from losses.dsp.autograd import item_mean
 from losses.dsp.bank import shared_spectra
 from losses.dsp.compilation import constant
+from losses.dsp.norms import item_mean, mean_abs
 from losses.dsp.scales import Log, a_weighting, fft_frequencies
 from losses.dsp.stft import (
     Resolution,
@@ -25,7 +25,6 @@ from losses.dsp.stft import (
     check_long_enough,
     log_ratio,
     magnitude,
-    mean_abs,
     spectrum_parts,
 )
 from losses.dsp.transforms import STFT, Mel
@@ -158,7 +157,7 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
     def compare(n_fft: int) -> Tensor:
         predicted, wanted = (spectrum_parts(signal, Resolution(n_fft)) for signal in (prediction, target))
         level = item_mean(magnitude(target, Resolution(n_fft)))
-        return item_mean(absolute(predicted - wanted)) / level.clamp_min(silent_magnitude(n_fft))
+        return item_mean(absolute(predicted, wanted)) / level.clamp_min(silent_magnitude(n_fft))
 
     return _mean_over(n_ffts, prediction, compare)
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from losses.base import Loss, check_same_shape
-from losses.dsp.autograd import item_mean
+from losses.dsp.norms import item_mean, mean_abs, norm_along_bins
 from losses.dsp.scales import difference
-from losses.dsp.stft import mean_abs, norm_along_bins
 
 Transform = Callable[[Tensor], Tensor]  # a signal [B, C, N] to a spectrogram
 Scale = Callable[[Tensor], Tensor]  # a spectrogram to one of as many frames
@@ -33,26 +32,37 @@ def check_same_spectrogram(prediction: Tensor, target: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Norm:
-    """The distance `of(P − T)`. A scale that can give the difference of two spectrograms at once is asked for that.
+    """A norm of `P − T`. A scale that can give the difference of two spectrograms at once is asked for that.
 
     Attributes:
-        of: the norm of the difference; sums along the bins first keep float32 exact to 1e-6.
+        of: the norm of one spectrogram, or of the difference of two; sums along the bins first keep float32 exact to
+            1e-6.
     """
 
-    of: Callable[[Tensor], Tensor]
+    of: Callable[[Tensor, Tensor | None], Tensor]
 
     def __call__(self, prediction: Tensor, target: Tensor, scale: Scale | None = None) -> Tensor:
         check_same_spectrogram(prediction, target)
-        return self.of(difference(prediction, target, scale))
+        if scale is None:
+            return self.of(prediction, target)
+        return self.of(difference(prediction, target, scale), None)
+
+
+def _mean_square(values: Tensor, other: Tensor | None) -> Tensor:
+    return item_mean((values if other is None else values - other).square())
+
+
+def _mean_frame_rms(values: Tensor, other: Tensor | None) -> Tensor:
+    return norm_along_bins(values, other).flatten(1).mean(1) / values.shape[-1] ** 0.5
 
 
 l1 = Norm(mean_abs)
 """`mean(|P − T|)` over channels, bins and frames, `[B]`."""
 
-l2 = Norm(lambda values: item_mean(values.square()))
+l2 = Norm(_mean_square)
 """`mean((P − T)²)` over channels, bins and frames, `[B]`."""
 
-frame_rms = Norm(lambda values: norm_along_bins(values).flatten(1).mean(1) / values.shape[-1] ** 0.5)
+frame_rms = Norm(_mean_frame_rms)
 """`mean_frames( sqrt(mean_bins((P − T)²)) )`, `[B]`."""
 
 
@@ -71,7 +81,7 @@ def spectral_convergence(
         batch: norms over the whole batch, the same value for each item.
     """
     check_same_spectrogram(prediction, target)
-    error, reference = _frobenius(prediction - target), _frobenius(target)
+    error, reference = _frobenius(prediction, target), _frobenius(target)
     least = floor if isinstance(floor, Tensor) else error.new_tensor(floor * target[0].numel() ** 0.5)
     if batch:
         error = torch.linalg.vector_norm(error).expand(len(error))
@@ -139,9 +149,9 @@ def _terms(
     return list(zip(distances, scales, shares, strict=True))
 
 
-def _frobenius(values: Tensor) -> Tensor:
-    """Norm per item, `[B, …]` to `[B]`; its gradient at 0 is 0."""
-    return torch.linalg.vector_norm(norm_along_bins(values).flatten(1), dim=1)
+def _frobenius(values: Tensor, other: Tensor | None = None) -> Tensor:
+    """Norm of an item of the values, or of `values − other`, `[B, …]` to `[B]`; its gradient at 0 is 0."""
+    return torch.linalg.vector_norm(norm_along_bins(values, other).flatten(1), dim=1)
 
 
 class TimeFrequencyLoss(Loss):

@@ -77,8 +77,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(codec: Codec, folder: Path, **settings: Any) -> Any:
     pairs = find_pairs(folder, SAMPLE_RATE)["val"]
-    files = [path for pair in pairs for path in (pair.input, pair.output)]
-    cache = LatentCache.open(folder / ".latents", codec.identity, files)
+    cache = LatentCache.open(folder / ".latents", codec.identity, pairs.segments)
+    new = pairs.segments.unhashed(pairs.numbers)
+    cache.know(new, pairs.segments.hash(new))
     return SimpleNamespace(cache=cache, val=PairDataset(pairs, cache, codec, **{"frames": 30, **settings}))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DIGEST_BYTES = 32  # of SHA-256
+BLOCK = 2**16  # digests that are compared at once
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -74,8 +75,10 @@ def match(wanted: Bytes, known: Bytes) -> Numbers:
     prefixes = [np.ascontiguousarray(digests[:, :8]).view(np.uint64)[:, 0] for digests in (wanted, known)]
     order = prefixes[1].argsort(kind="stable")
     nearest = order[np.searchsorted(prefixes[1], prefixes[0], sorter=order).clip(max=len(known) - 1)]
-    equal = (known[nearest] == wanted).all(1) & wanted.any(1)
-    rows[equal] = nearest[equal]
+    for first in range(0, len(wanted), BLOCK):
+        block = slice(first, first + BLOCK)
+        equal = (known[nearest[block]] == wanted[block]).all(1) & wanted[block].any(1)
+        rows[block] = np.where(equal, nearest[block], -1)
     return rows
 
 

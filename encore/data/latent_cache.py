@@ -51,9 +51,9 @@ class LatentCache:
 
     def __init__(self, folder: Path, segments: Segments):
         self.folder, self.segments = folder, segments
-        self.shards: dict[str, Shard] = {}  # by name
-        self.names: list[str] = []  # of these
-        self.indexed: set[str] = set()  # those of them that the index lists
+        self.names: list[str] = []  # of the shards
+        self.sizes: list[int] = []  # of these, in bytes
+        self.indexed: set[str] = set()  # shards that the index lists
         self.digests: Bytes = np.zeros((0, DIGEST_BYTES), np.uint8)  # of all contents, shard by shard
         self.places: Numbers = np.zeros((0, 4), np.int64)  # number of the shard, first byte, D and T of each
         self.rows: Numbers = np.full(len(segments), -1)  # of each segment among these
@@ -77,38 +77,39 @@ class LatentCache:
 
     def refresh(self) -> None:
         """Reads the index, and the headers of the shards that have been added since."""
-        known = self._read_index()
-        self.shards, self.indexed = {}, set(known)
+        known, shards = self._read_index(), dict[str, Shard]()
         for path in sorted(self.folder.glob("latents-*.safetensors")):
             shard, size = known.get(path.name), path.stat().st_size
-            self.shards[path.name] = shard if shard is not None and shard.size == size else read_shard(path)
-        self.names, shards = list(self.shards), list(self.shards.values())
-        self.digests = np.concatenate([self.digests[:0], *(shard.digests for shard in shards)])
-        numbers = np.repeat(np.arange(len(shards)), [len(shard.digests) for shard in shards])
-        layouts = np.concatenate([self.places[:0, 1:], *(shard.layout for shard in shards)])
-        self.places = np.concatenate([numbers[:, None], layouts], 1)
+            shards[path.name] = shard if shard is not None and shard.size == size else read_shard(path)
+        self.names, self.sizes = list(shards), [shard.size for shard in shards.values()]
+        self.indexed = set(known)
+        self.digests = np.concatenate([self.digests[:0], *(shard.digests for shard in shards.values())])
+        self.places = np.empty((len(self.digests), 4), np.int64)
+        self.places[:, 0] = np.repeat(np.arange(len(shards)), [len(shard.digests) for shard in shards.values()])
+        np.concatenate([self.places[:0, 1:], *(shard.layout for shard in shards.values())], out=self.places[:, 1:])
+        del known, shards  # for millions of segments half of the memory
         self.rows = match(self.segments.digests, self.digests)
 
     def know(self, numbers: Numbers, digests: Bytes) -> None:
         """Takes note of the contents of segments (`Segments.hash`), and finds them among those that are stored."""
-        self.segments.digests[numbers] = digests
-        self.rows = match(self.segments.digests, self.digests)
+        if len(numbers):
+            self.segments.digests[numbers] = digests
+            self.rows = match(self.segments.digests, self.digests)
 
     def save_index(self) -> None:
         """Stores the index if it has changed, so that the next start need not read the shards' headers."""
         if self.indexed == set(self.names):
             return
-        shards = self.shards.values()
         columns = {
             "names": pack_text(self.names),
-            "sizes": np.array([shard.size for shard in shards], np.int64),
-            "counts": np.array([len(shard.digests) for shard in shards], np.int64),
+            "sizes": np.array(self.sizes, np.int64),
+            "counts": np.bincount(self.places[:, 0], minlength=len(self.names)),
         }
         save_columns(self.folder / INDEX, {**columns, "digests": self.digests, "layout": self.places[:, 1:]})
 
     def content_hash(self, numbers: Sequence[int] | Numbers) -> str:
         """SHA-256 of the contents of segments in their order, hexadecimal; takes no file to be read."""
-        return hashlib.sha256(self.segments.digests[np.asarray(numbers, np.int64)].tobytes()).hexdigest()
+        return hashlib.sha256(self.segments.digests[np.asarray(numbers, np.int64)].data).hexdigest()
 
     def missing(self, numbers: Numbers) -> Numbers:
         """Those of the segments without stored latents, one of those with equal content; all contents must be known."""
@@ -181,7 +182,8 @@ class LatentCache:
         beside the shards, under a hash of the contents that it depends on.
         """
         rows, counts = np.unique(self.rows[numbers], return_counts=True)
-        key = hashlib.sha256(self.digests[rows].tobytes() + counts.tobytes())
+        key = hashlib.sha256(self.digests[rows].data)
+        key.update(counts.data)
         path = self.folder / f"statistics-{key.hexdigest()[:16]}.npz"
         if not path.is_file():
             mean, deviation = self._sum_up(rows, counts)

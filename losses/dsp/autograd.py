@@ -16,42 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-
-def item_mean(values: Tensor) -> Tensor:
-    """Mean per item, `[B, …] → [B]`; first along the last axis, which keeps float32 sums exact to 1e-6."""
-    return values.sum(-1).flatten(1).mean(1) / values.shape[-1]
-
-
-class MeanAbs(torch.autograd.Function):
-    """Mean magnitude per item, `[B, …] → [B]`."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        ctx.save_for_backward(values)
-        return item_mean(values.abs())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (values,) = ctx.saved_tensors
-        share = gradient / values[0].numel()
-        return values.sgn().mul_(share.view(-1, *[1] * (values.dim() - 1)))
-
-
-class NormAlongBins(torch.autograd.Function):
-    """Euclidean norm along the last axis; its gradient at 0 is 0."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(values, dim=-1)
-        ctx.save_for_backward(values, norm)
-        return norm
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        values, norm = ctx.saved_tensors
-        return values * (gradient / norm).masked_fill_(norm == 0, 0)[..., None]
+from losses.dsp.norms import item_mean
 
 
 class Transform(torch.autograd.Function):
@@ -112,21 +77,23 @@ def _overlap_add(frames: Tensor, hop: int, left: int, samples: int) -> Tensor:
 
 
 class Magnitude(torch.autograd.Function):
-    """`sqrt(max(re² + im², eps))` of parts `[2, …]`; clamped values have no gradient, nor has 0."""
+    """`sqrt(max(|X|², eps))` from parts `[2, …]` of X or, with others Y, of X − Y; no gradient below eps or at 0."""
 
     @staticmethod
-    def forward(ctx: Any, parts: Tensor, eps: float) -> Tensor:
-        power = parts[0] * parts[0]
-        value = power.addcmul_(parts[1], parts[1]).clamp_min_(eps).sqrt_()
-        ctx.save_for_backward(parts, value)
+    def forward(ctx: Any, parts: Tensor, other: Tensor | None, eps: float) -> Tensor:
+        real, imag = parts if other is None else parts - other
+        value = (real * real).addcmul_(imag, imag).clamp_min_(eps).sqrt_()
+        ctx.save_for_backward(parts, other, value)
         ctx.eps = eps
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        parts, value = ctx.saved_tensors
-        return parts * _above(gradient / value, value, ctx.eps), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        parts, other, value = ctx.saved_tensors
+        factor = _above(gradient / value, value, ctx.eps)
+        slope = parts * factor if other is None else (parts - other).mul_(factor)
+        return slope if ctx.needs_input_grad[0] else None, -slope if ctx.needs_input_grad[1] else None, None
 
 
 def _above(values: Tensor, magnitude: Tensor, eps: float) -> Tensor:

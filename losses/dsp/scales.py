@@ -35,10 +35,8 @@ class Log:
         return self(prediction) - self(target)
 
 
-def difference(prediction: Tensor, target: Tensor, scale: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def difference(prediction: Tensor, target: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
     """`scale(P) − scale(T)`, by the scale's own method `difference` where it has one."""
-    if scale is None:
-        return prediction - target
     if isinstance(scale, Log):
         return scale.difference(prediction, target)
     return scale(prediction) - scale(target)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losses.dsp.autograd import Angle, LogRatio, Magnitude, MeanAbs, NormAlongBins, PhaseDistance, Transform
+from losses.dsp.autograd import Angle, LogRatio, Magnitude, PhaseDistance, Transform
 from losses.dsp.bank import origin, shared
 from losses.dsp.compilation import constant, eager
 
@@ -95,7 +95,7 @@ def magnitude(signal: Tensor, resolution: Resolution, eps: float = POWER_FLOOR) 
     def compute() -> Tensor:
         if (whole := origin(signal)) is not None:
             return magnitude(whole[0], resolution, eps).index_select(0, whole[1])
-        return absolute(spectrum_parts(signal, resolution), eps)
+        return absolute(spectrum_parts(signal, resolution), eps=eps)
 
     return shared(("magnitude", resolution, eps), (signal,), compute)
 
@@ -128,23 +128,9 @@ def anti_wrapped_distance(
 
 
 @eager
-def mean_abs(values: Tensor) -> Tensor:
-    """Mean magnitude per item, `[B, …] → [B]`."""
-    value: Tensor = MeanAbs.apply(values)
-    return value
-
-
-@eager
-def norm_along_bins(values: Tensor) -> Tensor:
-    """Euclidean norm along the last axis, `[…, bins] → […]`; its gradient at 0 is 0."""
-    value: Tensor = NormAlongBins.apply(values)
-    return value
-
-
-@eager
-def absolute(parts: Tensor, eps: float = 0.0) -> Tensor:
-    """`sqrt(max(re² + im², eps))` of real and imaginary parts `[2, …]`; no gradient below eps or at 0."""
-    result: Tensor = Magnitude.apply(parts, eps)
+def absolute(parts: Tensor, other: Tensor | None = None, eps: float = 0.0) -> Tensor:
+    """`sqrt(max(|X|², eps))` from the parts `[2, …]` of X, or of X − `other`; no gradient below eps or at 0."""
+    result: Tensor = Magnitude.apply(parts, other, eps)
     return result
 
 
