@@ -282,7 +282,8 @@ def test_a_folder_of_songs_is_continued_and_a_bad_file_is_named(
     assert all(f'src="{quote(name)}/full_2.wav"' in page for name in names.values())
     assert "means over 3 songs" in page and "bad.wav" in page
     again = call_command("inference_sample.py", *flags, "--inputs", ".", "--output", "out", cwd=tmp_path)
-    assert again.returncode == 1 and "continuation" not in again.stderr
+    assert again.returncode == 1 and "out/" not in again.stderr
+    assert (out / "songs_sub_b #1").is_dir() and not list(out.glob("out_*"))  # no results of an earlier run
 
 
 @pytest.mark.parametrize(
