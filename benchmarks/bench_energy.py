@@ -10,7 +10,6 @@ process; figures are medians relative to the regression's.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -55,7 +54,6 @@ def case(
         samples=samples,
         margin=8,
         crop_frames=blocks * generation.block_frames,
-        autocast=contextlib.nullcontext,
     )
     components = [
         Component(name, name, 1.0, False, losses.create(name, RATE), distance=losses.REGISTRY[name].distance)

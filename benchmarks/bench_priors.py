@@ -21,7 +21,8 @@ from torch import Tensor
 
 import losses
 from encore.codecs import load_codec
-from encore.data.dataset import Batch, find_pairs
+from encore.data import find_pairs
+from encore.data.dataset import Batch
 from encore.evaluation.dataset import EvalSet
 from encore.evaluation.metrics.energy_score import energy_score, skill
 from encore.models.priors import RHYTHM_SHARE, FrameOrder, draw_lags, lag_probs, replay, take

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import os
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +22,7 @@ from encore.errors import EncoreError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 MAX_RIFF_BYTES = 2**32 - 2**16  # of audio; the rest is for the header
+EXCERPT_MARGIN_SECONDS = 0.05  # around an excerpt, for the resampler's filter
 SHORTEST_SECONDS = 0.2  # of a segment; the longest window of the common spectral losses has 2048 samples
 
 T = TypeVar("T")
@@ -68,22 +72,79 @@ def to_channels(audio: Tensor, channels: int) -> Tensor:
     return audio.expand(channels, -1) if audio.shape[0] == 1 else audio[:channels]
 
 
-def read_audio(path: Path, sample_rate: int, channels: int) -> Tensor:
+def read_audio(path: Path, sample_rate: int, channels: int, content: bytes | None = None) -> Tensor:
     """Reads a file as float32 `[channels, N]` at `sample_rate` Hz.
+
+    Args:
+        content: of the file, if it is a part of another one; `path` is then for messages only.
 
     Raises:
         EncoreError: the file cannot be read, is truncated, is empty, or holds values that are not finite.
     """
-    try:
+    with _naming(path):
+        if content is None:
+            check_complete(path)
+        source = path if content is None else io.BytesIO(content)
+        samples, file_rate = soundfile.read(source, dtype="float32", always_2d=True)
+    return resample(_checked(path, samples, channels), file_rate, sample_rate)
+
+
+def audio_length(path: Path, sample_rate: int) -> int:
+    """Samples of a file at `sample_rate` Hz, from its header.
+
+    Raises:
+        EncoreError: the file cannot be read, or is truncated.
+    """
+    with _naming(path):
         check_complete(path)
-        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError, struct.error) as error:
-        raise EncoreError(f"{path}: cannot be read as audio ({error})") from error
+        info = soundfile.info(path)
+    return int(info.frames * sample_rate / info.samplerate + 0.5)
+
+
+def read_excerpt(path: Path, sample_rate: int, channels: int, start: int, end: int) -> Tensor:
+    """Samples `start … end − 1` (or to the end of a shorter file) of what `read_audio` returns; reads no more of it.
+
+    Equal to that up to −90 dB where the file has another sample rate.
+
+    Raises:
+        EncoreError: as `read_audio`, for what is read.
+    """
+    with _naming(path):
+        file_rate = soundfile.info(path).samplerate
+    if file_rate == sample_rate:
+        return _part(path, start, end, channels).contiguous()
+    step = file_rate // math.gcd(file_rate, sample_rate)  # samples that are a whole number of samples at both rates
+    around = round(EXCERPT_MARGIN_SECONDS * file_rate)
+    first = max(0, start * file_rate // sample_rate - around) // step * step
+    audio = _part(path, first, -(-end * file_rate // sample_rate) + around, channels)
+    before = first * sample_rate // file_rate
+    return resample(audio, file_rate, sample_rate)[:, start - before : end - before].contiguous()
+
+
+def _part(path: Path, start: int, stop: int, channels: int) -> Tensor:
+    """Samples `start … stop − 1` of a file at its own rate, `[channels, N]`."""
+    with _naming(path):
+        check_complete(path)
+        samples, _ = soundfile.read(path, dtype="float32", always_2d=True, start=start, stop=stop)
+    return _checked(path, samples, channels)
+
+
+def _checked(path: Path, samples: np.ndarray, channels: int) -> Tensor:
+    """`samples [N, C]` of a file as `[channels, N]`."""
     if not len(samples):
         raise EncoreError(f"{path}: holds no samples; remove it")
     if not np.isfinite(samples).all():
         raise EncoreError(f"{path}: holds NaN or infinite samples; export it again or remove it")
-    return resample(to_channels(torch.from_numpy(samples.T), channels), file_rate, sample_rate)
+    return to_channels(torch.from_numpy(samples.T), channels)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What cannot be read is an EncoreError with the file's name."""
+    try:
+        yield
+    except (OSError, soundfile.SoundFileError, struct.error) as error:
+        raise EncoreError(f"{path}: cannot be read as audio ({error})") from error
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
 from encore.models.loading import FORMAT, build_model, generation_config, load_generator, read
 from encore.training.checkpoint import move_aside, resume_source
+from encore.training.stored import MARGIN_FILE, stored
 from tests.conftest import Command, write_pairs
 
 CPU = torch.device("cpu")
@@ -31,6 +33,16 @@ def test_a_trained_model_is_loaded_with_its_averaged_weights(trained: Path) -> N
     averaged = content["ema"]["module.in_proj.weight"]
     assert torch.equal(generator.model.in_proj.weight, averaged)
     assert not torch.equal(averaged, content["model"]["in_proj.weight"])
+
+
+def test_the_margin_is_kept_with_the_latents_and_in_checkpoints(trained: Path, tmp_path: Path) -> None:
+    generator = load_generator(trained / "checkpoints" / "best_model.pt", CPU)
+    kept = generator.config.data.latent_folder / generator.codec.identity / MARGIN_FILE
+    assert json.loads(kept.read_text()) == generator.margin == generator.codec.margin
+    assert stored(kept, lambda: pytest.fail("measured again")) == generator.margin
+    (tmp_path / MARGIN_FILE).write_text("8 frames")
+    with pytest.raises(EncoreError, match=f"^--cache_dir: {tmp_path}/{MARGIN_FILE} cannot be used"):
+        stored(tmp_path / MARGIN_FILE, lambda: 8)
 
 
 class Evil:

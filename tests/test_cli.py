@@ -28,8 +28,10 @@ from tests.test_config import parse
 
 def test_a_file_sets_flags_and_the_command_line_overrides_it(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("lr: 1e-3\nunity_test: true\nbf16: false\nloss_weight_mel: 2\nresume: null\ndataset_folder: a b\n")
-    expected: dict[str, Any] = {"lr": 1e-3, "bf16": False, "loss_weight_mel": 2.0, "dataset_folder": Path("a b")}
+    path.write_text(
+        "lr: 1e-3\nunity_test: true\nprecision: fp32\nloss_weight_mel: 2\nresume: null\ndataset_folder: a b\n"
+    )
+    expected: dict[str, Any] = {"lr": 1e-3, "precision": "fp32", "loss_weight_mel": 2.0, "dataset_folder": Path("a b")}
     assert parse("--config", str(path)) == TrainConfig.from_flags(**expected, unity_test=True)
     flags = ("--unity_test", "false", "--lr", "0.5")
     overridden = TrainConfig.from_flags(**{**expected, "lr": 0.5})

@@ -12,6 +12,7 @@ from encodec import EncodecModel
 from torch import nn
 
 from encore.codecs import Codec, load_codec
+from encore.codecs.elu import ELU
 from encore.codecs.encodec import SEANetCodec
 from encore.codecs.starter.weights import STARTER_WEIGHTS, Architecture, load_codec_file, save_codec
 from encore.errors import EncoreError
@@ -63,9 +64,9 @@ def random_codec() -> Codec:
 @pytest.mark.parametrize("build", [lambda: load_codec("starter"), random_codec], ids=["starter", "random"])
 @pytest.mark.slow
 def test_a_crop_equals_the_whole_decoding(build: Callable[[], Codec]) -> None:
-    """The margin is measured on half of one signal; it must hold at other positions of another signal too."""
+    """The margin is measured on noise, in the middle of it; it must hold at other positions of music too."""
     codec = build()
-    margin = codec.measure_margin(codec.encode(torch.from_numpy(melody(8, 3))[None, None]))
+    margin = codec.margin
     assert 8 <= margin < 300
     latents = codec.encode(torch.from_numpy(melody(6, 17))[None, None])
     whole = codec.decode(latents)
@@ -87,7 +88,7 @@ def test_a_crop_without_its_margin_differs() -> None:
     whole, margin = codec.decode(latents), codec.measure_margin(latents)
     bare, measured = (relative_error(codec.decode_crop(latents, 311, 139, m), whole, 311) for m in (0, margin))
     assert measured < -60 < bare
-    assert codec.measure_margin(latents, tolerance_db=-50) == codec.measure_margin(latents) < 150
+    assert codec.measure_margin(latents, tolerance_db=-50) == margin == codec.margin
     assert codec.measure_margin(latents, tolerance_db=-130) > margin
 
 
@@ -101,8 +102,8 @@ def test_a_codec_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (codec.sample_rate, codec.channels, codec.latent_dim, codec.hop_length) == (8000, 2, 16, 8)
     audio = torch.randn(3, 2, 800)
     with torch.no_grad():
-        assert torch.equal(codec.encode(audio), encoder(audio))
-        assert torch.equal(codec.decode(encoder(audio)), decoder(encoder(audio)))
+        torch.testing.assert_close(codec.encode(audio), encoder(audio), atol=1e-5, rtol=0)
+        torch.testing.assert_close(codec.decode(encoder(audio)), decoder(encoder(audio)), atol=1e-5, rtol=0)
     assert load_codec(str(tmp_path / "own.safetensors")).identity == codec.identity
     with torch.no_grad():
         decoder.model[0].conv.conv.bias[0] += 1
@@ -199,3 +200,15 @@ def test_a_download_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch, tmp
         load_codec("encodec_24khz")
     for part in ("could not be downloaded", "encodec_24khz-d7cc33bc.th", "--codec_repository", "--codec starter"):
         assert part in str(caught.value)
+
+
+def test_the_fast_elu_is_pytorchs_with_its_gradients(starter: Codec) -> None:
+    x = torch.cat([torch.tensor([0.0, -1e-6, 1e-6, -30.0, 30.0]), torch.linspace(-3, 3, 10_001)])
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    made, expected = ELU()(ours), nn.functional.elu(theirs)
+    torch.testing.assert_close(made, expected, atol=1e-7, rtol=0)
+    (made * x).sum().backward()
+    (expected * x).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
+    assert torch.autograd.gradcheck(ELU(), torch.randn(50, dtype=torch.float64, requires_grad=True))
+    assert not any(isinstance(module, nn.ELU) for module in starter.modules())

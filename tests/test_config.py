@@ -49,7 +49,7 @@ def test_flags_set_fields_with_underscores_dashes_and_booleans() -> None:
 
 def test_a_configuration_survives_flags_and_json() -> None:
     changed: dict[str, Any] = {
-        "dataset_folder": Path("x"), "codec_repository": Path("y z"), "decode_seconds": 1.5, "bf16": False,
+        "dataset_folder": Path("x"), "codec_repository": Path("y z"), "decode_seconds": 1.5, "precision": "fp32",
         "world_size": 3, "run_name": "a run", "lr": 3e-5,
     }  # fmt: skip
     config = TrainConfig.from_flags(**changed)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 
 from encore.codecs import Codec, load_codec
 from encore.data.latent_cache import LatentCache
+from encore.data.segments import AudioFiles
+from encore.errors import EncoreError
 from tests.conftest import SAMPLE_RATE, melody
 
 CPU = torch.device("cpu")
@@ -29,18 +32,32 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
+def opened(folder: Path, identity: str, files: list[Path]) -> LatentCache:
+    segments = AudioFiles.of_paths(files[0].parent, files)
+    assert not segments.check(SAMPLE_RATE, folder)
+    return LatentCache.open(folder, identity, segments)
+
+
 def filled(folder: Path, codec: Codec, files: list[Path]) -> tuple[LatentCache, int]:
-    cache = LatentCache.open(folder, codec.identity, files)
-    missing = cache.missing(files)
-    assert sum(1 for _ in cache.encode(missing, codec, CPU)) == len(missing)
-    return cache, len(missing)
+    """The cache with all latents, and how many it lacked."""
+    cache = opened(folder, codec.identity, files)
+    lacking = len(lacking_of(cache))
+    cache.complete(np.arange(len(files)), codec, CPU)
+    return cache, lacking
+
+
+def lacking_of(cache: LatentCache) -> list[int]:
+    numbers = np.arange(len(cache.segments))
+    new = cache.segments.unhashed(numbers)
+    cache.know(new, cache.segments.hash(new))
+    return cache.missing(numbers).tolist()
 
 
 def test_latents_are_the_codecs_and_are_encoded_once(tmp_path: Path, codec: Codec, files: list[Path]) -> None:
     cache, encoded = filled(tmp_path / "cache", codec, files)
     assert encoded == 3
     expected = codec.encode(torch.from_numpy(soundfile.read(files[1], dtype="float32")[0])[None, None])[0]
-    assert torch.allclose(cache.load(files[1]).float(), expected, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(cache.load(1).float(), expected, rtol=1e-3, atol=1e-3)
     assert filled(tmp_path / "cache", codec, files)[1] == 0
 
 
@@ -48,30 +65,39 @@ def test_a_changed_file_is_encoded_again_even_with_its_old_time(
     tmp_path: Path, codec: Codec, files: list[Path]
 ) -> None:
     before, _ = filled(tmp_path / "cache", codec, files)
-    old = before.load(files[0])
+    old = before.load(0)
     stamp = files[0].stat()
     soundfile.write(files[0], melody(0.6, 9), SAMPLE_RATE)
     os.utime(files[0], ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     after, encoded = filled(tmp_path / "cache", codec, files)
-    assert encoded == 1 and after.load(files[0]).shape != old.shape
+    assert encoded == 1 and after.load(0).shape != old.shape
 
 
 def test_equal_content_is_encoded_once_under_any_name(tmp_path: Path, codec: Codec, files: list[Path]) -> None:
     files[2].write_bytes(files[0].read_bytes())
     cache, encoded = filled(tmp_path / "cache", codec, files)
-    assert encoded == 2 and torch.equal(cache.load(files[0]), cache.load(files[2]))
+    assert encoded == 2 and torch.equal(cache.load(0), cache.load(2))
 
 
 def test_another_codec_has_its_own_latents(tmp_path: Path, codec: Codec, files: list[Path]) -> None:
     filled(tmp_path / "cache", codec, files)
-    other = LatentCache.open(tmp_path / "cache", "another", files)
-    assert len(other.missing(files)) == 3
+    other = opened(tmp_path / "cache", "another", files)
+    assert lacking_of(other) == [0, 1, 2]
 
 
 def test_statistics_are_those_of_all_frames(tmp_path: Path, codec: Codec, files: list[Path]) -> None:
+    """Each segment counts as often as it is named; the second time they come from disk, and are the same."""
     soundfile.write(files[2], melody(1.5, 7), SAMPLE_RATE)
     cache, _ = filled(tmp_path / "cache", codec, files)
-    mean, deviation = cache.statistics(files)
-    frames = torch.cat([cache.load(file).double() for file in files], dim=1)
+    numbers = np.array([0, 1, 2, 1])
+    mean, deviation = cache.statistics(numbers)
+    frames = torch.cat([cache.load(number).double() for number in numbers.tolist()], dim=1)
     assert torch.allclose(mean.double(), frames.mean(1), atol=1e-5)
     assert torch.allclose(deviation.double(), frames.std(1, correction=0), atol=1e-5)
+    assert len(list(cache.folder.glob("statistics-*"))) == 1
+    for shard in cache.folder.glob("latents-*"):
+        shard.unlink()
+    again = cache.statistics(numbers)
+    assert torch.equal(again[0], mean) and torch.equal(again[1], deviation)
+    with pytest.raises(EncoreError, match="damaged or removed"):
+        cache.statistics(numbers[:2])

@@ -7,8 +7,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache, rotate
+from encore.models import transformer
+from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache, rotate, window_attention
 from encore.training.optim import Schedule, adamw, averaged
 
 D, STEPS = 6, 4
@@ -119,6 +123,63 @@ def test_a_frame_attends_to_its_whole_block_and_to_no_other(model: ContinuationT
     for frame in (0, STEPS - 1):
         (gradient,) = torch.autograd.grad(made[..., frame].square().sum(), noise, retain_graph=True)
         assert (gradient.abs().sum((0, 1)) > 0).tolist() == [True] * STEPS + [False] * STEPS
+
+
+@pytest.mark.parametrize(
+    ("window", "queries", "frames"), [(9, 30, 30), (9, 7, 30), (40, 30, 30), (40, 13, 30), (1, 5, 5)]
+)
+def test_attention_in_chunks_equals_attention_with_a_dense_mask(
+    window: int, queries: int, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "QUERY_CHUNK", 4)
+    q, k, v = (torch.randn(2, 3, frames, 8, dtype=torch.float64) for _ in range(3))
+    query, key = torch.arange(frames)[:, None], torch.arange(frames)
+    dense = F.scaled_dot_product_attention(q, k, v, attn_mask=(key <= query) & (key > query - window))
+    last = frames - queries
+    assert torch.allclose(window_attention(q[:, :, last:], k, v, window), dense[:, :, last:], atol=1e-12)
+
+
+def test_the_work_grows_linearly_with_the_context() -> None:
+    """Of 1024, 2048 and 4096 frames; with the kernel whose multiplications the counter knows."""
+    model, flops = new_model(window=256, layers=3), []
+    for frames in (1024, 2048, 4096):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.prefill(torch.randn(1, D, frames), first=0)
+        flops.append(counter.get_total_flops())
+    assert flops[2] - flops[1] == pytest.approx(2 * (flops[1] - flops[0]), rel=0.01)
+
+
+def test_what_no_block_attends_to_is_not_computed() -> None:
+    """A block at frame 4096 sees 2 · 100 frames through two layers, however long the context is."""
+    model, flops = new_model(window=100, layers=2), []
+    for frames in (300, 4096):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(torch.randn(1, D, frames), STEPS, starts=[frames])
+        flops.append(counter.get_total_flops())
+    assert flops[1] == flops[0]
+
+
+def test_recomputing_activations_changes_no_gradient_and_keeps_less() -> None:
+    gradients, kept = [], []
+    for recompute in (False, True):
+        model = new_model().train()
+        model.recompute = recompute
+        for layer in model.layers:
+            layer.drop.p = 0.5  # dropout is the same when it is computed again
+        noise, prior = inputs(2)
+        torch.manual_seed(1)
+        sizes = dict[int, int]()
+
+        def pack(value: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            made = model(torch.randn(3, D, 60), STEPS, noise, prior, starts=[40, 60])
+        gradients.append(torch.autograd.grad(made.square().sum(), [*model.parameters()], materialize_grads=True))
+        kept.append(sum(sizes.values()))
+    assert all(torch.allclose(one, other, rtol=1e-4) for one, other in zip(*gradients, strict=True))
+    assert kept[1] < 0.6 * kept[0]
 
 
 def test_an_output_projection_of_zeros_gives_the_prior() -> None:

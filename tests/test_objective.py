@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,9 +82,7 @@ def objective(
     """For whole continuations that start from their context, or where there are several samples from replays of it."""
     weights = {component.name: component.weight for component in components}
     generation = GenerationConfig(150, generative=samples > 1, prior="replay")
-    synthesizer = Synthesizer(
-        codec, generation, samples=samples, margin=64, crop_frames=150, autocast=contextlib.nullcontext
-    )
+    synthesizer = Synthesizer(codec, generation, samples=samples, margin=64, crop_frames=150)
     return Objective(components, synthesizer, combiner(weights), adversary)
 
 

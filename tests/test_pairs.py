@@ -10,7 +10,8 @@ import soundfile
 import torch
 
 from encore.codecs import load_codec
-from encore.data.dataset import EpochSampler, PairDataset, collate, find_pairs, segment_frames
+from encore.data import find_pairs, segment_frames
+from encore.data.dataset import EpochSampler, PairDataset, collate
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
 from tests.conftest import SAMPLE_RATE, Command, write_pairs
@@ -130,9 +131,9 @@ def test_a_batch_larger_than_the_data_set_is_refused(folder: Path, call_command:
 def test_items_are_the_cached_latents_and_the_waveforms(folder: Path) -> None:
     codec = load_codec("starter")
     pairs = find_pairs(folder, SAMPLE_RATE)
-    files = [path for split in pairs.values() for pair in split for path in (pair.input, pair.output)]
-    cache = LatentCache.open(folder / ".latents", codec.identity, files)
-    list(cache.encode(cache.missing(files), codec, torch.device("cpu")))
+    segments = pairs["train"].segments
+    cache = LatentCache.open(folder / ".latents", codec.identity, segments)
+    cache.complete(np.arange(len(segments)), codec, torch.device("cpu"))
     data = PairDataset(pairs["train"], cache, codec, frames=30)
     batch = collate([data[0], data[2]])
     assert batch.number.tolist() == [0, 2] and len(batch) == 2

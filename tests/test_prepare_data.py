@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from encore.audio import read_audio
 from encore.commands.prepare import app
-from encore.data.dataset import find_pairs
+from encore.data import find_pairs
 from encore.errors import EncoreError
 from tests.conftest import ROOT, Command
 

@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from encore.inference.continuation import (
     stream_song,
 )
 from encore.models.loading import Generator, build_model
+from encore.models.transformer import KVCache
 from tests.conftest import SAMPLE_RATE, melody
 
 HOP = 320
@@ -56,7 +58,9 @@ def repeating(codec: Codec, segment_frames: int = SEGMENT) -> Generator:
     """A model that repeats its context: a regression that returns its prior unchanged."""
     config = TrainConfig.from_flags(TINY.to_dict(), objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
-    generator = Generator(build_model(config, codec, segment_frames).eval(), codec, config, segment_frames)
+    generator = Generator(
+        build_model(config, codec, segment_frames).eval(), codec, config, segment_frames, codec.margin
+    )
     nn.init.zeros_(generator.model.out_proj.weight)
     return generator
 
@@ -69,7 +73,7 @@ def drawing(
         TINY.to_dict(), objective="energy", prior=prior, block_seconds=block_seconds, context_seconds=context_seconds
     ).resolved()
     torch.manual_seed(1)
-    generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT)
+    generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT, codec.margin)
     nn.init.normal_(generator.model.out_proj.weight, std=0.3)
     return generator
 
@@ -148,7 +152,7 @@ def test_the_true_latents_give_the_song_through_the_codec_without_a_discontinuit
     start = end - SEGMENT * HOP
     latents = codec.encode(audio[None, :, start:])
     through = codec.decode(latents)[0]
-    whole = Generator(Oracle(latents), codec, repeating(codec).config, SEGMENT)  # type: ignore[arg-type]
+    whole = Generator(Oracle(latents), codec, repeating(codec).config, SEGMENT, codec.margin)  # type: ignore[arg-type]
     for generator in (
         whole,
         replace(whole, config=drawing(codec).config),
@@ -165,7 +169,7 @@ def test_the_true_latents_give_the_song_through_the_codec_without_a_discontinuit
 def test_blocks_may_be_shorter_than_a_cross_fade(codec: Codec) -> None:
     latents = codec.encode(song(3 * SEGMENT * HOP)[None])
     config = drawing(codec, block_seconds=0.01).config  # one frame
-    generator = Generator(Oracle(latents), codec, config, SEGMENT)  # type: ignore[arg-type]
+    generator = Generator(Oracle(latents), codec, config, SEGMENT, codec.margin)  # type: ignore[arg-type]
     made = continue_song(generator, song(3 * SEGMENT * HOP)[:, : SEGMENT * HOP], 0.5)
     assert relative_db(made.audio, codec.decode(latents)[..., SEGMENT * HOP :][..., :12000]) < -50
 
@@ -221,14 +225,20 @@ def living() -> int:
 
 @pytest.mark.parametrize("prior", ["replay", "rhythm"])
 @pytest.mark.slow
-def test_time_and_memory_per_block_are_constant(codec: SEANetCodec, prior: str) -> None:
+def test_time_and_memory_per_block_are_constant(
+    monkeypatch: pytest.MonkeyPatch, codec: SEANetCodec, prior: str
+) -> None:
     generator = drawing(codec, prior, context_seconds=0.8)
     attended: list[int] = []
     decoded: list[int] = []
-    hooks = [
-        generator.model.blocks[0].register_forward_pre_hook(lambda _, given: attended.append(given[2].shape[2])),
-        codec.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0].shape[2])),
-    ]
+    decode_block = generator.model.decode_block
+
+    def watched(cache: KVCache, *arguments: Any) -> Tensor:
+        attended.append(cache.keys[0].shape[2])
+        return decode_block(cache, *arguments)
+
+    monkeypatch.setattr(generator.model, "decode_block", watched)
+    hook = codec.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0].shape[2]))
     _, pieces = stream_song(generator, song(2 * SEGMENT * HOP), 1e6, seeds=[0, 1])
     memory, costs = [], []
     for number in range(41):
@@ -236,11 +246,9 @@ def test_time_and_memory_per_block_are_constant(codec: SEANetCodec, prior: str) 
         if number in (10, 25, 40):
             memory.append(living())
             costs.append((attended[-2:], decoded[-1], piece.shape))
-    for hook in hooks:
-        hook.remove()
+    hook.remove()
     assert memory[0] == memory[1] == memory[2]
-    # 60 past frames and the 30 of the block, to generate it and to add it to the cache.
-    assert costs[0][0] == [90, 90]
+    assert costs[0][0] == [60, 60]  # past frames of the two last blocks
     assert costs[0] == costs[1] == costs[2]
 
 

@@ -32,7 +32,7 @@ def pieces(stop_after: int = PIECES) -> Iterator[Tensor]:
 
 def run(folder: Path, stop_after: int = PIECES, stream: bool = True, keep: int = 2500) -> WrittenContinuation:
     writer = WavWriter(folder, RATE, CONTEXT.shape[-1], PIECE * PIECES, stream)
-    return write_stream(CONTEXT, pieces(stop_after), writer, keep, Console(file=io.StringIO()))
+    return write_stream(CONTEXT[None], pieces(stop_after), [writer], keep, Console(file=io.StringIO()))[0]
 
 
 def check_files(folder: Path, count: int) -> None:
@@ -84,7 +84,7 @@ def test_files_are_complete_after_every_piece_and_memory_does_not_grow(tmp_path:
             yield piece
 
     writer = WavWriter(tmp_path, RATE, CONTEXT.shape[-1], PIECE * PIECES, stream=True)
-    write_stream(CONTEXT, watched(), writer, 2500, Console(file=io.StringIO()))
+    write_stream(CONTEXT[None], watched(), [writer], 2500, Console(file=io.StringIO()))
     assert lengths == [3000 + number * PIECE for number in range(PIECES)]
     assert living[0] == living[1] == living[2]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -94,7 +93,6 @@ def new_synthesizer(
         samples=samples,
         margin=margin,
         crop_frames=crop_frames,
-        autocast=contextlib.nullcontext,
         **settings,
     )
 
@@ -147,6 +145,18 @@ def test_decoded_crops_are_those_of_the_plan(
                 assert relative_db(made, whole[item, :, span]) < -50
                 assert relative_db(made[:, : boundary * HOP], whole[item, :, span][:, : boundary * HOP]) < -40
                 assert relative_db(made, whole[item - 1, :, span]) > -10
+
+
+def test_decoding_again_in_the_backward_pass_gives_the_same_audio_and_gradient(codec: Codec, batch: Batch) -> None:
+    plan, made = CropPlan((0, 40), 0, 20), []
+    for recompute in (False, True):
+        truth = Truth(batch)
+        truth.latents = truth.latents.clone().requires_grad_()
+        audio = new_synthesizer(codec, recompute=recompute).predict(truth, batch, plan)
+        (gradient,) = torch.autograd.grad(audio.square().sum(), truth.latents)
+        made.append((audio, gradient))
+    assert torch.allclose(made[0][0], made[1][0], atol=1e-5)
+    assert torch.allclose(made[0][1], made[1][1], atol=1e-4) and made[0][1].abs().max() > 1e-2
 
 
 def test_crops_of_a_codec_that_works_in_segments_are_exact() -> None:

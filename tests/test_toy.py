@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import pytest
@@ -49,9 +48,7 @@ def trained_on_two_futures(samples: int) -> tuple[Tensor, Tensor]:
     tones = [0.4 * torch.sin(2 * math.pi * pitch * time) for pitch in (5, 10, 25)]
     source, futures = tones[0], torch.stack(tones[1:])[:, None]
     generation = GenerationConfig(FRAMES, generative=samples > 1, prior="none")
-    synthesizer = Synthesizer(
-        codec, generation, samples=samples, margin=0, crop_frames=FRAMES, autocast=contextlib.nullcontext
-    )
+    synthesizer = Synthesizer(codec, generation, samples=samples, margin=0, crop_frames=FRAMES)
     rms = losses.create("rms", RATE)
     component = Component("rms_target", "rms", 1.0, False, rms, distance=losses.REGISTRY["rms"].distance)
     combiner = losses.WeightedGradient({component.name: component.weight})

@@ -7,9 +7,12 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from encore.config.schema import TrackingConfig
 from encore.errors import EncoreError
-from encore.tracking import MlflowTracker, build_tracker
+from encore.tracking import BackgroundTracker, MlflowTracker, Tracker, build_tracker
 from encore.tracking.__main__ import send
 from tests.conftest import ENVIRONMENT, Command
 from tests.test_extending import MOST_LINES, example
@@ -188,6 +191,72 @@ def test_the_tracker_of_the_documentation_takes_the_place_of_mlflow(
 
     unknown = call_command("train_worker.py", *flags[:-2], "--tracker", "json_line", cwd=tmp_path)
     assert unknown.returncode == 2 and "--tracker json_line" in unknown.stderr
+
+
+class Slow(Tracker):
+    """Notes its calls; `flush` waits until it may go on, and raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.sending, self.may_go_on = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        self.calls.append(f"params {dict(values)}")
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.calls.append(f"metrics {step} {values['loss']}")
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        self.calls.append(f"artifact {path} {folder}")
+
+    def flush(self) -> None:
+        self.sending.set()
+        assert self.may_go_on.wait(60)
+        self.run_id = "known"
+        self.calls.append("flush")
+        if self.error is not None:
+            raise self.error
+
+    def close(self, status: str) -> None:
+        self.calls.append(f"close {status}")
+
+
+def test_a_server_that_does_not_answer_delays_nothing_but_the_log() -> None:
+    """All of this happens while the first flush waits: it could not if a call waited for it."""
+    slow = Slow()
+    tracker = BackgroundTracker(slow)
+    assert tracker.run_id is None  # nothing has been sent yet
+    tracker.flush()
+    assert slow.sending.wait(60)
+    tracker.params({"lr": 0.1})
+    values = {"loss": 3.0}
+    for step in (1, 2):
+        tracker.metrics(values, step)
+        values["loss"] -= 1  # what is logged is what the values were
+        tracker.artifact(Path("note.txt"), "notes")
+        tracker.flush()
+    assert slow.calls == []
+    slow.may_go_on.set()
+    assert tracker.run_id == "known"
+    tracker.close("FINISHED")
+    steps = ["metrics 1 3.0", "artifact note.txt notes", "metrics 2 2.0", "artifact note.txt notes"]
+    assert slow.calls == ["flush", "params {'lr': 0.1}", *steps, "flush", "close FINISHED"]  # one flush for both steps
+
+
+def test_what_a_tracker_raises_on_its_thread_ends_the_run_and_the_tracked_one_too() -> None:
+    slow = Slow()
+    slow.error = ValueError("broken")
+    slow.may_go_on.set()
+    tracker = BackgroundTracker(slow)
+    tracker.flush()
+    assert tracker.run_id == "known"  # waits for the flush, and so for the error
+    with pytest.raises(ValueError, match="broken"):
+        tracker.metrics({"loss": 1.0}, 1)
+    tracker.flush()
+    with pytest.raises(ValueError, match="broken"):
+        tracker.close("FAILED")
+    assert slow.calls == ["flush", "flush", "close FAILED"]
 
 
 def test_a_file_that_is_not_a_journal_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from encore.codecs import load_codec
 from encore.codecs.losses import build_losses
 from encore.config.components import WEIGHT, loss_knobs
 from encore.config.schema import TrainConfig
-from encore.data.dataset import find_pairs, segment_frames
+from encore.data import find_pairs, segment_frames
 
 DEFAULT_STEP_SECONDS = 2.0  # of audio that a loss must accept if --decode_seconds is not given
 
@@ -73,8 +73,9 @@ def computable_losses(config: TrainConfig, names: Iterable[str], log: Callable[[
         EncoreError: the codec cannot be loaded, or the pairs cannot be used.
     """
     codec = load_codec(config.codec.name, config.codec.repository, config.codec.bandwidth)
-    assert config.data.dataset_folder is not None
-    pairs = find_pairs(config.data.dataset_folder, codec.sample_rate, config.data.dataset_format)
+    data = config.data
+    assert data.dataset_folder is not None
+    pairs = find_pairs(data.dataset_folder, codec.sample_rate, data.dataset_format, data.latent_folder)
     segment = segment_frames(pairs, codec.hop_length) * codec.hop_length
     step = round((config.objective.decode_seconds or DEFAULT_STEP_SECONDS) * codec.sample_rate)
     silence = torch.zeros(1, codec.channels, min(segment, step))

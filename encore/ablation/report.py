@@ -15,8 +15,7 @@ from torch import Tensor
 from encore.ablation.comparison import Comparison
 from encore.ablation.plan import Plan
 from encore.ablation.runner import AblationRun, duration
-from encore.audio import read_audio
-from encore.data.dataset import find_pairs
+from encore.data import find_pairs
 from encore.evaluation.metrics.registry import GOALS, MetricSpec
 from encore.evaluation.results import format_value
 from encore.inference.continuation import continue_song
@@ -113,10 +112,10 @@ def continuations(runs: Sequence[AblationRun]) -> tuple[list[SampleGroup], int]:
         generator = load_generator(run.checkpoint, choose_device(None))
         data, rate = run.config.data, generator.codec.sample_rate
         assert data.dataset_folder is not None
-        pairs = find_pairs(data.dataset_folder, rate, data.dataset_format)["val"]
+        pairs = find_pairs(data.dataset_folder, rate, data.dataset_format, data.latent_folder)["val"]
         count = min(len(pairs), MAX_PAIRS, max(1, MAX_PLAYERS // len(runs)))
-        for pair in [pairs[number * len(pairs) // count] for number in range(count)]:
-            song, truth = (read_audio(path, rate, generator.codec.channels) for path in (pair.input, pair.output))
+        for number in [turn * len(pairs) // count for turn in range(count)]:
+            pair, (song, truth) = pairs[number], pairs.audio(number, rate, generator.codec.channels)
             note = f"The input of every run, then its true continuation from {song.shape[-1] / rate:.2f} s on."
             reference = AudioSample("Input and truth", note, torch.cat([song, truth], -1))
             earlier = groups.get(pair.input, SampleGroup(pair.name, [reference]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from encore.registry import CODECS
 
 register_codec = CODECS.register
+MARGIN_SECONDS = 8.0  # of the signal that the margin is measured on
 
 
 class Codec(nn.Module):
@@ -65,6 +66,18 @@ class Codec(nn.Module):
     def identity(self) -> str:
         """Hash of everything that determines latents and audio; codecs of equal identity are interchangeable."""
         return self.hash_weights()
+
+    @cached_property
+    def margin(self) -> int:
+        """Frames to decode in front of a crop, see `measure_margin`: measured on noise that is struck twice a second.
+
+        The same signal every time (8 s, a decay of 60 dB in half a second), so that it is a property of the codec
+        alone, like `identity`.
+        """
+        samples = round(MARGIN_SECONDS * self.sample_rate)
+        noise = torch.randn(1, self.channels, samples, generator=torch.Generator().manual_seed(0))
+        since = torch.arange(samples) / self.sample_rate % 0.5
+        return self.measure_margin(self.encode((0.3 * noise * 10 ** (-6 * since)).to(self.device)))
 
     def hash_weights(self) -> str:
         """Hash of class, settings and weights, 16 hexadecimal digits."""

@@ -17,6 +17,7 @@ from encodec.quantization import ResidualVectorQuantizer
 from torch import Tensor, nn
 
 from encore.codecs.base import Codec, hash_tensors, register_codec
+from encore.codecs.elu import replace_elu
 from encore.errors import EncoreError
 
 PRETRAINED = {"encodec_24khz": "encodec_24khz-d7cc33bc.th", "encodec_48khz": "encodec_48khz-7e698e3e.th"}
@@ -61,6 +62,7 @@ class SEANetCodec(Codec):
         for module in self.modules():
             if hasattr(module, "weight_g"):
                 nn.utils.remove_weight_norm(module)
+        replace_elu(self)
         self.requires_grad_(False)
         self.train(False)
 

@@ -66,8 +66,8 @@ def open_data(config: EvalConfig, model: Generator, device: torch.device) -> Eva
         EncoreError: there are no pairs that can be used.
     """
     dataset_format = config.dataset_format or model.config.data.dataset_format
-    pairs = find_pairs(config.dataset_folder, model.codec.sample_rate, dataset_format)
     cache_dir = config.cache_dir or config.dataset_folder / ".latents"
+    pairs = find_pairs(config.dataset_folder, model.codec.sample_rate, dataset_format, cache_dir)
     return EvalSet.open(model.codec, pairs, cache_dir, config.items, config.memorisation, device)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,8 +17,11 @@ from rich.text import Text
 
 from encore.config import cli
 from encore.config.knobs import knob
-from encore.data.prepare import PrepareReport, SegmentConfig, prepare
+from encore.data.cutting import SegmentConfig
+from encore.data.prepare import PrepareReport, prepare
 from encore.errors import EncoreError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,28 +31,45 @@ class PrepareConfig:
     music_folder: Path = knob(None, "folder with wav, flac, ogg and mp3 files, at any depth", argument=True)
     output: Path = knob(None, "folder for the pairs; must not exist yet or be empty", common=True)
     segments: SegmentConfig = field(default_factory=SegmentConfig)
-    num_workers: int = knob(
-        2, "processes that read files, about 4 GB each for an hour of stereo; 0: none", minimum=0, common=True
+    num_workers: int | None = knob(
+        None,
+        "processes that read files, about 4 GB each for an hour of stereo; default: one per core; 0: none",
+        minimum=0,
+        common=True,
     )
+
+
+class Bar:
+    """A progress bar of files, and lines above it."""
+
+    def __init__(self, console: Console):
+        columns = TextColumn("Reading"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn()
+        self.console, self.progress = console, Progress(*columns, console=console)
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
+    def track(self, items: Iterable[T], total: int, done: int) -> Iterable[T]:
+        return self.progress.track(items, total=total, completed=done)
 
 
 def main(config: PrepareConfig) -> None:
     """Cut a folder of music into pairs of a segment and the segment that follows it.
 
     Each file is cut into segments without overlap; every segment is the input of a pair, and the next one its output.
+    If it is stopped, the same command goes on from there.
     """
     if config.output is None:
         raise EncoreError("--output: missing; name a folder for the pairs")
     console = Console(highlight=False, soft_wrap=True)
-    columns = TextColumn("Reading"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn()
-    with Progress(*columns, console=console) as bar:
-        report = prepare(
-            config.music_folder,
-            config.output,
-            config.segments,
-            config.num_workers,
-            lambda items, total: bar.track(items, total=total),
-        )
+    workers = len(os.sched_getaffinity(0)) if config.num_workers is None else config.num_workers
+    bar = Bar(console)
+    try:
+        with bar.progress:
+            report = prepare(config.music_folder, config.output, config.segments, workers, bar)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from here")
+        sys.exit(128 + signal.SIGINT)
     print_report(report, config.output, console)
 
 

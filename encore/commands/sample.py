@@ -4,64 +4,105 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import typer
 from rich.console import Console
 from torch import Tensor
 
-from encore.audio import read_audio
-from encore.codecs import Codec
 from encore.config import cli
+from encore.config.cli import print_error
 from encore.errors import EncoreError, make_folder
 from encore.inference.config import SampleConfig
-from encore.inference.continuation import reconstruct, stream_song
-from encore.inference.presentation import CODEC, describe, describe_candidates, print_table, titles
+from encore.inference.continuation import Draws, stream_batch
+from encore.inference.folder import FolderContinuation, compared_signals, write_folder_page
+from encore.inference.presentation import describe, describe_candidates, print_table, titles
+from encore.inference.songs import SHOWN_SECONDS, Song, read_song
 from encore.inference.streaming import WavWriter, WrittenContinuation, write_stream
 from encore.inference.table import build_table_losses, loss_table
 from encore.models.loading import Generator, choose_device, load_generator
-from encore.reporting.html import Table, write_page
-from encore.reporting.spectrograms import spectrograms
 from encore.tracking import download_artifact
 
+if TYPE_CHECKING:
+    from encore.reporting.html import Table
+
 BEST = "checkpoints/best_model.pt"  # the artifact of a training run
-SHOWN_SECONDS = 60.0  # of a continuation, at most, in spectrograms, page and table
-MIN_TRUTH_SECONDS = 0.25  # less than that is not compared
+INCOMPLETE = 1  # exit status if some songs of a folder were not continued
 STOPPED = 130  # exit status after Ctrl-C, as in shells
 
 
 def main(config: SampleConfig) -> None:
-    """Continue a song: writes continuation.wav, full.wav, spectrogram.png and index.html.
+    """Continue a song, or all songs of a folder.
 
-    full.wav has the end of the song in front; further candidates are continuation_2.wav, full_2.wav and so on.
-    Spectrograms, page and table show the first minute of a longer continuation.
+    Of a song: continuation.wav, full.wav, which has the end of the song in front, spectrogram.png and index.html;
+    further candidates are continuation_2.wav, full_2.wav and so on. Of a folder: a folder with these wavs per song, and
+    one index.html. Spectrograms, page and table show the first minute of a longer continuation.
     """
     config.check()
     make_folder(config.output, "--output")
     device = choose_device(config.device)
     generator = load_model(config, device)
     config.check_model(generator.generation.generative)
-    song, truth = read_song(config, generator.codec)
-    losses = {} if truth is None else build_table_losses(generator, config.metrics, truth.to(device))
     console = Console(highlight=False)
+    if config.inputs is not None:
+        continue_folder(config, generator, console)
+    else:
+        continue_one(config, generator, console)
+
+
+def continue_one(config: SampleConfig, generator: Generator, console: Console) -> None:
+    """Continues the song --input.
+
+    Raises:
+        EncoreError: it cannot be continued, or not be compared as wished.
+        typer.Exit: Ctrl-C ended a stream; what there was has been written.
+    """
+    assert config.input is not None
+    device, rate = generator.codec.device, generator.codec.sample_rate
+    song = read_song(config, config.input, generator)
+    truth = song.truth
+    losses = {} if truth is None else build_table_losses(generator, config.metrics, truth.to(device))
     written = write_continuations(config, generator, song, console)
     if truth is not None and written.samples < truth.shape[-1]:
         truth = None  # the stream was stopped too early to be compared
-    signals = {"Input": written.beginning.context}
+    signals, table = {"Input": written.beginning.context}, None
     signals |= dict(zip(titles(config.candidates), written.beginning.audio, strict=True))
-    table = None
     if truth is not None:
-        signals |= {"Truth": truth, CODEC: reconstruct(generator.codec, truth, generator.segment_frames)}
-        table = loss_table(signals, losses, generator.codec.sample_rate, device)
-    metadata = metadata_of(config, generator, song, written)
-    write_report(config, signals, metadata, written, generator.codec.sample_rate, table)
+        signals = compared_signals(generator, truth, written)
+        table = loss_table(signals, losses, rate, device)
+    write_report(config, signals, metadata_of(config, generator, song, written), written, rate, table)
     if table is not None:
         print_table(console, table)
     console.print(f"listen: {config.output / 'index.html'}", soft_wrap=True, markup=False)
     if not written.complete:
-        seconds = written.samples / generator.codec.sample_rate
+        seconds = written.samples / rate
         console.print(f"stopped after {seconds:.2f} of {config.seconds:g} s; the files hold that much", soft_wrap=True)
         raise typer.Exit(STOPPED)
+
+
+def continue_folder(config: SampleConfig, generator: Generator, console: Console) -> None:
+    """Continues the songs of --inputs.
+
+    Raises:
+        EncoreError: there are none.
+        typer.Exit: some could not be continued; the others have been.
+    """
+    assert config.inputs is not None
+    folder = FolderContinuation(config, generator, console)
+    results = folder.run()
+    if results:
+        metadata = {"Songs": f"{len(results)}, in {config.inputs}"} | metadata_of(config, generator)
+        page = config.output / "index.html"
+        title = f"{len(results)} songs of {config.inputs.resolve().name}, continued"
+        table = write_folder_page(page, title, metadata, results, folder.problems)
+        if table is not None:
+            print_table(console, table)
+        console.print(f"listen: {page}", soft_wrap=True, markup=False)
+    if folder.problems:
+        count = f"{len(folder.problems)} of {len(folder.problems) + len(results)} songs were not continued"
+        print_error(EncoreError("\n".join([f"{count}:", *map(str, folder.problems)])))
+        raise typer.Exit(INCOMPLETE)
 
 
 def load_model(config: SampleConfig, device: torch.device) -> Generator:
@@ -71,63 +112,36 @@ def load_model(config: SampleConfig, device: torch.device) -> Generator:
         EncoreError: it cannot be downloaded or loaded.
     """
     if config.checkpoint is not None:
-        return load_generator(config.checkpoint, device, config.codec_repository)
+        return load_generator(config.checkpoint, device, config.codec_repository, config.precision)
     assert config.run_id is not None
     with tempfile.TemporaryDirectory() as folder:
         path = download_artifact(config.mlflow_uri, config.run_id, BEST, Path(folder))
-        return load_generator(path, device, config.codec_repository)
-
-
-def read_song(config: SampleConfig, codec: Codec) -> tuple[Tensor, Tensor | None]:
-    """The song up to where the continuation begins, and what really follows, both `[C, N]`.
-
-    What follows is taken from --target, else from the song after --start, up to as much as will be shown; None if that
-    is less than 0.25 s.
-
-    Raises:
-        EncoreError: a file cannot be read, --start lies beyond the song's end, or --target is shorter than 0.25 s.
-    """
-    rate, start, target = codec.sample_rate, config.start, config.target
-    song = read_audio(config.input, rate, codec.channels)
-    duration = song.shape[-1] / rate
-    if start is not None and start > duration:
-        raise EncoreError(f"--start {start:g}: {config.input} ends at {duration:.2f} s; give an earlier second")
-    end = song.shape[-1] if start is None else round(start * rate)
-    truth = song[:, end:] if target is None else read_audio(target, rate, codec.channels)
-    truth = truth[:, : round(min(config.seconds, SHOWN_SECONDS) * rate)]
-    if truth.shape[-1] >= MIN_TRUTH_SECONDS * rate:
-        return song[:, :end], truth
-    if target is not None:
-        raise EncoreError(
-            f"--target {target}: only {truth.shape[-1] / rate:.2f} s to compare; at least {MIN_TRUTH_SECONDS} s needed"
-        )
-    return song[:, :end], None
+        return load_generator(path, device, config.codec_repository, config.precision)
 
 
 def write_continuations(
-    config: SampleConfig, generator: Generator, song: Tensor, console: Console
+    config: SampleConfig, generator: Generator, song: Song, console: Console
 ) -> WrittenContinuation:
-    """Generates the continuations of `song [C, N]` and writes them to --output.
-
-    Raises:
-        EncoreError: the song is too short.
-    """
-    context, pieces = stream_song(generator, song, config.seconds, config.seeds, config.temperature)
-    rate = generator.codec.sample_rate
-    writer = WavWriter(config.output, rate, context.shape[-1], round(config.seconds * rate), config.stream)
+    """Generates the continuations of a song and writes them to --output."""
+    rate, samples = generator.codec.sample_rate, round(config.seconds * generator.codec.sample_rate)
+    draws = Draws(config.seconds, config.seeds, config.temperature)
+    pieces = stream_batch(generator, song.context[None], draws)
+    writer = WavWriter(config.output, rate, song.context.shape[-1], samples, config.stream)
     shown = round(min(config.seconds, SHOWN_SECONDS) * rate)
-    return write_stream(context, pieces, writer, shown, console)
+    return write_stream(song.context[None], pieces, [writer], shown, console)[0]
 
 
 def metadata_of(
-    config: SampleConfig, generator: Generator, song: Tensor, written: WrittenContinuation
+    config: SampleConfig, generator: Generator, song: Song | None = None, written: WrittenContinuation | None = None
 ) -> dict[str, str]:
-    """How the continuations were made, for the page."""
+    """How continuations were made, for the page: of one song, or of a folder."""
     codec = generator.codec
-    metadata = {
-        "Song": config.input.name,
-        "Continued from": f"{song.shape[-1] / codec.sample_rate:.2f} s",
-        "Made": f"{written.samples / codec.sample_rate:.2f} s",
+    metadata: dict[str, str] = {}
+    if song is not None:
+        metadata |= {"Song": song.path.name, "Continued from": f"{song.end:.2f} s"}
+    samples = round(config.seconds * codec.sample_rate) if written is None else written.samples
+    metadata |= {
+        "Made": f"{samples / codec.sample_rate:.2f} s",
         "Model": f"run {config.run_id}" if config.checkpoint is None else str(config.checkpoint),
         "Window": f"{generator.segment_frames / codec.frame_rate:.2f} s",
         "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
@@ -146,6 +160,10 @@ def write_report(
     table: Table | None,
 ) -> None:
     """Writes spectrogram.png and index.html to --output."""
+    from encore.reporting.html import write_page
+    from encore.reporting.spectrograms import spectrograms
+
+    assert config.input is not None
     spectrograms(signals, sample_rate, config.output / "spectrogram.png")
     samples = describe(written, signals, sample_rate)
     candidates = [] if config.candidates == 1 else describe_candidates(written, config.seeds, sample_rate)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 
 from encore.config import cli
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
+from encore.tracking import preparing
 from encore.training import distributed
+from encore.training.allocator import keep_freed_memory
 from encore.training.console import TrainConsole
 from encore.training.distributed import AgreedError
 from encore.training.trainer import Diverged, StopSignal, Trainer
@@ -22,19 +25,31 @@ def main(config: TrainConfig) -> None:
     """Run one rank of a training run."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends the process
     distributed.share_cores()
+    keep_freed_memory()
     stop = StopSignal()
     with distributed.start() as ranks:
         try:
             with TrainConsole(ranks.is_main) as console:
-                trainer = Trainer.from_config(config, ranks, console)
+                with preparing(config.tracking) if ranks.is_main else nullcontext():
+                    trainer = Trainer.from_config(config, ranks, console)
+                collect_garbage()
                 with closing(trainer):
                     trainer.fit(stop)
         except EncoreError as error:
             if ranks.is_main or not isinstance(error, AgreedError):
                 cli.print_error(error)
+            if isinstance(error, AgreedError):
+                ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
             sys.exit(DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR)
     if trainer.status == "KILLED":
         sys.exit(128 + (stop.number or signal.SIGTERM))
+
+
+def collect_garbage() -> None:
+    """Starts the garbage collector, if `run` has stopped it; it then leaves alone what exists by now."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 app = cli.new_app()
@@ -43,6 +58,7 @@ cli.add_command(app, TrainConfig, main)
 
 def run() -> None:
     """Runs this rank and ends the process."""
+    gc.disable()  # modules and models make a million objects that stay: going through them takes a third of the start
     distributed.end_process(partial(cli.run, app))
 
 

@@ -16,6 +16,7 @@ OPTIMISATION, RUN, RANKS, TRACKING = "Optimisation", "Run", "Ranks", "Tracking"
 SCHEDULERS = ("cosine", "plateau", "constant")
 DISCRIMINATORS = ("msstft", "mpd", "msstft+mpd")
 EMBEDDINGS = ("codec", "crepe", "panns", "openl3")
+PRECISIONS = ("auto", "fp32", "bf16")
 OBJECTIVES, GENERATIONS = ("regression", "energy"), ("blocks", "whole")
 
 
@@ -184,7 +185,15 @@ class OptimConfig:
     ema_decay: float = knob(
         0.999, "decay per step of the averaged weights that are validated; 0: off", OPTIMISATION, minimum=0
     )
-    bf16: bool = knob(True, "run the transformer in bfloat16 on GPUs that have it; losses stay float32", OPTIMISATION)
+    precision: str = knob(
+        "auto",
+        "of the transformer; auto: bf16 where this GPU or CPU is faster with it. Decoder and losses stay in float32",
+        OPTIMISATION,
+        choices=PRECISIONS,
+    )
+    recompute: bool = knob(
+        False, "compute activations again in the backward pass: less memory, more time", OPTIMISATION
+    )
     compile: bool = knob(False, "torch.compile the transformer", OPTIMISATION)
     patience: int | None = knob(
         None, "epochs without a better validation loss before stopping", OPTIMISATION, minimum=1

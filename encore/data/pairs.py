@@ -1,54 +1,204 @@
-"""The dataset format `pairs`: `FOLDER/{train,val}/pair_*_{input,output}.wav`, as prepare_data.py writes it."""
+"""Pairs of segments: what `find_pairs` finds in a data set of any format, checked."""
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar, overload
 
-from encore.data.dataset import SPLITS, Pair, check_pairs, register_dataset
+import numpy as np
+from torch import Tensor
 
-COLUMNS = ("pair", "source_file", "start_second", "split")  # of metadata.csv
-READ = {"pair", "source_file", "split"}  # of these
+from encore.audio import SHORTEST_SECONDS
+from encore.data.index_files import Numbers
+from encore.data.segments import ABSENT, AudioFiles, Segments
+from encore.errors import EncoreError, listing
+from encore.registry import DATASETS
+
+T = TypeVar("T", covariant=True)
+
+SPLITS = ("train", "val")
+
+register_dataset = DATASETS.register
 
 
-@register_dataset("pairs")
-def find_pairs(folder: Path, sample_rate: int) -> dict[str, list[Pair]]:
-    """The pairs of `folder/train` and `folder/val`, by name; their recordings come from `folder/metadata.csv`, if any.
+@dataclass(frozen=True)
+class Pair:
+    """An input and what follows it.
+
+    Attributes:
+        name: in tables and reports.
+        input: audio file, or where in a shard it is.
+        output: of the same length.
+        recording: the recording that both are cut from, if it is known. Evaluation takes pairs of one recording as
+            dependent.
+        samples: length of each; `find_pairs` sets it.
+    """
+
+    name: str
+    input: Path
+    output: Path
+    recording: str | None = None
+    samples: int = 0
+
+
+class Column(Protocol[T]):
+    """A value of each pair, by its index."""
+
+    def __getitem__(self, index: int, /) -> T: ...
+
+
+class Pairs(Sequence[Pair]):
+    """The pairs of one split. A million of them are a few arrays: a `Pair` is made when it is asked for.
+
+    Args:
+        segments: of the data set, which may be shared by several splits.
+        inputs: number of each pair's input among the segments, `[P]`.
+        outputs: likewise.
+        names: of the pairs.
+        recordings: of the pairs, None where it is unknown.
+    """
+
+    def __init__(
+        self,
+        segments: Segments,
+        inputs: Numbers,
+        outputs: Numbers,
+        names: Column[str],
+        recordings: Column[str | None],
+    ):
+        self.segments, self.inputs, self.outputs = segments, inputs, outputs
+        self.names, self.recordings = names, recordings
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        source, target = (int(numbers[index]) for numbers in (self.inputs, self.outputs))
+        place = self.segments.place
+        samples = int(self.segments.samples[source])
+        return Pair(self.names[index], place(source), place(target), self.recordings[index], samples)
+
+    @property
+    def samples(self) -> Numbers:
+        """Length of each pair's segments in samples, `[P]`."""
+        return self.segments.samples[self.inputs]
+
+    @property
+    def numbers(self) -> Numbers:
+        """Numbers of all segments, the input and the output of one pair after the other, `[2 P]`."""
+        return np.stack([self.inputs, self.outputs], 1).ravel()
+
+    def audio(self, index: int, sample_rate: int, channels: int) -> tuple[Tensor, Tensor]:
+        """Input and output of a pair as float32 `[channels, N]`.
+
+        Raises:
+            EncoreError: they cannot be read.
+        """
+        source, target = (
+            self.segments.read(int(numbers[index]), sample_rate, channels) for numbers in (self.inputs, self.outputs)
+        )
+        return source, target
+
+    def take(self, indices: Sequence[int]) -> Pairs:
+        """Some of the pairs."""
+        chosen = np.asarray(indices, np.int64)
+        names, recordings = [self.names[index] for index in indices], [self.recordings[index] for index in indices]
+        return Pairs(self.segments, self.inputs[chosen], self.outputs[chosen], names, recordings)
+
+
+Found = Mapping[str, Sequence[Pair]]
+Finder = Callable[[Path, int], Found]
+
+
+def find_pairs(
+    folder: Path, sample_rate: int, dataset_format: str = "pairs", cache_dir: Path | None = None
+) -> dict[str, Pairs]:
+    """The pairs of a data set by split, "train" and "val", checked.
+
+    Args:
+        folder: of the data set.
+        sample_rate: Hz, which all files must have.
+        dataset_format: registered name. A format of your own is a function
+            `find_pairs(folder, sample_rate) -> dict[str, list[Pair]]` with the decorator `register_dataset`.
+        cache_dir: folder with what earlier runs found out about the files; None for `folder/.latents`.
 
     Raises:
-        EncoreError: no pairs in a split, or all problems of the files together, each with its remedy.
+        EncoreError: no such format, no pairs in a split, or all problems of the files together, each with its remedy.
     """
-    recordings = _recordings(folder / "metadata.csv")
-    found: dict[str, list[Pair]] = {}
-    problems: list[str] = []
-    for split in SPLITS:
-        inputs = sorted((folder / split).glob("pair_*_input.wav"))
-        outputs = sorted((folder / split).glob("pair_*_output.wav"))
-        if not inputs and not outputs:
-            problems.append(
-                f"{folder / split}: no pair_*_input.wav in it; python prepare_data.py MUSIC --output {folder}"
+    found = DATASETS.find(dataset_format)(folder, sample_rate)
+    return check_pairs(_as_arrays(folder, found), sample_rate, cache_dir or folder / ".latents")
+
+
+def check_pairs(found: Mapping[str, Pairs], sample_rate: int, cache_dir: Path) -> dict[str, Pairs]:
+    """Checks the headers of all segments; samples are checked when `LatentCache.encode` reads them.
+
+    Raises:
+        EncoreError: no pairs in a split, or all problems of the segments together, each with its remedy.
+    """
+    empty = [f"the data set has no pairs for {split}; add some" for split in SPLITS if not len(found.get(split, ()))]
+    if empty:
+        raise EncoreError(listing(empty))
+    unusable: dict[int, dict[int, str]] = {}
+    for pairs in found.values():
+        if id(pairs.segments) not in unusable:
+            unusable[id(pairs.segments)] = pairs.segments.check(sample_rate, cache_dir)
+    problems = [
+        problem for pairs in found.values() for problem in _problems(pairs, unusable[id(pairs.segments)], sample_rate)
+    ]
+    if problems:
+        raise EncoreError(listing(problems))
+    return dict(found)
+
+
+def _problems(pairs: Pairs, unusable: Mapping[int, str], sample_rate: int) -> Iterable[str]:
+    """One problem of each pair that cannot be used."""
+    lengths = pairs.segments.samples[pairs.numbers].reshape(-1, 2)
+    shortest = SHORTEST_SECONDS * sample_rate
+    bad = (lengths[:, 0] != lengths[:, 1]) | (lengths.min(1) < shortest)
+    bad |= np.isin(pairs.numbers, list(unusable)).reshape(-1, 2).any(1)
+    for index in np.flatnonzero(bad).tolist():
+        pair, (before, after) = pairs[index], lengths[index].tolist()
+        known = [unusable[int(column[index])] for column in (pairs.inputs, pairs.outputs) if column[index] in unusable]
+        if before == after == ABSENT:
+            yield f"{pair.input}: no such file, and its output is missing too; leave the pair out"
+        elif before == ABSENT:
+            yield f"{pair.output}: its input is missing; restore it or remove this file"
+        elif after == ABSENT:
+            yield f"{pair.input}: its output {pair.output.name} is missing; restore it or remove this file"
+        elif known:
+            yield known[0]
+        elif min(before, after) < shortest:
+            yield (
+                f"{pair.input if before <= after else pair.output}: {min(before, after)} samples long; "
+                f"at least {SHORTEST_SECONDS:g} s are needed, remove the pair"
             )
-        names = [path.name.removesuffix("_input.wav") for path in inputs]
-        found[split] = [
-            Pair(name, path, path.with_name(f"{name}_output.wav"), recordings.get((split, name)))
-            for name, path in zip(names, inputs, strict=True)
-        ]
-        expected = {pair.output for pair in found[split]}
-        problems += [
-            f"{path}: its input is missing; restore it or remove this file" for path in outputs if path not in expected
-        ]
-    return check_pairs(found, sample_rate, problems)
+        else:
+            yield f"{pair.input}: {before} samples, but {pair.output.name} has {after}; cut both to the same length"
 
 
-def _recordings(path: Path) -> dict[tuple[str, str], str]:
-    """The file that each pair was cut from, by split and name; empty without a `metadata.csv` of prepare_data.py's.
+def _as_arrays(folder: Path, found: Found) -> dict[str, Pairs]:
+    """Pairs that a format gives as lists of `Pair`, as `Pairs`."""
+    lists = {split: pairs for split, pairs in found.items() if not isinstance(pairs, Pairs)}
+    paths = [path for pairs in lists.values() for pair in pairs for path in (pair.input, pair.output)]
+    segments, result, first = AudioFiles.of_paths(folder, paths), dict[str, Pairs](), 0
+    for split, pairs in found.items():
+        if isinstance(pairs, Pairs):
+            result[split] = pairs
+            continue
+        inputs = np.arange(first, first + 2 * len(pairs), 2)
+        first += 2 * len(pairs)
+        result[split] = Pairs(segments, inputs, inputs + 1, [p.name for p in pairs], [p.recording for p in pairs])
+    return result
 
-    A data set that something else made may have a file of that name with other columns.
-    """
-    if not path.is_file():
-        return {}
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        if READ - set(rows.fieldnames or ()):
-            return {}
-        return {(row["split"], row["pair"]): row["source_file"] for row in rows}
+
+def segment_frames(pairs: Mapping[str, Pairs], hop_length: int) -> int:
+    """Whole latent frames of the shortest pair."""
+    return min(int(split.samples.min()) for split in pairs.values()) // hop_length

@@ -1,85 +1,49 @@
-"""Cuts a folder of music into pairs: a segment and the segment that follows it, as 16-bit wavs of one sample rate.
+"""Cuts a folder of music into pairs: a segment and the segment that follows it, 16 bits, of one sample rate.
 
 With segments of S seconds, pair k of a file has the seconds `[kS, (k+1)S)` as its input and `[(k+1)S, (k+2)S)` as its
 output, for every k for which both are complete. So each segment of a file is an output once, except for the first, and
 an input once, except for the last.
 
-Several processes read and cut the files and write the segments to a temporary folder. When all are done, the usable
-files are divided into train and val, and their pairs are numbered and moved into place; the folder is renamed last.
-Numbers and split therefore depend only on the files and the seed, and an interrupted run leaves no partial data set.
+Several processes read and cut the files; what is finished lies in a hidden folder (staging.py), from which the same
+command goes on if it was stopped. When all are done, the usable files are divided into train and val and their pairs
+are numbered; the folder is renamed last. Numbers and split therefore depend only on the files and the seed, and there
+is never a partial data set.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import multiprocessing
-import os
 import shutil
-import signal
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-import soundfile
-import torch
+import numpy as np
 
-from encore.audio import SHORTEST_SECONDS, find_audio_files, read_audio, split_whole, write_wav
-from encore.config.knobs import knob, problems_of
-from encore.data.pairs import COLUMNS
+from encore.audio import find_audio_files, split_whole
+from encore.config.knobs import problems_of
+from encore.data.cutting import SegmentConfig, Source, cut_to_flac, cut_to_wavs, in_order
+from encore.data.folders import COLUMNS
+from encore.data.index_files import DIGEST_BYTES
+from encore.data.pairs import SPLITS
+from encore.data.shards import SHARD_BYTES, Member, NumberedNames, ShardIndex, ShardWriter
+from encore.data.staging import MusicFile, Staging, read_json, write_json
 from encore.errors import EncoreError, listing
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+T = TypeVar("T")
+
+DIVISION = ("val_fraction", "seed")  # settings that cutting does not depend on
 
 
-@dataclass(frozen=True)
-class SegmentConfig:
-    """How files are cut into pairs."""
+class Progress(Protocol):
+    """Shows how far a preparation is."""
 
-    segment_seconds: float = knob(
-        16.0, "length of an input and of an output, in seconds", minimum=SHORTEST_SECONDS, common=True
-    )
-    val_fraction: float = knob(0.1, "share of the files that goes to val; whole files, at least one", common=True)
-    seed: int = knob(0, "seed of the choice of files for val", common=True)
-    min_rms: float = knob(
-        0.001,
-        "drop pairs with a segment of less RMS, full scale being 1; 0.001 is −60 dBFS",
-        minimum=0,
-        common=True,
-    )
-    sample_rate: int = knob(24_000, "sample rate of the codec, in Hz", minimum=1000, common=True)
-    channels: int = knob(1, "channels of the codec: 1 mixes to mono, 2 keeps stereo", choices=(1, 2), common=True)
+    def say(self, line: str) -> None:
+        """Prints a line."""
 
-    @property
-    def segment_samples(self) -> int:
-        """Length of a segment in samples."""
-        return round(self.segment_seconds * self.sample_rate)
-
-
-@dataclass(frozen=True)
-class Source:
-    """The outcome for one file.
-
-    Attributes:
-        name: its path relative to the music folder.
-        problem: why it gives no pairs; empty if it gives some.
-        unreadable: the problem is that it cannot be read.
-        content: hash of its audio.
-        starts: first samples of its pairs' inputs.
-        silent: number of pairs dropped as silent.
-        scale: gain that keeps it from clipping, at most 1.
-    """
-
-    name: str
-    problem: str = ""
-    unreadable: bool = False
-    content: str = ""
-    starts: tuple[int, ...] = ()
-    silent: int = 0
-    scale: float = 1.0
+    def track(self, items: Iterable[T], total: int, done: int) -> Iterable[T]:
+        """Counts items that are finished, beginning with `done`."""
 
 
 @dataclass(frozen=True)
@@ -106,36 +70,41 @@ class PrepareReport:
 
 
 def prepare(music: Path, output: Path, config: SegmentConfig, workers: int, progress: Progress) -> PrepareReport:
-    """Makes `output/{train,val}/pair_0000_{input,output}.wav` and `output/metadata.csv`.
+    """Makes `output/{train,val}/pair_0000_{input,output}.wav`, or shards, and `output/metadata.csv`.
 
     Args:
         music: folder with wav, flac, ogg and mp3 files, at any depth, of any sample rate and number of channels.
         output: a folder that does not exist yet or is empty.
         config: how files are cut.
         workers: processes that read and cut files; 0: this one does it.
-        progress: wraps an iterable of a known number of items, to show a progress bar.
+        progress: shows a progress bar.
 
     Raises:
         EncoreError: invalid settings, no audio files or fewer than two usable ones, or an output folder that is not
             empty or cannot be written.
     """
     _check(music, output, config)
-    files = find_audio_files(music)
-    staging = output.resolve().with_name(f".{output.resolve().name}.{os.getpid()}.partial")
+    files = [MusicFile.of(path, music) for path in find_audio_files(music)]
+    settings = asdict(config)
+    division = {name: settings.pop(name) for name in DIVISION}
+    staging = Staging(output, settings, division, files)
+    make = _make_shards if config.shards else _make_wavs
     try:
-        staging.mkdir(parents=True)
-        try:
-            sources = _without_copies(_cut_all(files, music, staging, config, workers, progress))
-            division = split_sources(sources, config)
-            _move_into_place(staging, division, sources, config)
-            staging.rename(output.resolve())
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with staging.open():
+            report = make(files, staging, config, workers, progress)
+            staging.finish()
+    except TooFewSources:
+        staging.discard()
+        raise
     except OSError as error:
         raise EncoreError(
             f"--output {output}: cannot be written ({error}); name another folder or free disk space"
         ) from error
-    return PrepareReport({split: _summary(members, sources, config) for split, members in division.items()}, sources)
+    return report
+
+
+class TooFewSources(EncoreError):
+    """Fewer than two files give pairs."""
 
 
 def _check(music: Path, output: Path, config: SegmentConfig) -> None:
@@ -157,72 +126,129 @@ def _check(music: Path, output: Path, config: SegmentConfig) -> None:
         raise EncoreError("\n".join(problems))
 
 
-def cut(path: Path, name: str, folder: Path, config: SegmentConfig) -> Source:
-    """Writes the pairs of one file into `folder` as `START_input.wav` and `START_output.wav`, START in samples.
-
-    A file whose peak is above full scale after resampling is attenuated as a whole, so that nothing clips.
-
-    Raises:
-        EncoreError: the pairs cannot be written. A file that cannot be read gives a `Source` with its problem.
-    """
-    try:
-        audio = read_audio(path, config.sample_rate, config.channels)
-    except EncoreError as error:
-        return Source(name, str(error).removeprefix(f"{path}: "), unreadable=True)
-    except UnicodeError:
-        return Source(name, "its name is not UTF-8; rename it", unreadable=True)
-    except MemoryError:
-        return Source(name, "does not fit into memory; cut it into shorter files", unreadable=True)
-    size, length = config.segment_samples, audio.shape[-1]
-    if length < 2 * size:
-        seconds = length / config.sample_rate
-        return Source(name, f"{seconds:.2f} s long, shorter than two segments of {config.segment_seconds:g} s")
-    content = hashlib.sha256(audio.numpy().tobytes()).hexdigest()
-    scale = 1 / max(1.0, audio.abs().max().item())
-    segments = (audio[:, : length // size * size] * scale).unfold(1, size, size).transpose(0, 1)
-    loud = segments.square().mean((1, 2)).sqrt() >= config.min_rms
-    audible = (loud[:-1] & loud[1:]).nonzero().flatten().tolist()
-    silent = len(segments) - 1 - len(audible)
-    if not audible:
-        return Source(name, f"every pair has a segment below --min_rms {config.min_rms:g}", silent=silent)
-    try:
-        folder.mkdir()
-        for k in audible:
-            for role, segment in (("input", segments[k]), ("output", segments[k + 1])):
-                write_wav(folder / f"{k * size}_{role}.wav", segment, config.sample_rate)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise EncoreError(f"--output: cannot be written ({error}); name another folder or free disk space") from error
-    return Source(name, content=content, starts=tuple(k * size for k in audible), silent=silent, scale=scale)
+def _say_what_is_kept(staging: Staging, done: int, total: int, progress: Progress) -> None:
+    if staging.note:
+        progress.say(staging.note)
+    if done:
+        progress.say(f"going on where an earlier run was stopped: {done} of {total} files are finished")
 
 
-def _start_worker() -> None:
-    # Ctrl-C reaches every process: workers finish their file, and the parent process removes the temporary folder.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def _make_wavs(
+    files: Sequence[MusicFile], staging: Staging, config: SegmentConfig, workers: int, progress: Progress
+) -> PrepareReport:
+    """Cuts all files into wavs, and numbers and moves them."""
+    parts = staging.folder / "sources"
+    for unfinished in parts.glob("*.tmp"):
+        shutil.rmtree(unfinished)
+    todo = [file for file in files if not (parts / file.key).is_dir()]
+    done = len(files) - len(todo)
+    _say_what_is_kept(staging, done, len(files), progress)
+    jobs = [(file.path, file.name, parts / file.key, config) for file in todo]
+    for _ in progress.track(in_order(cut_to_wavs, jobs, workers), len(files), done):
+        pass
+    sources = _without_copies([Source.from_dict(read_json(parts / file.key / "source.json")) for file in files])
+    division = split_sources(sources, config)
+    staging.start_moving()
+    for split, name, index, start in _numbered(division, sources):
+        (staging.data / split).mkdir(exist_ok=True)
+        for role in ("input", "output"):
+            target = staging.data / split / f"{name}_{role}.wav"
+            if not target.exists():  # moved before the run was stopped
+                (parts / files[index].key / f"{start}_{role}.wav").rename(target)
+    _write_metadata(staging.data / "metadata.csv", division, sources, config)
+    return _report(division, sources, config)
 
 
-def _cut_all(
-    files: list[Path], music: Path, staging: Path, config: SegmentConfig, workers: int, progress: Progress
-) -> list[Source]:
-    """A `Source` per file, in the files' order."""
-    jobs = [(path, path.relative_to(music).as_posix(), staging / str(index)) for index, path in enumerate(files)]
-    if not workers:
-        return [cut(path, name, folder, config) for path, name, folder in progress(jobs, len(jobs))]
-    # spawn, because a forked child of a process with torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker)
-    try:
-        futures: list[Future[Source]] = [pool.submit(cut, *job, config) for job in jobs]
-        for done in progress(as_completed(futures), len(jobs)):
-            done.result()
-        return [future.result() for future in futures]
-    except BrokenProcessPool as error:
-        raise EncoreError(
-            f"--num_workers {workers}: a worker was killed, most likely because memory ran out; use fewer, or cut long "
-            "files into shorter ones"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _make_shards(
+    files: Sequence[MusicFile], staging: Staging, config: SegmentConfig, workers: int, progress: Progress
+) -> PrepareReport:
+    """Cuts all files into shards, and writes their index."""
+    shards = _finished_shards(files, staging)
+    done = sum(len(shard["sources"]) for shard in shards)
+    _say_what_is_kept(staging, done, len(files), progress)
+    first: dict[str, str] = {}
+    for shard in shards:
+        first |= {entry["source"]["content"]: entry["source"]["name"] for entry in shard["sources"]}
+    results = in_order(cut_to_flac, [(file.path, file.name, config) for file in files[done:]], workers)
+    writer, entries = None, list[dict[str, Any]]()
+    for file, (source, segments) in zip(files[done:], progress.track(results, len(files), done), strict=True):
+        if source.content and first.setdefault(source.content, source.name) != source.name:
+            source, segments = _copy_of(source, first[source.content]), []
+        if segments and writer is None:
+            writer = ShardWriter(staging.data / f"shard-{len(shards):06d}.tar")
+        members = [writer.add(source.name, start, flac) for start, flac in segments] if writer is not None else []
+        entries.append({"key": file.key, "source": asdict(source), "members": members})
+        if writer is not None and writer.size >= SHARD_BYTES:
+            shards.append(_finish_shard(writer, entries, staging))
+            writer, entries = None, []
+    if writer is not None:
+        shards.append(_finish_shard(writer, entries, staging))
+        entries = []
+    entries = [entry for shard in shards for entry in shard["sources"]] + entries
+    sources = [Source.from_dict(entry["source"]) for entry in entries]
+    division = split_sources(sources, config)
+    _shard_index(shards, sources, division, config).save(staging.data)
+    _write_metadata(staging.data / "metadata.csv", division, sources, config)
+    return _report(division, sources, config)
+
+
+def _finished_shards(files: Sequence[MusicFile], staging: Staging) -> list[dict[str, Any]]:
+    """What an earlier run noted of its finished shards, as far as their files are the same; others are deleted."""
+    shards: list[dict[str, Any]] = []
+    done = 0
+    while (noted := read_json(staging.folder / f"shard-{len(shards):06d}.json")) is not None:
+        keys = [entry["key"] for entry in noted["sources"]]
+        if keys != [file.key for file in files[done : done + len(keys)]]:
+            staging.note = f"files changed since the run that was stopped: cut again from {files[done].name} on"
+            break
+        shards.append(noted)
+        done += len(keys)
+    kept = {shard["name"] for shard in shards}
+    for path in [*staging.data.iterdir(), *staging.folder.glob("shard-*.json")]:
+        if path.with_suffix(".tar").name not in kept:
+            path.unlink()
+    return shards
+
+
+def _finish_shard(writer: ShardWriter, entries: list[dict[str, Any]], staging: Staging) -> dict[str, Any]:
+    """Completes a shard, and notes what is in it: a shard without this note is made again."""
+    writer.close()
+    noted = {"name": writer.path.name, "size": writer.path.stat().st_size, "sources": entries}
+    write_json(staging.folder / f"{writer.path.stem}.json", noted)
+    return noted
+
+
+def _shard_index(
+    shards: Sequence[dict[str, Any]],
+    sources: Sequence[Source],
+    division: dict[str, list[int]],
+    config: SegmentConfig,
+) -> ShardIndex:
+    places, digests = list[tuple[int, int, int]](), list[str]()
+    rows: list[dict[int, int]] = []  # for each source the row of the segment that begins at a sample
+    for number, shard in enumerate(shards):
+        for entry in shard["sources"]:
+            members: list[Member] = entry["members"]
+            rows.append({start: len(places) + k for k, (start, *_) in enumerate(members)})
+            places += [(number, begin, size) for _, begin, size, _ in members]
+            digests += [digest for *_, digest in members]
+    size = config.segment_samples
+    pairs = {
+        split: np.array(
+            [(rows[i][start], rows[i][start + size], i) for i in members for start in sources[i].starts], np.int64
+        )
+        for split, members in division.items()
+    }
+    return ShardIndex(
+        config.sample_rate,
+        size,
+        [shard["name"] for shard in shards],
+        [shard["size"] for shard in shards],
+        np.array(places, np.int64),
+        np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, DIGEST_BYTES),
+        [source.name for source in sources],
+        pairs,
+    )
 
 
 def _without_copies(sources: list[Source]) -> list[Source]:
@@ -231,9 +257,13 @@ def _without_copies(sources: list[Source]) -> list[Source]:
     result = []
     for source in sources:
         if source.content and first.setdefault(source.content, source.name) != source.name:
-            source = Source(source.name, f"the same audio as {first[source.content]}")
+            source = _copy_of(source, first[source.content])
         result.append(source)
     return result
+
+
+def _copy_of(source: Source, original: str) -> Source:
+    return Source(source.name, f"the same audio as {original}")
 
 
 def split_sources(sources: list[Source], config: SegmentConfig) -> dict[str, list[int]]:
@@ -247,31 +277,33 @@ def split_sources(sources: list[Source], config: SegmentConfig) -> dict[str, lis
         problems = [f"  {source.name}: {source.problem}" for source in sources if source.problem]
         found = "one file gives pairs, and train and val need one each" if usable else "no file gives pairs"
         remedy = "add music, or shorten --segment_seconds"
-        raise EncoreError(f"{found}; {remedy}" + (f":\n{listing(problems)}" if problems else ""))
+        raise TooFewSources(f"{found}; {remedy}" + (f":\n{listing(problems)}" if problems else ""))
     train, val = split_whole(usable, config.val_fraction, config.seed)
     return {"train": train, "val": val}
 
 
-def _move_into_place(
-    staging: Path, division: dict[str, list[int]], sources: list[Source], config: SegmentConfig
-) -> None:
-    """Numbers the pairs of each split, by file and start, and writes `metadata.csv`."""
-    rows = []
-    for split, members in division.items():
-        (staging / split).mkdir()
-        pairs = [(index, start) for index in members for start in sources[index].starts]
-        width = max(4, len(str(len(pairs) - 1)))
+def _numbered(division: dict[str, list[int]], sources: Sequence[Source]) -> Iterator[tuple[str, str, int, int]]:
+    """Split, name, source and first sample of each pair, numbered by file and start."""
+    for split in SPLITS:
+        pairs = [(index, start) for index in division[split] for start in sources[index].starts]
+        names = NumberedNames(len(pairs))
         for number, (index, start) in enumerate(pairs):
-            pair = f"pair_{number:0{width}d}"
-            for role in ("input", "output"):
-                (staging / str(index) / f"{start}_{role}.wav").rename(staging / split / f"{pair}_{role}.wav")
-            rows.append((pair, sources[index].name, f"{start / config.sample_rate:.10g}", split))
-    # Empty folders and the files of copies are left.
-    for index in range(len(sources)):
-        shutil.rmtree(staging / str(index), ignore_errors=True)
+            yield split, names[number], index, start
+
+
+def _write_metadata(
+    path: Path, division: dict[str, list[int]], sources: Sequence[Source], config: SegmentConfig
+) -> None:
     # surrogateescape, because file names on Linux need not be UTF-8.
-    with open(staging / "metadata.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.writer(file)
+        rows.writerow(COLUMNS)
+        for split, name, index, start in _numbered(division, sources):
+            rows.writerow((name, sources[index].name, f"{start / config.sample_rate:.10g}", split))
+
+
+def _report(division: dict[str, list[int]], sources: list[Source], config: SegmentConfig) -> PrepareReport:
+    return PrepareReport({split: _summary(members, sources, config) for split, members in division.items()}, sources)
 
 
 def _summary(members: list[int], sources: list[Source], config: SegmentConfig) -> SplitSummary:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from encore.codecs import Codec
-from encore.data.dataset import Batch, Pair, PairDataset, collate, segment_frames
+from encore.data import Pairs, segment_frames
+from encore.data.dataset import Batch, PairDataset, collate
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
 
@@ -29,7 +31,7 @@ class EvalSet:
         names: the name of each validation pair.
         recordings: the recording of each validation pair, or the names if the recordings are unknown.
         recordings_known: whether the recordings are known.
-        train: files of training segments.
+        train: numbers of training segments in the cache.
         cache: latents of the codec.
         total: how many validation pairs the data set has.
         device: where batches go.
@@ -39,7 +41,7 @@ class EvalSet:
     names: list[str]
     recordings: list[str]
     recordings_known: bool
-    train: list[Path]
+    train: list[int]
     cache: LatentCache
     total: int
     device: torch.device
@@ -48,7 +50,7 @@ class EvalSet:
     def open(
         cls,
         codec: Codec,
-        pairs: Mapping[str, Sequence[Pair]],
+        pairs: Mapping[str, Pairs],
         cache_dir: Path,
         items: int | None,
         segments: int,
@@ -67,7 +69,9 @@ class EvalSet:
         """
         frames, total = segment_frames(pairs, codec.hop_length), len(pairs["val"])
         if frames < LEAST_SECONDS * codec.frame_rate:
-            shortest = min((pair for split in pairs.values() for pair in split), key=lambda pair: pair.samples)
+            shortest = min(
+                (split[int(split.samples.argmin())] for split in pairs.values()), key=lambda one: one.samples
+            )
             raise EncoreError(
                 f"{shortest.input}: {frames / codec.frame_rate:.2f} s long; evaluation needs at least "
                 f"{LEAST_SECONDS:g} s, prepare longer pairs"
@@ -76,16 +80,14 @@ class EvalSet:
             raise EncoreError(
                 "--dataset_folder: there is one validation pair, evaluation needs at least two; prepare more music"
             )
-        val = spread(pairs["val"], total if items is None else items)
-        train = spread([file for pair in pairs["train"] for file in (pair.input, pair.output)], segments)
-        files = [file for pair in val for file in (pair.input, pair.output)] + train
+        val = pairs["val"].take(spread(range(total), total if items is None else items))
+        train = pairs["train"].numbers[spread(range(2 * len(pairs["train"])), segments)]
         recordings = _recordings(val)
-        cache = LatentCache.open(cache_dir, codec.identity, files)
-        for _ in cache.encode(cache.missing(files), codec, device):
-            pass
+        cache = LatentCache.open(cache_dir, codec.identity, val.segments)
+        cache.complete(np.unique(np.concatenate([val.numbers, train])), codec, device)
         dataset = PairDataset(val, cache, codec, frames)
         names = [pair.name for pair in val]
-        return cls(dataset, names, recordings or names, recordings is not None, train, cache, total, device)
+        return cls(dataset, names, recordings or names, recordings is not None, train.tolist(), cache, total, device)
 
     def __len__(self) -> int:
         return len(self.val)
@@ -109,7 +111,7 @@ def spread(entries: Sequence[T], count: int) -> list[T]:
     return [entries[number * len(entries) // count] for number in range(count)]
 
 
-def _recordings(pairs: Sequence[Pair]) -> list[str] | None:
+def _recordings(pairs: Pairs) -> list[str] | None:
     """The recording of each pair; None if they are unknown."""
     known = [pair.recording for pair in pairs if pair.recording is not None]
     if known and len(known) < len(pairs):

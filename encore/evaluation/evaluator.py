@@ -67,8 +67,7 @@ class Evaluator:
         for name, other in others.items():
             own = other.codec.identity != codec.identity
             self.continuers.append(model_continuer(name, other, config.temperature, own_latents=own))
-        margin = codec.measure_margin(data.load([0]).context)
-        self.continuers += Baselines(codec, data, margin, config.seed).continuers()
+        self.continuers += Baselines(codec, data, model.margin, config.seed).continuers()
         self.specs = catalogue(
             [*DISTANCES, LATENTS],
             {name: losses.REGISTRY[name].summary for name in self.metrics.losses},

@@ -8,16 +8,21 @@ from pathlib import Path
 
 from encore.config.components import unknown_losses
 from encore.config.knobs import knob, problems_of
+from encore.config.schema import PRECISIONS
 from encore.errors import EncoreError
+from encore.inference.continuation import BATCH_SIZE
+from encore.models.precision import AUTO
 
 MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """All settings of a continuation. `input` has no default: `check` refuses None."""
+    """All settings of continuations: of one song, `input`, or of all in the folder `inputs`."""
 
-    input: Path = knob(None, "song to continue: wav, flac, ogg or mp3", common=True)
+    input: Path | None = knob(None, "song to continue: wav, flac, ogg or mp3", common=True)
+    inputs: Path | None = knob(None, "folder of songs to continue instead, searched to any depth", common=True)
+    batch_size: int = knob(BATCH_SIZE, "songs of --inputs that are continued at once", minimum=1, common=True)
     checkpoint: Path | None = knob(None, "checkpoint of a training run", common=True)
     run_id: str | None = knob(None, "MLflow run whose best checkpoint to use", common=True)
     mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store of --run_id", common=True)
@@ -38,6 +43,9 @@ class SampleConfig:
     output: Path = knob(Path("out"), "folder for the results", common=True)
     codec_repository: Path | None = knob(None, "folder with the pretrained codecs' files", common=True)
     device: str | None = knob(None, "cpu or cuda; default: a GPU if there is one", common=True)
+    precision: str = knob(
+        AUTO, "of the transformer's products; auto: bf16 if this device is faster with it", choices=PRECISIONS
+    )
 
     @property
     def seeds(self) -> range:
@@ -46,7 +54,16 @@ class SampleConfig:
 
     def check(self) -> None:
         """Raises EncoreError with everything that is wrong with the settings, one line each."""
-        problems = [] if self.input is not None else ["--input: missing; name a song"]
+        problems = []
+        if (self.input is None) == (self.inputs is None):
+            found = "neither is" if self.input is None else "both are"
+            problems.append(f"--input, --inputs: {found} given; name either a song or a folder of songs")
+        if self.inputs is not None:
+            problems += [
+                f"--{flag}: for one song only; use it with --input"
+                for flag, given in (("target", self.target is not None), ("stream", self.stream))
+                if given
+            ]
         if (self.checkpoint is None) == (self.run_id is None):
             found = "neither is" if self.checkpoint is None else "both are"
             problems.append(f"--checkpoint, --run_id: {found} given; name either a checkpoint or an MLflow run")

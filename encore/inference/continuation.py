@@ -16,7 +16,9 @@ from encore.models.loading import Generator
 from encore.models.priors import Context
 
 FADE_SECONDS = 0.03
-LEAST_SECONDS = 1.0
+LEAST_SECONDS = 1.0  # of a song
+DECODED_SECONDS = 1.0  # at once, at least: shorter pieces cost more for what is decoded in front of each
+BATCH_SIZE = 8  # songs
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class Continuation:
         return self.full[..., self.context.shape[-1] :]
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Which continuations of each song are made.
+
+    Attributes:
+        seconds: length of each.
+        seeds: one continuation of every song per seed.
+        temperature: standard deviation of the model's noise.
+    """
+
+    seconds: float
+    seeds: Sequence[int] = (0,)
+    temperature: float = 1.0
+
+
 @torch.no_grad()
 def continue_latents(
     generator: Generator, latents: Tensor, frames: int, seeds: Sequence[int], temperature: float = 1.0
@@ -50,7 +67,7 @@ def continue_latents(
     context = Context(latents, codec, lambda: codec.decode(latents))
     sampler = Sampler(generator.generation, context, make_generators(seeds), temperature)
     made = generate(generator.model, sampler, frames)
-    return codec.decode_continuation(latents, made, codec.measure_margin(latents[:1]))
+    return codec.decode_continuation(latents, made, generator.margin)
 
 
 def continue_song(
@@ -65,6 +82,35 @@ def continue_song(
     return Continuation(context, torch.cat(list(pieces), dim=-1))
 
 
+def continue_songs(
+    generator: Generator, songs: Sequence[Tensor], draws: Draws, batch_size: int = BATCH_SIZE
+) -> list[Continuation]:
+    """Continues each of `songs`, `[C, N]` of any lengths; up to `batch_size` with contexts of one length at a time.
+
+    A song's continuations do not depend on the other songs, up to rounding.
+
+    Raises:
+        EncoreError: a song is shorter than one second (or a segment, if that is less).
+    """
+    contexts = [context_of(generator, song) for song in songs]
+    made: dict[int, Continuation] = {}
+    for batch in batches_of([context.shape[-1] for context in contexts], batch_size):
+        together = torch.stack([contexts[number] for number in batch])
+        full = torch.cat(list(stream_batch(generator, together, draws)), -1)
+        for number, rows in zip(batch, full.split(len(draws.seeds)), strict=True):
+            made[number] = Continuation(contexts[number], rows)
+    return [made[number] for number in range(len(songs))]
+
+
+def batches_of(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The indices of `lengths` in batches of up to `batch_size` whose lengths are equal, longest first."""
+    alike: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        alike.setdefault(length, []).append(number)
+    groups = [alike[length] for length in sorted(alike, reverse=True)]
+    return [group[at : at + batch_size] for group in groups for at in range(0, len(group), batch_size)]
+
+
 def stream_song(
     generator: Generator, song: Tensor, seconds: float, seeds: Sequence[int] = (0,), temperature: float = 1.0
 ) -> tuple[Tensor, Iterator[Tensor]]:
@@ -72,42 +118,64 @@ def stream_song(
 
     The context is as long as a training segment, or the whole song if that is shorter, in whole frames up to the end of
     the song. The pieces concatenated are context and continuation; the first piece is the context. Memory and time per
-    piece are constant.
+    piece are constant; a piece is at least a second long, if the continuation is.
 
-    Each block is decoded with the latents before it in front, so that its audio also covers the last 30 ms before
-    it. There the earlier audio fades out and the block's fades in, with gains that add up to one, as both are decoded
-    from the same latents. The first block fades in over the end of the song itself.
+    What is generated is decoded with the latents before it in front, so that its audio also covers the last 30 ms
+    before it. There the earlier audio fades out and the new one fades in, with gains that add up to one, as both are
+    decoded from the same latents. The first piece fades in over the end of the song itself.
 
     Raises:
         EncoreError: the song is shorter than one second (or a segment, if that is less).
     """
-    codec = generator.codec
-    frames = _context_frames(codec, song, generator.segment_frames)
-    context = song[..., song.shape[-1] - codec.hop_length * frames :]
-    return context, _pieces(generator, context, round(seconds * codec.sample_rate), seeds, temperature)
+    context = context_of(generator, song)
+    return context, stream_batch(generator, context[None], Draws(seconds, seeds, temperature))
 
 
 @torch.no_grad()
-def _pieces(
-    generator: Generator, context: Tensor, samples: int, seeds: Sequence[int], temperature: float
-) -> Iterator[Tensor]:
-    codec, config, hop = generator.codec, generator.generation, generator.codec.hop_length
-    device = codec.device
-    latents = codec.encode(context[None].to(device)).expand(len(seeds), -1, -1)
-    fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), config.block_frames)
-    lead = _lead_frames(codec, latents[:1], fade)
-    contexts = Context(latents, codec, lambda: context[None].to(device))
-    sampler = Sampler(config, contexts, make_generators(seeds), temperature)
-    past, held, remaining = latents[..., -lead:], context.expand(len(seeds), -1, -1), samples
-    for block in generate_blocks(generator.model, sampler):
-        audio = codec.decode(torch.cat([past, block], dim=-1)).cpu()
+def stream_batch(generator: Generator, contexts: Tensor, draws: Draws) -> Iterator[Tensor]:
+    """Continues the songs that end in `contexts [B, C, K]`: pieces `[B · S, C, n]`, the S seeds of a song in order.
+
+    See `stream_song`; each song's rows are what it yields for the song alone, up to rounding.
+    """
+    codec, device, hop = generator.codec, generator.codec.device, generator.codec.hop_length
+    copies, remaining = len(draws.seeds), round(draws.seconds * codec.sample_rate)
+    held = contexts.repeat_interleave(copies, 0)
+    latents = _encode(codec, contexts).repeat_interleave(copies, 0)
+    context = Context(latents, codec, lambda: contexts.to(device), copies)
+    generators = make_generators([*draws.seeds] * len(contexts))
+    sampler = Sampler(generator.generation, context, generators, draws.temperature)
+    fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), generator.generation.block_frames)
+    lead = _lead_frames(codec, generator.margin + fade, latents.shape[-1])
+    past = latents[..., -lead:]
+    blocks = generate_blocks(generator.model, sampler, generator.precision)
+    unit = codec.segment_frames or 1
+    frames = math.ceil(remaining / hop / unit) * unit
+    for made in _joined(blocks, math.ceil(DECODED_SECONDS * codec.frame_rate), frames):
+        past = torch.cat([past, made], dim=-1)
+        audio = codec.decode(past).cpu()
         before, audio = audio[..., (lead - fade) * hop : lead * hop], audio[..., lead * hop :]
         # The earlier audio is held back until its end can be cross-faded.
         yield torch.cat([held[..., : -fade * hop], crossfade(held[..., -fade * hop :], before)], -1)
         if remaining <= audio.shape[-1]:
             yield audio[..., :remaining]
             return
-        past, held, remaining = torch.cat([past, block], dim=-1)[..., -lead:], audio, remaining - audio.shape[-1]
+        past, held, remaining = past[..., -lead:], audio, remaining - audio.shape[-1]
+
+
+def _encode(codec: Codec, contexts: Tensor) -> Tensor:
+    """Latents of `contexts [B, C, K]`; a processor takes one at a time, whose activations are a hundred megabytes."""
+    rows = 1 if codec.device.type == "cpu" else len(contexts)
+    return torch.cat([codec.encode(part.to(codec.device)) for part in contexts.split(rows)])
+
+
+def _joined(blocks: Iterator[Tensor], least: int, frames: int) -> Iterator[Tensor]:
+    """Blocks `[R, D, F]` joined to at least `least` frames each, until there are `frames` in all."""
+    while frames > 0:
+        parts = [next(blocks)]
+        while (length := sum(part.shape[-1] for part in parts)) < min(least, frames):
+            parts.append(next(blocks))
+        yield torch.cat(parts, -1)[..., :frames]
+        frames -= length
 
 
 def crossfade(first: Tensor, second: Tensor) -> Tensor:
@@ -127,7 +195,13 @@ def reconstruct(codec: Codec, audio: Tensor, segment_frames: int) -> Tensor:
     return torch.cat(pieces, dim=-1)
 
 
-def _context_frames(codec: Codec, song: Tensor, segment_frames: int) -> int:
+def context_of(generator: Generator, song: Tensor) -> Tensor:
+    """The end of `song [C, N]` that the model is given, `[C, K]`; see `stream_song`.
+
+    Raises:
+        EncoreError: the song is shorter than one second (or a segment, if that is less).
+    """
+    codec, segment_frames = generator.codec, generator.segment_frames
     least = min(segment_frames, math.ceil(LEAST_SECONDS * codec.frame_rate))
     frames = min(segment_frames, song.shape[-1] // codec.hop_length)
     if frames < least:
@@ -138,12 +212,11 @@ def _context_frames(codec: Codec, song: Tensor, segment_frames: int) -> int:
     if codec.segment_frames is not None:
         # With a codec that works on segments, the continuation must begin with a whole one.
         frames -= frames % codec.segment_frames
-    return frames
+    return song[..., song.shape[-1] - codec.hop_length * frames :]
 
 
-def _lead_frames(codec: Codec, latents: Tensor, fade: int) -> int:
-    """Frames to decode in front of a block: those of the cross-fade, and their own margin."""
-    lead = codec.measure_margin(latents) + fade
+def _lead_frames(codec: Codec, lead: int, context: int) -> int:
+    """Frames to decode in front of a piece, at least `lead` if the context has as many."""
     if codec.segment_frames is not None:
         lead = math.ceil(lead / codec.segment_frames) * codec.segment_frames
-    return min(lead, latents.shape[-1])
+    return min(lead, context)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from torch import Tensor
 
-from encore.inference.streaming import CONTINUATION, WrittenContinuation, wav_name
-from encore.reporting.html import AudioSample, Table
+from encore.inference.streaming import CONTINUATION, FULL, WrittenContinuation, wav_name
+
+if TYPE_CHECKING:
+    from encore.reporting.html import AudioSample, Table
 
 LEAD_SECONDS = 2.0  # of the song in front of each candidate on the page
 CODEC = "Truth through the codec"
+TRUTH = "truth.wav"
 
 
 def titles(candidates: int) -> list[str]:
@@ -29,6 +33,8 @@ def describe(written: WrittenContinuation, signals: Mapping[str, Tensor], sample
         signals: `[C, N]` by title.
         sample_rate: Hz.
     """
+    from encore.reporting.html import AudioSample  # imports matplotlib, which delays the first audio
+
     notes = {
         "Input": "What the model was given: the song up to where the continuation begins.",
         "Continuation": "What the model generated." + _extent(written, sample_rate),
@@ -45,6 +51,8 @@ def describe(written: WrittenContinuation, signals: Mapping[str, Tensor], sample
 
 def describe_candidates(written: WrittenContinuation, seeds: Sequence[int], sample_rate: int) -> list[AudioSample]:
     """The candidates, each after the last two seconds of the song."""
+    from encore.reporting.html import AudioSample
+
     context, full = written.beginning.context.shape[-1], written.beginning.full
     lead = min(context, round(LEAD_SECONDS * sample_rate))
     samples = []
@@ -52,6 +60,24 @@ def describe_candidates(written: WrittenContinuation, seeds: Sequence[int], samp
         name = wav_name(CONTINUATION, number)
         note = f"Seed {seed}, {name}; it begins at {lead / sample_rate:.2f} s, after the song."
         samples.append(AudioSample(title, note + _extent(written, sample_rate), full[number, :, context - lead :]))
+    return samples
+
+
+def describe_files(
+    written: WrittenContinuation, seeds: Sequence[int], truth: Tensor | None, sample_rate: int
+) -> dict[str, AudioSample]:
+    """The audio samples of one song among many, by the name of their files: its continuations and the truth."""
+    from encore.reporting.html import AudioSample
+
+    begins = written.beginning.context.shape[-1] / sample_rate
+    samples = {}
+    for number, (title, seed) in enumerate(zip(titles(len(seeds)), seeds, strict=True)):
+        note = f"Seed {seed}; the continuation begins at {begins:.2f} s, after the song." + _extent(
+            written, sample_rate
+        )
+        samples[wav_name(FULL, number)] = AudioSample(title, note, written.beginning.full[number])
+    if truth is not None:
+        samples[TRUTH] = AudioSample("Truth", "How the music really continues.", truth)
     return samples
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,39 +96,53 @@ class WavWriter:
 
 
 def write_stream(
-    context: Tensor, pieces: Iterator[Tensor], writer: WavWriter, keep: int, console: Console
-) -> WrittenContinuation:
-    """Writes what `stream_song` yields, with a progress bar.
+    contexts: Tensor, pieces: Iterator[Tensor], writers: Sequence[WavWriter], keep: int, console: Console
+) -> list[WrittenContinuation]:
+    """Writes what `stream_batch` yields, with a progress bar.
 
     Memory holds one piece and the first `keep` samples, however many samples there are. Ctrl-C ends a stream after its
     first piece without an error.
 
     Args:
-        context: `[C, K]`; the first piece has as many samples.
-        pieces: `[S, C, n]`.
-        writer: of the files.
+        contexts: of the B songs, `[B, C, K]`; the first piece has as many samples.
+        pieces: `[B · S, C, n]`, the S candidates of a song in order.
+        writers: of the songs' files, one each; all write as many samples.
         keep: samples of each continuation to keep in memory.
         console: for the progress bar.
 
     Raises:
         KeyboardInterrupt: Ctrl-C without `stream`, or before there was anything.
     """
+    writer, rate = writers[0], writers[0].sample_rate
     kept: list[Tensor] = []
-    complete = True
+    complete, began, first = True, time.perf_counter(), 0.0
     columns = TextColumn("{task.completed:.1f} of {task.total:.1f} s generated"), BarColumn()
-    with writer, Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=writer.samples / writer.sample_rate)
+    with contextlib.ExitStack() as opened, Progress(*columns, console=console) as progress:
+        for one in writers:
+            opened.enter_context(one)
+        task = progress.add_task("", total=writer.samples / rate)
         try:
             for piece in pieces:
                 before = writer.written
                 if before < keep:
                     kept.append(piece[..., : keep - before].clone())
-                writer.write(piece)
-                progress.update(task, completed=max(0, writer.written) / writer.sample_rate)
+                for one, rows in zip(writers, piece.chunk(len(writers)), strict=True):
+                    one.write(rows)
+                progress.update(task, completed=max(0, writer.written) / rate)
+                if before < 0:
+                    first = time.perf_counter() - began
                 if writer.stream and before == 0:  # from now on Ctrl-C keeps the files
                     console.print(f"{writer.full} can be played, and grows", soft_wrap=True)
         except KeyboardInterrupt:
             if not writer.stream or writer.written <= 0:
                 raise
             complete = False
-    return WrittenContinuation(Continuation(context, torch.cat(kept, -1)), writer.written, complete)
+    beginnings, took = torch.cat(kept, -1), time.perf_counter() - began
+    made = writer.written * len(beginnings) / rate
+    console.print(
+        f"{made:.2f} s of audio in {took:.2f} s: {made / took:.1f} times real time, the first after {first:.2f} s"
+    )
+    return [
+        WrittenContinuation(Continuation(context, rows), one.written, complete)
+        for context, rows, one in zip(contexts, beginnings.chunk(len(writers)), writers, strict=True)
+    ]

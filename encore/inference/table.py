@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from encore.config.knobs import listed
 from encore.errors import EncoreError
 from encore.inference.presentation import CODEC
 from encore.models.loading import Generator
-from encore.reporting.html import Table
+
+if TYPE_CHECKING:
+    from encore.reporting.html import Table
 
 ALWAYS = {"rms", "spectral", "mel"}  # in every table, whatever a model was trained on
 REFERENCES = ("Input", "Truth", CODEC)  # signals that are not continuations
@@ -58,6 +61,8 @@ def loss_table(
         sample_rate: Hz.
         device: of the losses.
     """
+    from encore.reporting.html import Table  # imports matplotlib, which delays the first audio
+
     truth, context = signals["Truth"].to(device), signals["Input"]
     samples = truth.shape[-1]
     copy = context.repeat(1, math.ceil(samples / context.shape[-1]))
@@ -70,3 +75,20 @@ def loss_table(
         caption += " The best candidate's value is marked."
     notes = {name: losses.REGISTRY[name].summary for name in table_losses}
     return Table(caption, list(columns), rows, notes, ranked=len(continuations))
+
+
+def mean_table(tables: Mapping[str, Table]) -> Table:
+    """The means of tables of several songs, by name; a loss that a song is too short for is left out of its mean."""
+    from encore.reporting.html import Table
+
+    first = next(iter(tables.values()))
+    rows: dict[str, list[float]] = {}
+    notes: dict[str, str] = {}
+    for name in dict.fromkeys(name for table in tables.values() for name in table.rows):
+        values = [table.rows[name] for table in tables.values() if name in table.rows]
+        rows[name] = [sum(column) / len(values) for column in zip(*values, strict=True)]
+        notes[name] = next(table.notes[name] for table in tables.values() if name in table.notes)
+        if len(values) < len(tables):
+            notes[name] += f" Of {len(values)} songs."
+    caption = f"Against the truth, means over {len(tables)} songs; lower is better."
+    return Table(caption, first.columns, rows, notes, first.ranked)

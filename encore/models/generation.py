@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from encore.models.precision import FP32, autocast
 from encore.models.priors import Context, Generators
-from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer
+from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache
 from encore.registry import PRIORS
 
 PER_CONTINUATION, PER_BLOCK = NOISE_CHANNELS // 4, NOISE_CHANNELS // 4  # channels of noise; the others are per frame
@@ -92,26 +94,35 @@ def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 @torch.no_grad()
-def generate_blocks(model: ContinuationTransformer, sampler: Sampler) -> Iterator[Tensor]:
+def generate_blocks(model: ContinuationTransformer, sampler: Sampler, precision: str = FP32) -> Iterator[Tensor]:
     """Blocks of latents `[R, D, block_frames]` that follow the sampler's contexts, without end.
 
     The model should be in evaluation mode. Memory and time per block are constant, as the cache holds only what a block
-    attends to and the prior only the context.
+    attends to and the prior only the context. Continuations of one context share its keys and values until their first
+    block is appended.
     """
-    cache = model.prefill(sampler.context.latents)
-    start, steps = 0, sampler.config.block_frames
-    while True:
-        block = model.decode_block(cache, steps, sampler.noise(steps), sampler.prior(start, steps)).float()
+    context, steps = sampler.context, sampler.config.block_frames
+    device = context.latents.device
+    with autocast(precision, device):
+        cache = model.prefill(context.latents[:: context.copies])
+    for start in itertools.count(0, steps):
+        noise, prior = sampler.noise(steps), sampler.prior(start, steps)
+        with autocast(precision, device):
+            block = model.decode_block(cache, steps, noise, prior).float()
         yield block
-        cache = model.prefill(block, cache)
-        start += steps
+        if start == 0 and context.copies > 1:
+            cache = _repeat_rows(cache, context.copies)
+        with autocast(precision, device):
+            cache = model.prefill(block, cache)
 
 
 def generate(model: ContinuationTransformer, sampler: Sampler, frames: int) -> Tensor:
     """The `frames` latents that follow the sampler's contexts, `[R, D, frames]`; see `generate_blocks`."""
-    blocks: list[Tensor] = []
-    for block in generate_blocks(model, sampler):
-        blocks.append(block)
-        if sum(part.shape[-1] for part in blocks) >= frames:
-            break
-    return torch.cat(blocks, -1)[..., :frames]
+    count = -(-frames // sampler.config.block_frames)
+    return torch.cat(list(itertools.islice(generate_blocks(model, sampler), count)), -1)[..., :frames]
+
+
+def _repeat_rows(cache: KVCache, times: int) -> KVCache:
+    """Each row `times` times, its copies next to one another."""
+    keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (cache.keys, cache.values))
+    return KVCache(keys, values, cache.end)

@@ -12,10 +12,11 @@ from encore.codecs import Codec, load_codec
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
+from encore.models.precision import FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
 from encore.registry import PRIORS
 
-FORMAT = 3
+FORMAT = 4
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -49,28 +50,36 @@ class Generator:
         codec: whose latents it works on.
         config: of the training run.
         segment_frames: latent frames of the contexts and continuations that it was trained on.
+        margin: latent frames to decode in front of a crop (`Codec.margin`), as measured for the training run.
+        precision: that the model computes in when it continues songs, "fp32" or "bf16".
     """
 
     model: ContinuationTransformer
     codec: Codec
     config: TrainConfig
     segment_frames: int
+    margin: int
+    precision: str = FP32
 
     @property
     def generation(self) -> GenerationConfig:
         return generation_config(self.config, self.codec, self.segment_frames)
 
 
-def load_generator(path: Path, device: torch.device, codec_repository: Path | None = None) -> Generator:
+def load_generator(
+    path: Path, device: torch.device, codec_repository: Path | None = None, precision: str = FP32
+) -> Generator:
     """Loads the model of a checkpoint with its averaged weights, or the plain ones of a run without averaging.
 
     Args:
         path: checkpoint of a training run.
         device: for model and codec.
         codec_repository: folder with the pretrained codecs' files; default: that of the training run.
+        precision: fp32, bf16, or auto for the faster one on this device.
 
     Raises:
-        EncoreError: not a checkpoint of this version, or its codec cannot be loaded or has other weights now.
+        EncoreError: not a checkpoint of this version, its codec cannot be loaded or has other weights now, or bf16 on a
+            GPU without it.
     """
     content = read(path)
     config = TrainConfig.from_dict(content["config"])
@@ -87,7 +96,9 @@ def load_generator(path: Path, device: torch.device, codec_repository: Path | No
         prefix = "module."
         weights = {k.removeprefix(prefix): v for k, v in content["ema"].items() if k.startswith(prefix)}
     model.load_state_dict(weights)
-    return Generator(model.to(device).eval(), codec, config, content["segment_frames"])
+    model = model.to(device).eval()
+    chosen = choose_precision(precision, model.layers[0].mlp, config.model.d_model, device)
+    return Generator(model, codec, config, content["segment_frames"], content["margin"], chosen)
 
 
 def build_model(config: TrainConfig, codec: Codec, segment_frames: int) -> ContinuationTransformer:

@@ -37,11 +37,13 @@ class Context:
         latents: `[R, D, T]`.
         codec: that encoded them.
         audio: returns their audio `[B, C, N]`, for priors that need it; row b belongs to R / B consecutive latents.
+        copies: consecutive latents that are the same context: R is a multiple of it.
     """
 
     latents: Tensor
     codec: Codec
     audio: Callable[[], Tensor]
+    copies: int = 1
 
 
 class Prior(ABC):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 NOISE_CHANNELS = 64  # per frame; `encore.models.generation.Sampler` says what each holds
+QUERY_CHUNK = 256  # frames: long enough for the kernel, short against the window
 
 
 @dataclass
@@ -26,14 +29,14 @@ class KVCache:
     values: list[Tensor]
     end: int = 0
 
-    def repeat(self, times: int) -> KVCache:
-        """Each row `times` times, its copies next to one another."""
-        keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (self.keys, self.values))
-        return KVCache(keys, values, self.end)
+    @property
+    def start(self) -> int:
+        """Index of the first frame."""
+        return self.end - self.keys[0].shape[2]
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021): rotates channel pairs of `x [B, H, T, d]` by `angles [T, d / 2]`.
+    """Rotary position embedding (Su et al. 2021): rotates channel pairs of `x [..., T, d]` by `angles [T, d / 2]`.
 
     Angles are in radians; channel i is paired with channel i + d / 2.
     """
@@ -42,17 +45,93 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of `q [..., T, d]` to `k` and `v [..., F, d]`, where `mask [T, F]` is true.
+
+    The fused kernel for CPUs computes bfloat16 no faster than float32 (torch 2.14), while matrix products are up to
+    four times as fast. There the products are taken one by one; the weights are computed again in the backward pass
+    instead of kept.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+    with torch.autocast("cpu", enabled=False):
+        return checkpoint(_attend_unfused, q, k, v, bias, use_reentrant=False, preserve_rng_state=False)
+
+
+def _attend_unfused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Causal attention of each frame to itself and the `window − 1` frames before it.
+
+    Queries are taken `QUERY_CHUNK` at a time, each chunk with the keys that it sees, so that time and memory are in
+    proportion to the number of frames and not to its square.
+
+    Args:
+        q: `[B, H, T, d]`, the last T of the frames in `k`.
+        k: `[B, H, F, d]`, F ≥ T.
+        v: likewise.
+        window: frames.
+
+    Returns:
+        `[B, H, T, d]`.
+    """
+    frames, before = q.shape[2], k.shape[2] - q.shape[2]
+    chunks = []
+    for start in range(0, max(1, frames), QUERY_CHUNK):
+        end = min(start + QUERY_CHUNK, frames)
+        seen = slice(max(0, before + start - window + 1), before + end)
+        query = torch.arange(before + start, before + end, device=q.device)[:, None]
+        key = torch.arange(seen.start, seen.stop, device=q.device)
+        mask = (key <= query) & (key > query - window)
+        chunks.append(attend(q[:, :, start:end], k[:, :, seen], v[:, :, seen], mask))
+    return torch.cat(chunks, 2)
+
+
+def block_attention(q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor) -> Tensor:
+    """Attention of the frames of a block to the whole block and to all frames of its past.
+
+    Blocks that have the same past are queries of one call, which neither copies that past nor lets one block see
+    another.
+
+    Args:
+        q: `[R, H, T, d]`; each row of the past belongs to R / B consecutive rows.
+        k: likewise.
+        v: likewise.
+        past_k: `[B, H, F, d]`.
+        past_v: likewise.
+
+    Returns:
+        `[R, H, T, d]`.
+    """
+    rows, steps = len(past_k), q.shape[2]
+    same = len(q) // rows
+    q, k, v = (part.unflatten(0, (rows, same)).transpose(1, 2).flatten(2, 3) for part in (q, k, v))
+    mask = None
+    if same > 1:
+        block = torch.arange(same * steps, device=q.device) // steps
+        mask = F.pad(block[:, None] == block, (past_k.shape[2], 0), value=True)
+    k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+    attended = attend(q, k, v, mask)
+    return attended.unflatten(2, (same, steps)).transpose(1, 2).flatten(0, 1)
+
+
 class Block(nn.Module):
-    """One pre-norm transformer layer: rotary attention, then a GELU MLP of four times the width."""
+    """One pre-norm transformer layer: rotary attention, then a GELU MLP of four times the width.
+
+    Dropout is on what each of the two adds to the residual stream. On the attention weights it would keep
+    `scaled_dot_product_attention` from its fused kernels.
+    """
 
     def __init__(self, d_model: int, nhead: int, dropout: float):
         super().__init__()
-        self.nhead, self.dropout = nhead, dropout
+        self.nhead = nhead
         self.norm_attention, self.norm_mlp = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
-        self.mlp = nn.Sequential(
-            nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * d_model, d_model)
-        )
+        self.mlp = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
         self.drop = nn.Dropout(dropout)
 
     def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,11 +139,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)
         return rotate(q, angles), rotate(k, angles), v
 
-    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """The layer's output `[B, T, d_model]`; query t attends to key j where `mask[t, j]` is true."""
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
+    def forward(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output `[B, T, d_model]`, from its input and the attention's result `[B, H, T, d]`."""
         x = x + self.drop(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.drop(self.mlp(self.norm_mlp(x)))
 
@@ -87,10 +163,13 @@ class ContinuationTransformer(nn.Module):
         d_model: width; a multiple of `2 * nhead`.
         nhead: attention heads.
         num_layers: transformer layers.
-        dropout: probability, on attention weights and on both branches of a layer.
+        dropout: probability, on both branches of a layer.
         window: past frames that a frame attends to.
         start_at_prior: initialise the output projection with zeros, so that the first prediction is the prior itself.
             Not useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
+
+    Attributes:
+        recompute: keep only each layer's input for the backward pass, and compute the rest of the layer again there.
     """
 
     mean: Tensor
@@ -112,7 +191,7 @@ class ContinuationTransformer(nn.Module):
         self.register_buffer("std", torch.ones(latent_dim, 1))
         half = d_model // nhead // 2
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(half).double() / half), persistent=False)
-        self.window = window
+        self.window, self.recompute = window, False
         self.in_proj = nn.Linear(latent_dim + 1, d_model)  # the last input is the level of the noise on the latents
         self.block_in_proj = nn.Linear(latent_dim + NOISE_CHANNELS, d_model)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
@@ -127,7 +206,7 @@ class ContinuationTransformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         for name, weight in self.blocks.named_parameters():
-            if name.endswith(("out.weight", "mlp.3.weight")):
+            if name.endswith(("out.weight", "mlp.2.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
         # There are fewer channels of noise than of the prior; this makes both contribute about equally to a token.
         nn.init.normal_(self.block_in_proj.weight[:, -NOISE_CHANNELS:], std=0.03)
@@ -151,7 +230,8 @@ class ContinuationTransformer(nn.Module):
         """Generates the frames that follow `context [B, D, T]`, or several blocks within it, in one pass.
 
         Args:
-            context: latents. R, the number of rows generated, is a multiple of B: each item has R / B consecutive rows.
+            context: latents. R, the number of rows generated, is a multiple of B: each item has R / B consecutive rows,
+                which share its past.
             steps: frames of a block.
             noise: `[R, NOISE_CHANNELS, n · steps]`; None: zeros.
             prior: what the n blocks start from, `[R, D, n · steps]`; None: zeros after normalisation.
@@ -164,35 +244,50 @@ class ContinuationTransformer(nn.Module):
             The blocks in the order of `starts`, `[R, D, n · steps]`; R = B where neither noise nor prior is given.
         """
         starts = [context.shape[-1]] if starts is None else starts
-        rows = next((part for part in (prior, noise) if part is not None), context)
-        cache = self.prefill(context[..., : max(starts)], level=level, trim=False)
-        return self.decode_block(cache.repeat(len(rows) // len(context)), steps, noise, prior, starts)
+        cache = self.prefill(context[..., : max(starts)], level=level, first=min(starts) - self.window)
+        return self.decode_block(cache, steps, noise, prior, starts)
 
     def prefill(
-        self, latents: Tensor, cache: KVCache | None = None, level: Tensor | None = None, trim: bool = True
+        self, latents: Tensor, cache: KVCache | None = None, level: Tensor | None = None, first: int | None = None
     ) -> KVCache:
         """Appends frames `[B, D, F]` to a cache (default: an empty one).
 
-        `trim` keeps only the last `window` frames, all that later frames attend to. `level` is as in `forward`.
+        Args:
+            latents: of the frames.
+            cache: of the frames before them.
+            level: as in `forward`.
+            first: first frame that later ones attend to, counted from the first frame of the context. Earlier frames
+                are not kept, nor is anything computed that only they would need. Default: `window` before the end.
         """
         start = 0 if cache is None else cache.end
-        cached = 0 if cache is None else cache.keys[0].shape[2]
-        queries = torch.arange(start, start + latents.shape[-1], device=latents.device)
-        past = torch.arange(start - cached, start + latents.shape[-1], device=latents.device)
-        mask = (past <= queries[:, None]) & (past > queries[:, None] - self.window)
+        end = start + latents.shape[-1]
+        first = max(0, end - self.window if first is None else first)
         normal = (latents - self.mean) / self.std
         noisy = torch.zeros_like(normal[:, :1]) if level is None else level[:, None, None].expand_as(normal[:, :1])
-        x, angles = self.in_proj(torch.cat([normal, noisy], 1).transpose(1, 2)), self._angles(queries)
+        # Each layer looks `window` frames further back than the next one.
+        needed = [max(start, first - (self.window - 1) * later) for later in reversed(range(len(self.blocks)))]
+        x = self.in_proj(torch.cat([normal, noisy], 1)[..., needed[0] - start :].transpose(1, 2))
         keys, values = [], []
-        for number, block in enumerate(self._layers()):
-            q, k, v = block.project(x, angles)
-            if cache is not None:
-                k, v = torch.cat([cache.keys[number], k], 2), torch.cat([cache.values[number], v], 2)
-            keys.append(k[:, :, -self.window :] if trim else k)
-            values.append(v[:, :, -self.window :] if trim else v)
-            if number < len(self.blocks) - 1:
-                x = block(x, q, k, v, mask)
-        return KVCache(keys, values, start + latents.shape[-1])
+        for number, block in enumerate(self.layers):
+            past = None if cache is None else (cache.keys[number], cache.values[number])
+            angles = self._angles(torch.arange(needed[number], end, device=x.device))
+            skipped = needed[number + 1] - needed[number] if number < len(self.blocks) - 1 else None
+            x, k, v = self._run(self._prefill_layer, block, x, angles, past, skipped)
+            kept = max(0, first - (end - k.shape[2]))
+            keys.append(k[:, :, kept:])
+            values.append(v[:, :, kept:])
+        return KVCache(keys, values, end)
+
+    def _prefill_layer(
+        self, block: Block, x: Tensor, angles: Tensor, past: tuple[Tensor, Tensor] | None, skipped: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's output without the first `skipped` frames (None: its input), and all keys and values."""
+        q, k, v = block.project(x, angles)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        if skipped is not None:
+            x = block(x[:, skipped:], window_attention(q[:, :, skipped:], k, v, self.window))
+        return x, k, v
 
     def decode_block(
         self,
@@ -204,12 +299,9 @@ class ContinuationTransformer(nn.Module):
     ) -> Tensor:
         """Generates blocks of `steps` frames at `starts` (default: one, at the cache's end); see `forward`."""
         device, dtype = self.mean.device, self.mean.dtype
-        firsts = torch.tensor([cache.end] if starts is None else list(starts), device=device)
-        frames = (firsts[:, None] + torch.arange(steps, device=device)).flatten()
-        first, block_of = firsts.repeat_interleave(steps)[:, None], torch.arange(len(frames), device=device) // steps
-        past = torch.arange(cache.end - cache.keys[0].shape[2], cache.end, device=device)
-        mask = torch.cat([(past < first) & (past >= first - self.window), block_of[:, None] == block_of], 1)
-        rows = len(cache.keys[0])
+        starts = [cache.end] if starts is None else list(starts)
+        frames = (torch.tensor(starts, device=device)[:, None] + torch.arange(steps, device=device)).flatten()
+        rows = next((len(part) for part in (prior, noise) if part is not None), len(cache.keys[0]))
         if prior is None:
             normal = torch.zeros(rows, len(self.mean), len(frames), device=device, dtype=dtype)
         else:
@@ -217,14 +309,27 @@ class ContinuationTransformer(nn.Module):
         if noise is None:
             noise = torch.zeros(rows, NOISE_CHANNELS, len(frames), device=device, dtype=dtype)
         x, angles = self.block_in_proj(torch.cat([normal, noise], 1).transpose(1, 2)), self._angles(frames)
-        for number, block in enumerate(self._layers()):
-            q, k, v = block.project(x, angles)
-            k, v = torch.cat([cache.keys[number], k], 2), torch.cat([cache.values[number], v], 2)
-            x = block(x, q, k, v, mask)
+        pasts = [slice(max(0, start - self.window - cache.start), start - cache.start) for start in starts]
+        for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x = self._run(self._decode_layer, block, x, angles, keys, values, pasts)
         gate, residual = self.out_proj(self.norm(x)).transpose(1, 2).chunk(2, 1)
         return ((1 + gate) * normal + residual) * self.std + self.mean
 
-    def _layers(self) -> list[Block]:
+    def _decode_layer(
+        self, block: Block, x: Tensor, angles: Tensor, keys: Tensor, values: Tensor, pasts: Sequence[slice]
+    ) -> Tensor:
+        """A layer's output for blocks with the frames `pasts` of the cache before them."""
+        steps = x.shape[1] // len(pasts)
+        parts = zip(pasts, *(part.split(steps, 2) for part in block.project(x, angles)), strict=True)
+        attended = [block_attention(q, k, v, keys[:, :, past], values[:, :, past]) for past, q, k, v in parts]
+        return block(x, torch.cat(attended, 2))
+
+    def _run(self, layer: Callable[..., Any], *given: Any) -> Any:
+        return checkpoint(layer, *given, use_reentrant=False) if self.recompute else layer(*given)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The layers, in order."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def _angles(self, frames: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from encore.registry import TRACKERS
+from encore.tracking.background import BackgroundTracker
 from encore.tracking.mlflow import MlflowTracker
 from encore.tracking.none import NoTracker
 from encore.tracking.runs import EvaluationRun, NestedRuns, download_artifact, log_evaluation, open_run
-from encore.tracking.tracker import Tracker, build_tracker, register_tracker
+from encore.tracking.tracker import Tracker, build_tracker, preparing, register_tracker
 
 __all__ = [
     "TRACKERS",
+    "BackgroundTracker",
     "EvaluationRun",
     "MlflowTracker",
     "NestedRuns",
@@ -19,5 +21,6 @@ __all__ = [
     "download_artifact",
     "log_evaluation",
     "open_run",
+    "preparing",
     "register_tracker",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.config.schema import TrackingConfig
+from encore.tracking.background import BackgroundTracker
 from encore.tracking.tracker import Tracker, register_tracker
 
 JOURNAL = "missed_mlflow.jsonl"
@@ -59,12 +61,11 @@ def reason(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:REASON_LENGTH]
 
 
-@register_tracker("mlflow")
 class MlflowTracker(Tracker):
     """One MLflow run, with the load of the machine.
 
     Records are collected and sent by `flush`, oldest first. One that cannot be sent is saved, with those after it, to
-    a journal (JSON lines), and the next flush tries again; training never waits for a server.
+    a journal (JSON lines), and the next flush tries again.
 
     Args:
         settings: server or store, experiment (created if missing) and name of the run (None lets MLflow choose).
@@ -181,3 +182,16 @@ class MlflowTracker(Tracker):
         temporary = self.journal.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in [header, *self._records]))
         temporary.replace(self.journal)
+
+
+@register_tracker("mlflow")
+class BackgroundMlflowTracker(BackgroundTracker):
+    """`MlflowTracker` on a thread of its own: training never waits for a server."""
+
+    def __init__(self, settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]):
+        super().__init__(MlflowTracker(settings, run_id, folder, log))
+
+    @staticmethod
+    def prepare(settings: TrackingConfig) -> None:
+        with contextlib.suppress(Exception):  # which the tracker will meet again, and report
+            connect(settings.mlflow_uri)

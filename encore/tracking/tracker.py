@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -11,10 +13,11 @@ from encore.registry import TRACKERS
 
 
 class Tracker(Protocol):
-    """One tracked run. Training calls these methods on rank 0 only.
+    """One tracked run. Training calls these methods on rank 0 only, and waits for them.
 
     A subclass overrides those that it needs; the inherited ones do nothing. No method may raise because a server
-    cannot be reached: training must continue.
+    cannot be reached: training must continue. `encore.tracking.background.BackgroundTracker` makes one that takes its
+    time into one that training need not wait for.
 
     Attributes:
         run_id: what the tracker calls this run; saved in checkpoints and given back when the run is resumed. None as
@@ -23,6 +26,12 @@ class Tracker(Protocol):
 
     run_id: str | None = None
 
+    @staticmethod
+    def prepare(settings: TrackingConfig) -> None:
+        """What can be done before there is a run and takes seconds, such as imports; called on a thread."""
+        return None
+        return None
+
     def params(self, values: Mapping[str, Any]) -> None:
         """Records the settings of the run."""
 
@@ -30,7 +39,7 @@ class Tracker(Protocol):
         """Records metrics at a step (an epoch; 0 for what is measured before training)."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Stores a copy of a file, or of a folder's files, under `folder`. The file stays in place until `flush`."""
+        """Stores a copy of a file, or of a folder's files, under `folder`. The file stays in place until `close`."""
 
     def flush(self) -> None:
         """Sends what has been recorded; called at the end of every epoch."""
@@ -64,3 +73,19 @@ def build_tracker(settings: TrackingConfig, run_id: str | None, folder: Path, lo
     """
     tracker: Tracker = TRACKERS.find(settings.tracker)(settings, run_id, folder, log)
     return tracker
+
+
+@contextlib.contextmanager
+def preparing(settings: TrackingConfig) -> Iterator[None]:
+    """Within the block, the tracker's `Tracker.prepare` runs on a thread, which has ended when the block has.
+
+    No longer than that: a process that is forked (as data loaders do) while a thread imports a module can never import
+    that module in the child.
+    """
+    prepare = getattr(TRACKERS.get(settings.tracker), "prepare", Tracker.prepare)  # a factory may be a function
+    thread = threading.Thread(target=prepare, args=(settings,), name="prepare tracker", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()

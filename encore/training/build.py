@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,11 +16,14 @@ from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
 from encore.models.loading import build_model, generation_config
+from encore.models.precision import choose_precision
+from encore.models.transformer import ContinuationTransformer
 from encore.training.checkpoint import TrainState
 from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Component, Objective
 from encore.training.optim import Schedule, adamw, averaged
+from encore.training.stored import MARGIN_FILE, stored
 from encore.training.synthesis import Synthesizer, crop_samples
 
 CPU_DECODE_SECONDS = 2.0
@@ -131,8 +132,9 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
     model = build_model(config, data.codec, data.frames)
     model.set_statistics(*ranks.broadcast_from_main(data.statistics))
     model.to(ranks.device)
+    model.recompute = config.optim.recompute
     optim = config.optim
-    synthesizer = build_synthesizer(config, data, terms, ranks)
+    synthesizer = build_synthesizer(config, data, terms, ranks, model)
     objective = Objective(terms.components, synthesizer, terms.combiner, terms.adversary).to(ranks.device)
     total_steps = int(min(optim.max_steps or math.inf, optim.epochs * data.steps))
     return TrainState(
@@ -144,17 +146,23 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
     )
 
 
-def build_synthesizer(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks) -> Synthesizer:
-    """Samples and decodes, in bfloat16 on GPUs that have it; the decoder's margin is measured on a validation pair."""
+def build_synthesizer(
+    config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks, model: ContinuationTransformer
+) -> Synthesizer:
+    """Samples and decodes; the precision is measured on rank 0, and the decoder's margin too, once per codec."""
     codec = data.codec
-    bf16 = config.optim.bf16 and ranks.has_gpu and torch.cuda.is_bf16_supported()
+    with ranks.agree():
+        probe = model.layers[0].mlp
+        precision = choose_precision(config.optim.precision, probe, config.model.d_model, ranks.device)
+        margin = stored(data.cache.folder / MARGIN_FILE, lambda: codec.margin) if ranks.is_main else 0
     return Synthesizer(
         codec,
         terms.generation,
         samples=config.objective.samples if terms.generation.generative else 1,
-        margin=ranks.broadcast_from_main(lambda: codec.measure_margin(data.val[0][0][None].to(ranks.device))),
+        margin=ranks.broadcast_from_main(lambda: margin),
         crop_frames=terms.crop_frames,
-        autocast=partial(torch.autocast, "cuda", torch.bfloat16) if bf16 else contextlib.nullcontext,
+        precision=ranks.gather(precision)[0],
         context_noise=config.objective.context_noise,
         rollout_blocks=config.objective.rollout_blocks,
+        recompute=config.optim.recompute,
     )

@@ -17,6 +17,7 @@ from encore.config.knobs import to_flags
 from encore.config.schema import RunConfig, TrainConfig
 from encore.errors import EncoreError
 from encore.models.loading import FORMAT, read
+from encore.models.precision import AUTO
 from encore.tracking.mlflow import JOURNAL
 from encore.training.objective import Objective
 from encore.training.optim import Schedule
@@ -59,12 +60,14 @@ class TrainState:
 
     def save(self, path: Path, config: TrainConfig, segment_frames: int) -> None:
         """Writes everything to a temporary name and renames it, so that there is never half a checkpoint."""
-        codec = self.objective.synthesizer.codec
+        synthesizer = self.objective.synthesizer
+        codec = synthesizer.codec
         content = {
             "format": FORMAT,
-            "config": config.to_dict(),
+            "config": {**config.to_dict(), "precision": synthesizer.precision},
             "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
             "segment_frames": segment_frames,
+            "margin": synthesizer.margin,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
@@ -77,7 +80,7 @@ class TrainState:
         temporary.replace(path)
 
     def load(self, path: Path, config: TrainConfig) -> None:
-        """Continues from a checkpoint.
+        """Continues from a checkpoint, with its precision if `config` leaves the choice.
 
         Raises:
             EncoreError: not a checkpoint, or one of another model or codec.
@@ -105,6 +108,8 @@ class TrainState:
         self.schedule.load_state_dict(content["schedule"])
         self.objective.load_state_dict(content["objective"])
         self.progress = Progress(**content["progress"])
+        if config.optim.precision == AUTO:
+            self.objective.synthesizer.precision = saved.optim.precision
         if adversary is not None and not had_adversary:
             adversary.steps = self.progress.step  # it counts the run's steps, whenever it joined
 

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from encore.codecs import Codec
 from encore.config.schema import TrainConfig
-from encore.data import find_pairs
-from encore.data.dataset import Batch, EpochSampler, Pair, PairDataset, collate, segment_frames
+from encore.data import Pairs, find_pairs, segment_frames
+from encore.data.dataset import Batch, EpochSampler, PairDataset, collate
+from encore.data.index_files import Numbers
 from encore.data.latent_cache import LatentCache
 from encore.training.console import TrainConsole
 from encore.training.distributed import Ranks
@@ -34,8 +36,9 @@ class PairData:
     train_loader: Iterable[Batch]
     val_loader: Iterable[Batch]
 
-    def __init__(self, pairs: Mapping[str, list[Pair]], codec: Codec, config: TrainConfig):
+    def __init__(self, pairs: Mapping[str, Pairs], codec: Codec, config: TrainConfig):
         self.pairs, self.codec, self.config = pairs, codec, config
+        self.segments = pairs["train"].segments
         self.frames = segment_frames(pairs, codec.hop_length)
 
     @classmethod
@@ -45,8 +48,9 @@ class PairData:
         Raises:
             EncoreError: no such data set format, no pairs, or all problems of the files together.
         """
-        assert config.data.dataset_folder is not None
-        pairs = find_pairs(config.data.dataset_folder, codec.sample_rate, config.data.dataset_format)
+        data = config.data
+        assert data.dataset_folder is not None
+        pairs = find_pairs(data.dataset_folder, codec.sample_rate, data.dataset_format, data.latent_folder)
         return cls(pairs, codec, config)
 
     @property
@@ -60,24 +64,39 @@ class PairData:
         Raises:
             EncoreError: the cache's folder or some of the files cannot be used, or there are too few pairs for a step.
         """
-        files = [path for pairs in self.pairs.values() for pair in pairs for path in (pair.input, pair.output)]
-        open_cache = partial(LatentCache.open, self.config.data.latent_folder, self.codec.identity, files)
-        # Rank 0 hashes new files; the others then find the index complete.
+        folder = self.config.data.latent_folder
+        numbers = np.unique(np.concatenate([pairs.numbers for pairs in self.pairs.values()]))
         with ranks.agree():
-            cache = open_cache() if ranks.is_main else None
-        self.cache = cache or open_cache()
-        missing = ranks.broadcast_from_main(partial(self.cache.missing, files))
+            self.cache = LatentCache.open(folder, self.codec.identity, self.segments)
+        self._hash(numbers, ranks)
+        missing = ranks.broadcast_from_main(lambda: self.cache.missing(numbers))
         share = missing[ranks.rank :: ranks.world_size]
         with console.task("encoding", len(share)) as advance, ranks.agree():
             for _ in self.cache.encode(share, self.codec, ranks.device):
                 advance()
+        with ranks.agree():
+            self.cache.refresh()
+            if ranks.is_main:
+                self.cache.save_index()
         seconds = self.frames / self.codec.frame_rate
         console.print(
             f"{len(self.pairs['train'])} training and {len(self.pairs['val'])} validation pairs of {seconds:.2f} s, "
-            f"{len(missing)} of {len(set(files))} files newly encoded"
+            f"{len(missing)} of {len(numbers)} files newly encoded"
         )
         with ranks.agree():
             self._prepare_batches(ranks)
+
+    def _hash(self, numbers: Numbers, ranks: Ranks) -> None:
+        """Hashes the contents of new segments, each rank its share."""
+        new = self.segments.unhashed(numbers)
+        found = None
+        with ranks.agree():
+            found = self.segments.hash(new[ranks.rank :: ranks.world_size])
+        for rank, digests in enumerate(ranks.gather(found)):
+            self.cache.know(new[rank :: ranks.world_size], digests)
+        with ranks.agree():
+            if ranks.is_main:
+                self.segments.remember(self.config.data.latent_folder)
 
     def _prepare_batches(self, ranks: Ranks) -> None:
         data, seed = self.config.data, self.config.run.seed
@@ -99,4 +118,4 @@ class PairData:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent channel over the training inputs, `[D]` each."""
-        return self.cache.statistics([pair.input for pair in self.pairs["train"]])
+        return self.cache.statistics(self.pairs["train"].inputs)

@@ -69,6 +69,17 @@ class Ranks:
         result: T = box[0]
         return result
 
+    def any_async(self, flag: bool) -> Callable[[], bool]:
+        """Begins to ask whether `flag` is true on some rank; the function that is returned waits for the answer."""
+        count = torch.tensor([int(flag)], device=self.device)
+        work = dist.all_reduce(count, async_op=True)
+
+        def answer() -> bool:
+            work.wait()
+            return bool(count > 0)
+
+        return answer
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
         values = values.clone()

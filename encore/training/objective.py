@@ -130,18 +130,22 @@ class Objective(nn.Module):
 
         The components' gradients are combined at the audio; `measure` also gives each one's share. The discriminator's
         own gradient is added to its weights.
+
+        If something that takes part is not finite, the model's whole gradient is NaN. DDP adds up the gradients of all
+        ranks, so each of them sees that the step cannot be taken, without another collective operation.
         """
         combined = self.combiner(forward.values, forward.audio, measure)
         # Detached, as the decoder's backward pass needs the memory that the losses' graphs hold.
         for values in (forward.values, forward.parts):
             values.update({name: value.detach() for name, value in values.items()})
         items = len(next(iter(forward.values.values())))
-        # The combiner takes the mean over the rows of the audio, several of which belong to each item.
-        forward.audio.backward(combined.gradient * (scale * len(forward.audio) / items))
         values = {name: value for name, value in forward.values.items() if name not in combined.left_out}
         nothing = torch.full((items,), math.nan, device=forward.audio.device)
         total = self.total(values) if any(name in self.losses for name in values) else nothing
         finite = bool(torch.cat([total, *values.values()]).isfinite().all())
+        # The combiner takes the mean over the rows of the audio, several of which belong to each item.
+        factor = scale * len(forward.audio) / items if finite else math.nan
+        forward.audio.backward(combined.gradient * factor)
         kept = {name + part for name in values for part in (ATTRACTION, REPULSION)}
         values |= {name: value for name, value in forward.parts.items() if name in kept}
         if self.adversary is not None and self.adversary.due:

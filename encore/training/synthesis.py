@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from encore.codecs import Codec
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig, Sampler, generate, make_generators
+from encore.models.precision import FP32, autocast
 from encore.models.priors import REPLAY, Context
 
 BOUNDARY_SECONDS = 0.1  # of what comes before a crop are decoded with it, so that the losses see the transition
@@ -45,10 +44,11 @@ class Synthesizer:
         samples: per item.
         margin: latent frames that the decoder needs in front of a crop (see `Codec.measure_margin`).
         crop_frames: frames that a training step decodes of each sample: a crop of a block, or several blocks.
-        autocast: context for the model, e.g. of bfloat16; the decoder runs in float32.
+        precision: of the model, "fp32" or "bf16"; the decoder runs in float32.
         context_noise: largest standard deviation of noise on the context in training, in units of each latent
             channel's. The model is told the deviation; it is 0 outside of training.
         rollout_blocks: most generated blocks in front of a block, in plans with `rollout`.
+        recompute: decode item by item and again in the backward pass, instead of keeping the decoder's activations.
     """
 
     def __init__(
@@ -59,13 +59,14 @@ class Synthesizer:
         samples: int,
         margin: int,
         crop_frames: int,
-        autocast: Callable[[], AbstractContextManager[Any]],
+        precision: str = FP32,
         context_noise: float = 0.0,
         rollout_blocks: int = 0,
+        recompute: bool = False,
     ):
         self.codec, self.generation, self.samples, self.margin = codec, generation, samples, margin
-        self.crop_frames, self.autocast = crop_frames, autocast
-        self.context_noise, self.rollout_blocks = context_noise, rollout_blocks
+        self.crop_frames, self.precision = crop_frames, precision
+        self.context_noise, self.rollout_blocks, self.recompute = context_noise, rollout_blocks, recompute
         self.boundary = round(BOUNDARY_SECONDS * codec.frame_rate)
 
     def plan(self, frames: int, rollout: bool = False) -> CropPlan:
@@ -95,7 +96,7 @@ class Synthesizer:
         prior = None if guesses[0] is None else torch.cat([guess for guess in guesses if guess is not None], -1)
         starts = [frames + start for start in plan.starts]
         given, level = self._with_noise(history[..., : max(starts)], unwrap(model))
-        with self.autocast():
+        with autocast(self.precision, given.device):
             latents = model(given, size, noise, prior, starts, level)
         blocks = latents.float().unflatten(-1, (len(starts), size)).transpose(1, 2)[..., : plan.first + plan.frames]
         # The decoder gets the past without the noise.
@@ -104,7 +105,11 @@ class Synthesizer:
         past = past.repeat_interleave(rows // len(history), 0)
         latents = torch.cat([past, blocks], -1).flatten(0, 1)
         first = before + plan.first - self.boundary
-        return self.codec.decode_crop(latents, first, self.boundary + plan.frames, self.margin)
+        crop = (first, self.boundary + plan.frames, self.margin)
+        if not self.recompute:
+            return self.codec.decode_crop(latents, *crop)
+        parts = latents.split(len(latents) // len(batch))
+        return torch.cat([checkpoint(self.codec.decode_crop, part, *crop, use_reentrant=False) for part in parts])
 
     def references(self, batch: Batch, plan: CropPlan) -> tuple[Tensor, Tensor]:
         """The target's audio of each block of each item `[B · n, C, N]`, and the input's, which has no boundary."""
@@ -156,7 +161,7 @@ class Synthesizer:
         return torch.cat([batch.context.repeat_interleave(self.samples, 0), generated], -1)
 
     def _generate(self, model: nn.Module, sampler: Sampler, frames: int) -> Tensor:
-        with self.autocast():
+        with autocast(self.precision, sampler.device):
             return generate(model, sampler, frames)  # type: ignore[arg-type]
 
     def _with_noise(self, history: Tensor, model: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,13 +21,14 @@ from encore.config.checks import validate
 from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch
 from encore.tracking import Tracker, build_tracker
+from encore.training.baseline_cache import baselines
 from encore.training.build import build_state, build_terms
 from encore.training.checkpoint import TrainState, move_aside, resume_source
 from encore.training.console import SHARE, EpochMetrics, TrainConsole, named_metrics
 from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
-from encore.training.validation import Values, measure_baselines, validate_model, write_example
+from encore.training.validation import Values, validate_model, write_example
 
 MAX_NOT_FINITE = 10  # steps in a row
 ROLLOUT_PHASE = 0.25  # last share of the steps, in which the model continues from its own output
@@ -58,9 +59,13 @@ class StopSignal:
 
 @dataclass
 class StepMetrics:
-    """What an optimiser step gave: running means with this step in them, and whether it could be taken."""
+    """What an optimiser step gave: running means with this step in them, and whether it could be taken.
+
+    `stop` waits until all ranks have told whether a signal has come.
+    """
 
     running: WeightedMean
+    stop: Callable[[], bool] = bool
     loss: float = 0.0
     seconds: float = 0.0  # of audio, over all ranks
     finite: bool = True
@@ -122,19 +127,18 @@ class Trainer:
             flags = {**self.config.to_dict(), "resume": None}  # a run with this file for --config is a new one
             (self.folder / "config.json").write_text(json.dumps(flags, indent=2) + "\n")
             self.console.open_log(self.folder / "train.log")
-        baselines = measure_baselines(objective, self.data.val_loader, self.ranks)
-        self.console.baselines(objective.components, baselines)
+        measured = baselines(objective, self.config.objective, self.data, self.ranks)
+        self.console.baselines(objective.components, measured)
         if self.source is not None:
             place = f"epoch {progress.epoch + 1}, step {progress.epoch_step}"
             self.console.print(f"resumed from {self.source} at {place}")
         if self.ranks.is_main:
             self.tracker = build_tracker(self.config.tracking, progress.run_id, self.folder, self.console.print)
             self.tracker.params(self.config.to_dict())
-            for kind, values in baselines.items():
+            for kind, values in measured.items():
                 self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
             self.tracker.artifact(self.folder / "config.json")
             self.tracker.flush()
-            progress.run_id = self.tracker.run_id
 
     @property
     def finished(self) -> bool:
@@ -180,8 +184,9 @@ class Trainer:
         with self.console.task(f"epoch {progress.epoch + 1}/{epochs}", self.data.steps, progress.epoch_step) as advance:
             while progress.epoch_step < self.data.steps and progress.step < schedule.total_steps and not stopped:
                 lr = schedule.lr(progress.step)
-                step = self.train_step(batches, running)
-                stopped = self.apply_step(step, lr, stop)
+                step = self.train_step(batches, running, stop)
+                self.apply_step(step, lr)
+                stopped = step.stop()
                 running = step.running if step.finite else running
                 seconds += step.seconds
                 advance(f"loss {step.loss:.4f}  {seconds / (time.monotonic() - start):.1f} s/s")
@@ -191,8 +196,11 @@ class Trainer:
         throughput = seconds / (time.monotonic() - start)
         return EpochMetrics(progress.epoch + 1, epochs, means(progress.sums), lr, throughput, progress.skipped)
 
-    def train_step(self, batches: Iterator[Batch], running: WeightedMean) -> StepMetrics:
-        """Accumulates the gradients of a step's batches and clips them."""
+    def train_step(self, batches: Iterator[Batch], running: WeightedMean, stop: StopSignal) -> StepMetrics:
+        """Accumulates the gradients of a step's batches and clips them.
+
+        The only collective operations are DDP's, and one that asks for signals beside the last backward pass.
+        """
         config, progress, objective = self.config, self.state.progress, self.state.objective
         # All randomness of a step follows from its number, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed(seed_of(config.run.seed, progress.step, self.ranks.rank))
@@ -204,8 +212,10 @@ class Trainer:
             plan = objective.synthesizer.plan(batch.context.shape[-1], rollout)
             with self.model.no_sync() if remaining else contextlib.nullcontext():
                 forward = objective(self.model, batch, plan)
+                if not remaining:
+                    step.stop = self.ranks.any_async(bool(stop))
                 result = objective.backward(forward, 1 / accumulation, progress.epoch_step % SHARES_EVERY == 0)
-            step.finite, step.left_out = step.finite and result.finite, step.left_out.union(result.left_out)
+            step.left_out |= {*result.left_out}
             step.loss = result.total.mean().item()
             step.running.add(result.values, result.total)
             for name, share in result.shares.items():
@@ -213,16 +223,13 @@ class Trainer:
             step.seconds += len(batch) * self.ranks.world_size * batch.input_audio.shape[-1] / objective.sample_rate
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
         step.running.add_value("grad_norm", float(norm), len(batch) * accumulation)
-        step.finite = step.finite and bool(norm.isfinite())
+        step.finite = bool(norm.isfinite())  # equal on all ranks, as their gradients are
         return step
 
-    def apply_step(self, step: StepMetrics, lr: float, stop: StopSignal) -> bool:
-        """Updates the weights, unless the step was not finite on some rank; whether a signal has come on some rank."""
+    def apply_step(self, step: StepMetrics, lr: float) -> None:
+        """Updates the weights, unless the step was not finite on some rank."""
         state, progress = self.state, self.state.progress
-        flags = torch.tensor([not step.finite, bool(stop)], dtype=torch.int, device=self.ranks.device)
-        skip, stopped = (count > 0 for count in self.ranks.sum(flags).tolist())
-        step.finite = not skip
-        if skip:
+        if not step.finite:
             progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
             self.console.print(f"step {progress.step + 1} skipped: its loss or gradient is not finite", style="yellow")
         else:
@@ -234,7 +241,7 @@ class Trainer:
                 state.ema.update_parameters(state.model)
             for name in sorted(step.left_out):
                 self.console.print(f"step {progress.step + 1} without {name}: it is not finite", style="yellow")
-        state.objective.end_step(skip)
+        state.objective.end_step(skip=not step.finite)
         state.optimizer.zero_grad(set_to_none=True)
         progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
         if progress.skipped_in_a_row >= MAX_NOT_FINITE:
@@ -242,7 +249,6 @@ class Trainer:
                 f"loss or gradient was not finite for {MAX_NOT_FINITE} steps in a row, so training ends; the last good "
                 f"checkpoint is in {self.folder}. Lower --lr ({self.config.optim.lr:g}) or --clip_norm"
             )
-        return stopped
 
     def validate(self) -> Values:
         """The components over all validation pairs."""
@@ -276,7 +282,6 @@ class Trainer:
             write_example(folder, self.state.objective, self.state.evaluated, self.data.val, self.ranks)
             tracker.artifact(folder, f"examples/{folder.name}")
         tracker.flush()
-        self.state.progress.run_id = tracker.run_id
 
     def interrupt(self) -> None:
         """Saves the exact step that a signal stopped training at."""
@@ -289,7 +294,9 @@ class Trainer:
         self.status = "KILLED"
 
     def save(self, name: str) -> None:
-        """Writes a checkpoint to the run's folder."""
+        """Writes a checkpoint to the run's folder, with the tracker's id of the run."""
+        if self.tracker is not None:
+            self.state.progress.run_id = self.tracker.run_id
         self.state.save(self.folder / name, self.config, self.data.frames)
 
     def close(self) -> None:

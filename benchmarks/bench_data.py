@@ -1,0 +1,185 @@
+"""How a start grows with the number of pairs: 1,000 to 1,000,000 tiny pairs in shards, and up to 100,000 of wavs.
+
+`python -m benchmarks.bench_data` makes the data sets in a temporary folder (`--folder` for another disk; a million
+pairs take 2 GB), and prints for each, in processor seconds of a process of its own: finding and checking the pairs,
+opening the latent cache (with hashing of what is new), finding what it lacks, the statistics, and the first batch of an
+epoch; then peak memory, the size of the indices, and the growth per tenfold. "first" is a start on latents that are
+there but not indexed and, for wavs, on files that were never seen; "next" any later one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from rich.console import Console
+from rich.table import Table
+from safetensors.numpy import save_file
+from torch.utils.data import DataLoader
+
+from encore.codecs import Codec
+from encore.data import find_pairs, segment_frames
+from encore.data.dataset import EpochSampler, PairDataset, collate
+from encore.data.latent_cache import LatentCache
+from encore.data.segments import Segments
+from encore.data.shards import SHARD_BYTES, ShardIndex, ShardWriter
+
+RATE, SAMPLES, VALUES, FRAMES = 24_000, 4_800, 8, 15  # of a segment: 0.2 s, and of its latents
+PER_LATENT_SHARD = 20_000
+BATCH = 8
+STEPS = ("find", "open", "missing", "statistics", "batch")
+
+
+class TinyCodec(Codec):
+    """Gives the shapes of tiny latents, which are never decoded."""
+
+    def __init__(self) -> None:
+        super().__init__(RATE, 1, SAMPLES // FRAMES, VALUES)
+
+
+def contents(count: int, format: str) -> Iterator[bytes]:
+    """Audio files of quiet clicks, no two equal."""
+    place = np.zeros(SAMPLES, np.int16)
+    for number in range(count):
+        place[:8] = np.frombuffer(number.to_bytes(8, "little"), np.uint8)
+        file = io.BytesIO()
+        soundfile.write(file, place, RATE, format=format, subtype="PCM_16")
+        yield file.getvalue()
+
+
+def make_shards(folder: Path, pairs: int) -> None:
+    """One recording whose neighbouring segments are the pairs, the last hundredth of them for validation."""
+    writers: list[ShardWriter] = []
+    places, digests = [], []
+    for number, flac in enumerate(contents(pairs + 1, "FLAC")):
+        if not writers or writers[-1].size >= SHARD_BYTES:
+            writers.append(ShardWriter(folder / f"shard-{len(writers):06d}.tar"))
+        _, first, size, digest = writers[-1].add("music.wav", number * SAMPLES, flac)
+        places.append((len(writers) - 1, first, size))
+        digests.append(digest)
+    for writer in writers:
+        writer.close()
+    rows = np.stack([np.arange(pairs), np.arange(1, pairs + 1), np.zeros(pairs, np.int64)], 1)
+    names, train = [writer.path.name for writer in writers], pairs - pairs // 100
+    split = {"train": rows[:train], "val": rows[train:]}
+    sizes = [writer.path.stat().st_size for writer in writers]
+    known = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)
+    ShardIndex(RATE, SAMPLES, names, sizes, np.array(places), known, ["music.wav"], split).save(folder)
+
+
+def make_wavs(folder: Path, pairs: int) -> None:
+    """The same number of pairs as two files each."""
+    files = contents(2 * pairs, "WAV")
+    for split, first, last in (("train", 0, pairs - pairs // 100), ("val", pairs - pairs // 100, pairs)):
+        (folder / split).mkdir()
+        for number in range(first, last):
+            for role in ("input", "output"):
+                (folder / split / f"pair_{number:07d}_{role}.wav").write_bytes(next(files))
+
+
+def make_latents(segments: Segments, folder: Path) -> None:
+    """Shards of latents for all segments, without an index of them."""
+    numbers = np.arange(len(segments))
+    new = segments.unhashed(numbers)
+    segments.digests[new] = segments.hash(new)
+    folder.mkdir(parents=True)
+    latents = np.random.default_rng(0).standard_normal((PER_LATENT_SHARD, VALUES, FRAMES)).astype(np.float16)
+    for first in range(0, len(segments), PER_LATENT_SHARD):
+        digests = segments.digests[first : first + PER_LATENT_SHARD]
+        named = {digest.tobytes().hex(): values for digest, values in zip(digests, latents, strict=False)}
+        save_file(named, folder / f"latents-{first:08d}.safetensors")
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Processor seconds of the steps of a start, and megabytes: peak memory, that before, and the indices."""
+    figures, codec = {"before": peak()}, TinyCodec()
+    start = time.process_time()
+
+    def lap(step: str) -> None:
+        nonlocal start
+        figures[step] = time.process_time() - start
+        start = time.process_time()
+
+    pairs = find_pairs(folder, RATE)
+    lap("find")
+    segments = pairs["train"].segments
+    cache, numbers = LatentCache.open(folder / ".latents", codec.identity, segments), np.arange(len(segments))
+    new = segments.unhashed(numbers)
+    cache.know(new, segments.hash(new))
+    segments.remember(folder / ".latents")
+    cache.save_index()
+    lap("open")
+    assert not len(cache.missing(numbers))
+    lap("missing")
+    cache.statistics(pairs["train"].inputs)
+    lap("statistics")
+    data = PairDataset(pairs["train"], cache, codec, segment_frames(pairs, codec.hop_length))
+    sampler = EpochSampler(len(data), BATCH, 1, 0, 1, seed=0)
+    batch = next(iter(DataLoader(data, batch_sampler=sampler, collate_fn=collate)))
+    assert len(batch) == BATCH
+    lap("batch")
+    indices = [*folder.glob("*.npz"), *(folder / ".latents").rglob("*.npz")]
+    return {**figures, "memory": peak(), "index": sum(path.stat().st_size for path in indices) / 1e6}
+
+
+def peak() -> float:
+    """Largest resident memory of this process so far, MB; `ru_maxrss` would include that of the process before it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1e3
+
+
+def bench(kind: str, pairs: int, root: Path) -> dict[str, dict[str, float]]:
+    """The figures of a first start and of the next one."""
+    with tempfile.TemporaryDirectory(dir=root) as name:
+        folder = Path(name)
+        make_shards(folder, pairs) if kind == "shards" else make_wavs(folder, pairs)
+        make_latents(find_pairs(folder, RATE)["train"].segments, folder / ".latents" / TinyCodec().identity)
+        command = [sys.executable, "-m", "benchmarks.bench_data", "--measure", str(folder)]
+        return {
+            start: json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            for start in ("first", "next")
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument(
+        "--sizes", default="1000,10000,100000,1000000", help="numbers of pairs, ten times the last each"
+    )
+    parser.add_argument("--most_wavs", type=int, default=100_000, help="largest number of pairs of wavs")
+    parser.add_argument("--folder", type=Path, default=None, help="where the data sets are made")
+    parser.add_argument("--measure", type=Path, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure is not None:
+        print(json.dumps(measure(options.measure)))
+        return
+    table = Table(title="a start, in processor seconds")
+    columns = ("kind", "pairs", "start", *STEPS, "all", "times", "memory MB", "of that before", "indices MB")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("kind", "start") else "right", no_wrap=True)
+    for kind in ("wavs", "shards"):
+        before: dict[str, float] = {}
+        for pairs in map(int, options.sizes.split(",")):
+            if kind == "wavs" and pairs > options.most_wavs:
+                continue
+            for start, figures in bench(kind, pairs, options.folder).items():
+                total = sum(figures[step] for step in STEPS)
+                growth = f"{total / before[start]:.1f}" if start in before else ""
+                before[start] = total
+                seconds = [f"{figures[step]:.2f}" for step in STEPS]
+                sizes = [f"{figures[name]:.0f}" for name in ("memory", "before")] + [f"{figures['index']:.1f}"]
+                table.add_row(kind, f"{pairs:,}", start, *seconds, f"{total:.2f}", growth, *sizes)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Shards: the segments of a data set as FLAC in a few tar files (WebDataset's layout), and an index of the pairs.
+
+`FOLDER/shard-000000.tar` holds `RECORDING/START.flac` for each segment, START in samples; a segment that is the output
+of one pair and the input of the next is stored once. Any tar program and the package webdataset read the shards.
+`FOLDER/index.npz` says where each segment begins, so that any of them is read without the others, and which segments
+are the pairs of each split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from torch import Tensor
+
+from encore.audio import read_audio
+from encore.data.index_files import Bytes, Numbers, load_columns, pack_text, save_columns, unpack_text
+from encore.data.pairs import SPLITS, Pairs
+from encore.data.segments import Segments
+from encore.errors import EncoreError, listing
+
+INDEX = "index.npz"
+VERSION = 1
+SHARD_BYTES = 2**27  # of audio, about an hour and a quarter of 24 kHz mono
+
+Member = tuple[int, int, int, str]  # first sample in the recording, first byte and bytes in the shard, SHA-256
+
+
+class ShardedSegments(Segments):
+    """Segments in shards.
+
+    Args:
+        folder: of the data set.
+        columns: of its index.
+    """
+
+    def __init__(self, folder: Path, columns: dict[str, np.ndarray]):
+        self.folder = folder
+        self.rate, self.samples, self.digests = int(columns["rate"]), columns["samples"], columns["digests"]
+        self.shards = unpack_text(columns["shards"], len(columns["shard_sizes"]))
+        self.shard_sizes, self.places = columns["shard_sizes"], columns["places"]
+
+    def place(self, number: int) -> Path:
+        shard, first, _ = self.places[number].tolist()
+        return self.folder / f"{self.shards[shard]}, byte {first}"
+
+    def check(self, sample_rate: int, cache_dir: Path) -> dict[int, str]:
+        """Raises EncoreError for another sample rate, and for shards that are missing or of another size."""
+        if self.rate != sample_rate:
+            raise EncoreError(
+                f"{self.folder}: {self.rate} Hz, but the codec works at {sample_rate} Hz; "
+                f"make it again with prepare_data.py --sample_rate {sample_rate}"
+            )
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file()}
+        problems = []
+        for name, size in zip(self.shards, self.shard_sizes.tolist(), strict=True):
+            if sizes.get(name) != size:
+                found = f"{sizes[name]} bytes long" if name in sizes else "missing"
+                problems.append(f"{self.folder / name}: {found}, it should have {size}; copy it again")
+        if problems:
+            raise EncoreError(listing(problems))
+        return {}
+
+    def read(self, number: int, sample_rate: int, channels: int) -> Tensor:
+        shard, first, size = self.places[number].tolist()
+        try:
+            with open(self.folder / self.shards[shard], "rb", buffering=0) as file:
+                content = os.pread(file.fileno(), size, first)
+        except OSError as error:
+            raise EncoreError(f"{self.place(number)}: cannot be read ({error.strerror}); copy it again") from error
+        if hashlib.sha256(content).digest() != self.digests[number].tobytes():
+            raise EncoreError(f"{self.place(number)}: damaged, its checksum is another; copy the shard again")
+        return read_audio(self.place(number), sample_rate, channels, content)
+
+    def hash(self, numbers: Numbers) -> Bytes:
+        return self.digests[numbers]
+
+    def remember(self, cache_dir: Path) -> None:
+        """Does nothing: the index knows all."""
+
+
+class NumberedNames:
+    """`pair_0000` and so on."""
+
+    def __init__(self, total: int):
+        self.total, self.width = total, max(4, len(str(total - 1)))
+
+    def __getitem__(self, index: int) -> str:
+        return f"pair_{range(self.total)[index]:0{self.width}d}"
+
+
+class CodedNames:
+    """A name for each code."""
+
+    def __init__(self, codes: Numbers, names: Sequence[str]):
+        self.codes, self.names = codes, names
+
+    def __getitem__(self, index: int) -> str:
+        return self.names[self.codes[index]]
+
+
+def find_shards(folder: Path) -> dict[str, Pairs]:
+    """The pairs that `folder/index.npz` lists.
+
+    Raises:
+        EncoreError: the index is damaged or of a later version.
+    """
+    try:
+        columns = load_columns(folder / INDEX)
+        if (version := int(columns["version"])) != VERSION:
+            raise ValueError(f"version {version} instead of {VERSION}")
+        segments = ShardedSegments(folder, columns)
+        recordings = unpack_text(columns["recordings"], int(columns["recording_count"]))
+        return {split: _pairs(segments, columns[split], recordings) for split in SPLITS}
+    except (OSError, ValueError, KeyError) as error:
+        raise EncoreError(f"{folder / INDEX}: cannot be used ({error}); copy or prepare the data set again") from error
+
+
+def _pairs(segments: Segments, rows: Numbers, recordings: Sequence[str]) -> Pairs:
+    inputs, outputs, codes = rows.T
+    return Pairs(segments, inputs, outputs, NumberedNames(len(rows)), CodedNames(codes, recordings))
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What a data set of shards consists of.
+
+    Attributes:
+        rate: sample rate, Hz.
+        samples: length of a segment.
+        shards: names of the shards.
+        sizes: of these, in bytes.
+        places: number of the shard, first byte and bytes of each segment, `[S, 3]`.
+        digests: SHA-256 of each segment's FLAC, `[S, 32]`.
+        recordings: names of the recordings.
+        pairs: for each split the input, the output and the recording of each pair, `[P, 3]`.
+    """
+
+    rate: int
+    samples: int
+    shards: Sequence[str]
+    sizes: Sequence[int]
+    places: Numbers
+    digests: Bytes
+    recordings: Sequence[str]
+    pairs: dict[str, Numbers]
+
+    def save(self, folder: Path) -> None:
+        """Writes `folder/index.npz`."""
+        columns = {
+            "version": np.int64(VERSION),
+            "rate": np.int64(self.rate),
+            "samples": np.full(len(self.places), self.samples, np.int64),
+            "shards": pack_text(self.shards),
+            "shard_sizes": np.array(self.sizes, np.int64),
+            "places": self.places,
+            "digests": self.digests,
+            "recordings": pack_text(self.recordings),
+            "recording_count": np.int64(len(self.recordings)),
+        }
+        save_columns(folder / INDEX, {**columns, **self.pairs})
+
+
+class ShardWriter:
+    """Writes one shard: a tar file that has its name only when it is complete.
+
+    Args:
+        path: of the shard.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._partial = path, path.with_name(f"{path.name}.tmp")
+        self._tar = tarfile.open(self._partial, "w", format=tarfile.GNU_FORMAT, encoding="utf-8")  # noqa: SIM115
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._tar.offset
+
+    def add(self, recording: str, start: int, flac: bytes) -> Member:
+        """Adds a segment that begins at sample `start` of its recording."""
+        info = tarfile.TarInfo(f"{recording}/{start:012d}.flac")
+        info.size = len(flac)
+        first = self._tar.offset + len(info.tobuf(self._tar.format, self._tar.encoding, self._tar.errors))
+        self._tar.addfile(info, io.BytesIO(flac))
+        return start, first, len(flac), hashlib.sha256(flac).hexdigest()
+
+    def close(self) -> None:
+        """Gives the shard its name."""
+        self._tar.close()
+        with open(self._partial, "rb") as file:
+            os.fsync(file.fileno())
+        self._partial.replace(self.path)
+
+
+def as_flac(segment: Tensor, sample_rate: int) -> bytes:
+    """`[C, N]` as 16-bit FLAC with exactly the samples that `write_wav` writes.
+
+    libsndfile rounds to 16 bits differently for FLAC than for wav; therefore the segment is a wav first.
+    """
+    wav, flac = io.BytesIO(), io.BytesIO()
+    soundfile.write(wav, segment.clamp(-1, 1).numpy().T, sample_rate, format="WAV", subtype="PCM_16")
+    wav.seek(0)
+    samples, _ = soundfile.read(wav, dtype="int16", always_2d=True)
+    soundfile.write(flac, samples, sample_rate, format="FLAC", subtype="PCM_16")
+    return flac.getvalue()

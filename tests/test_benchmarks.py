@@ -1,0 +1,74 @@
+"""The benchmarks of speed run through their command lines, at sizes of a few seconds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENVIRONMENT, ROOT
+
+TINY = ("--d_model", "32", "--num_layers", "1", "--steps", "1")
+
+
+def benchmark(name: str, *arguments: object, folder: Path) -> str:
+    """What `python -m benchmarks.NAME` prints."""
+    program = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
+    environment = {**ENVIRONMENT, "TMPDIR": str(folder)}
+    result = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_step_prints_every_part_and_the_ratio_to_another_checkout(tmp_path: Path):
+    cases = ("--cases", "1x4", "--repeats", 1, "--lengths", "1,2", "--against", ROOT, "--", "--tracker", "none")
+    output = benchmark("bench_step", *TINY, *cases, folder=tmp_path)
+    rows = [line.split("│")[1:-1] for line in output.splitlines() if re.match("│ [12] s × [14]", line)]
+    *costs, ratio = sorted(rows, key=len, reverse=True)
+    assert len(costs) == 4  # the case, its other checkout, and the two lengths
+    for row in costs:
+        seconds, user, kernel, peak = map(float, row[1:5])
+        assert 0 < seconds == pytest.approx(user + kernel, abs=0.02)
+        assert 0.1 < peak < 10  # GB
+        assert "–" not in "".join(row[7:]), f"a part was not seen: {row}"
+        assert sum(float(share.strip("% ")) for share in row[7:]) == pytest.approx(100, abs=4)
+    assert all(0.1 < float(value) < 10 for value in ratio[1:])
+    assert re.search(r"seconds = -?[\d.]+ \+ -?[\d.]+ · length in seconds", output), output
+
+
+@pytest.mark.slow
+def test_roofline_counts_the_operations_of_every_part(tmp_path: Path):
+    sizes = ("--d_model", 128, "--num_layers", 1, "--steps", 1, "--cases", "1x2")
+    output = benchmark("bench_roofline", *sizes, "--", "--tracker", "none", folder=tmp_path)
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in output.splitlines() if line.startswith("│")}
+    parts = ("transformer forward", "transformer backward", "decoder forward", "decoder backward", "losses")
+    amounts = [float(rows[part][0].split()[0]) for part in parts]
+    assert min(amounts) > 0, output
+    # 12 · width² weights in a layer, 2 operations each; 2 samples of 2 items with 75 frames. The context adds a little.
+    least = 2 * 12 * 128**2 * 4 * 75 / 1e9
+    assert least < amounts[0] < 2 * least
+    assert amounts[1] == pytest.approx(2 * amounts[0], rel=0.2)
+    assert float(rows["step"][3]) > float(rows["step"][2]) > 0, "a step takes longer than its floor"
+
+
+@pytest.mark.slow
+def test_pipeline_trains_every_system_and_prints_the_time_to_equal_quality(tmp_path: Path):
+    sizes = ("--lengths", 1, "--files", 7, "--minutes", 0.02, "--batch_size", 2, "--d_model", 32, "--num_layers", 1)
+    output = benchmark("bench_pipeline", *sizes, folder=tmp_path)
+    lines = [line.split("│")[1:-1] for line in output.splitlines() if re.match("│ (minimal|regression|energy) ", line)]
+    costs, *qualities = (lines[i : i + 3] for i in range(0, len(lines), 3))
+    assert len(qualities) == 2
+    for row in costs:
+        start, throughput, peak, steps = (float(row[column]) for column in (1, 3, 5, 6))
+        assert 0.5 < start < 60 and throughput > 0 and 0.1 < peak < 10 and steps >= 1
+    for minimal, *others in qualities:
+        assert float(minimal[4]) == 1, "the minimal pipeline reaches its own best"
+        for row in (minimal, *others):
+            first, best = float(row[1]), float(row[2])
+            assert best <= first
+            reached = not row[3].strip().startswith(">")
+            assert reached == (best <= float(minimal[2])), row
