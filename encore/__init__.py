@@ -26,7 +26,10 @@ __all__ = ["load"]
 
 
 def load(
-    path: str | Path, device: str | None = None, codec_repository: str | Path | None = None
+    path: str | Path,
+    device: str | None = None,
+    codec_repository: str | Path | None = None,
+    precision: str = "auto",
 ) -> ContinuationPipeline:
     """Loads the model of a checkpoint; see `encore.inference.pipeline.ContinuationPipeline`.
 
@@ -34,10 +37,11 @@ def load(
         path: best_model.pt or last.pt of a training run.
         device: "cpu" or "cuda"; default: a GPU if there is one.
         codec_repository: folder with the pretrained codecs' files; default: that of the training run.
+        precision: of the transformer's products: "fp32", "bf16", or "auto" for bf16 if this device is faster with it.
 
     Raises:
         EncoreError: not a checkpoint of this version, no such device, or the codec cannot be loaded.
     """
     from encore.inference.pipeline import ContinuationPipeline  # imports torch, which takes seconds
 
-    return ContinuationPipeline.load(path, device, codec_repository)
+    return ContinuationPipeline.load(path, device, codec_repository, precision)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -254,6 +255,37 @@ def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: 
     assert len(Page(tmp_path / "out" / "index.html").audio) == 3
 
 
+def test_a_folder_of_songs_is_continued_and_a_bad_file_is_named(
+    call_command: Command, drawing: Path, tmp_path: Path
+) -> None:
+    """Each song as alone, whatever its length and rate; names do not collide."""
+    songs = tmp_path / "songs"
+    (songs / "sub").mkdir(parents=True)
+    soundfile.write(songs / "a.wav", melody(3, 1), SAMPLE_RATE)
+    soundfile.write(songs / "a.flac", melody(2.5, 2), SAMPLE_RATE)
+    soundfile.write(songs / "sub" / "b #1.wav", melody(4, 3)[::2], SAMPLE_RATE // 2)
+    (songs / "bad.wav").write_text("no music")
+    flags = ("--checkpoint", drawing, "--start", 1.4, "--seconds", 0.8, "--seed", 3, "--precision", "fp32")
+    result = call_command("inference_sample.py", *flags, "--inputs", songs, "--candidates", 2, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "1 of 4 songs were not continued" in result.stderr and "bad.wav: cannot be read" in result.stderr
+    out = tmp_path / "out"
+    names = {"a.wav": "a.wav", "a.flac": "a.flac", "sub/b #1.wav": "sub_b #1"}
+    assert {path.name for path in out.iterdir()} == {"index.html", *names.values()}
+    for song, name in names.items():
+        alone = call_command("inference_sample.py", *flags, "--input", songs / song, "--output", "alone", cwd=tmp_path)
+        assert alone.returncode == 0, alone.stderr
+        expected = samples_of(tmp_path / "alone" / "continuation.wav")
+        np.testing.assert_allclose(samples_of(out / name / "continuation.wav"), expected, atol=2)
+        assert np.abs(samples_of(out / name / "continuation_2.wav").astype(int) - expected).max() > 100
+    page = (out / "index.html").read_text()
+    assert all(f'src="{quote(name)}/full_2.wav"' in page for name in names.values())
+    assert "means over 3 songs" in page and "bad.wav" in page
+    again = call_command("inference_sample.py", *flags, "--inputs", ".", "--output", "out", cwd=tmp_path)
+    assert again.returncode == 1 and "out/" not in again.stderr
+    assert (out / "songs_sub_b #1").is_dir() and not list(out.glob("out_*"))  # no results of an earlier run
+
+
 @pytest.mark.parametrize(
     ("changed", "messages"),
     [
@@ -270,6 +302,13 @@ def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: 
             ["--run_id abc: ", "Run with id=abc not found"],
         ),
         ({"--input": "no.wav"}, ["no.wav: cannot be read as audio"]),
+        ({"--input": None}, ["--input, --inputs: neither is given"]),
+        (
+            {"--inputs": "songs", "--stream": "true"},
+            ["--input, --inputs: both are given", "--stream: for one song only"],
+        ),
+        ({"--input": None, "--inputs": "songs"}, ["--inputs songs: no such folder"]),
+        ({"--precision": "fp16"}, ["--precision fp16: must be one of"]),
         ({"--input": "{text}"}, ["{text}: cannot be read as audio"]),
         ({"--start": 4.1}, ["--start 4.1: ", "ends at 4.00 s"]),
         ({"--start": 0.4}, ["0.40 s long", "at least 1.00 s"]),

@@ -20,7 +20,7 @@ from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Command, melody
 
 @pytest.fixture(scope="module")
 def model(trained: Path) -> ContinuationPipeline:
-    return encore.load(trained / "checkpoints" / "best_model.pt", device="cpu")
+    return encore.load(trained / "checkpoints" / "best_model.pt", device="cpu", precision="fp32")
 
 
 @pytest.mark.slow
@@ -28,7 +28,16 @@ def test_it_is_what_the_command_writes(
     model: ContinuationPipeline, trained: Path, call_command: Command, tmp_path: Path
 ) -> None:
     soundfile.write(tmp_path / "song.wav", melody(1.6, 3), SAMPLE_RATE)
-    flags = ("--checkpoint", trained / "checkpoints" / "best_model.pt", "--seconds", 1.3, "--seed", 4)
+    flags = (
+        "--checkpoint",
+        trained / "checkpoints" / "best_model.pt",
+        "--seconds",
+        1.3,
+        "--seed",
+        4,
+        "--precision",
+        "fp32",
+    )
     result = call_command("inference_sample.py", "--input", "song.wav", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     samples, rate = soundfile.read(tmp_path / "song.wav", dtype="float32")
@@ -45,6 +54,15 @@ def test_any_shape_rate_and_number_of_channels(model: ContinuationPipeline) -> N
     stereo = np.stack([1.5 * song, 0.5 * song]).astype(np.float64)
     torch.testing.assert_close(model.continue_(stereo, SAMPLE_RATE, seconds=0.7), expected, atol=1e-4, rtol=0)
     assert (model.sample_rate, model.channels) == (SAMPLE_RATE, 1)
+
+
+def test_a_batch_is_each_waveform_alone(model: ContinuationPipeline) -> None:
+    songs = [melody(seconds, seed) for seconds, seed in ((1.5, 5), (1.2, 6), (2.0, 7))]
+    made = model.continue_batch(songs, 16000, seconds=0.7, seed=[2, 3])
+    for song, rows in zip(songs, made, strict=True):
+        assert rows.shape == (2, 1, 11200)
+        alone = model.continue_(song, 16000, seconds=0.7, seed=3)
+        torch.testing.assert_close(rows[1], alone, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("rate", [16000, 44100, 48000, 22051])

@@ -16,7 +16,18 @@ from torch import Tensor
 
 import losses
 from losses.dsp.filterbanks import mel_filters
-from losses.dsp.stft import Resolution, log_ratio, magnitude, phase, spectrum, window_values
+from losses.dsp.norms import mean_abs, norm_along_bins
+from losses.dsp.stft import (
+    Resolution,
+    absolute,
+    anti_wrapped_distance,
+    log_ratio,
+    magnitude,
+    phase,
+    spectrum,
+    spectrum_parts,
+    window_values,
+)
 from losses.stft import STFTTerms
 from tests.signals import assert_same, gradient_of, music, noise
 
@@ -53,6 +64,11 @@ def test_spectra_are_those_of_torch_with_their_gradients(n_fft: int, hop: int, w
     assert torch.allclose(a, c) and torch.allclose(b, d)
 
 
+def test_a_padding_without_a_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match="pad_mode must be one of reflect, constant, got 'circular'"):
+        losses.STFTLoss(pad_mode="circular")(*noise((1, 1, 2000), 0))
+
+
 @pytest.mark.parametrize("pad_mode", ["reflect", "constant"])
 @pytest.mark.parametrize("n_fft", [32, 33])
 @pytest.mark.slow
@@ -66,6 +82,15 @@ def test_gradients_of_spectra_are_those_of_finite_differences(pad_mode: str, n_f
     assert torch.autograd.gradcheck(
         lambda x, y: log_ratio(magnitude(x, resolution), magnitude(y, resolution)), (signal, other)
     )
+    for comparison in (mean_abs, norm_along_bins):
+        assert torch.autograd.gradcheck(
+            lambda x, y, f=comparison: f(magnitude(x, resolution), magnitude(y, resolution)), (signal, other)
+        )
+    assert torch.autograd.gradcheck(
+        lambda x, y: absolute(spectrum_parts(x, resolution), spectrum_parts(y, resolution)), (signal, other)
+    )
+    if pad_mode == "constant":
+        assert torch.autograd.gradcheck(lambda x, y: anti_wrapped_distance(x, y, resolution), (signal, other))
 
 
 def test_windows_have_the_names_of_scipy_and_torch() -> None:

@@ -66,7 +66,7 @@ def continue_latents(
     codec = generator.codec
     context = Context(latents, codec, lambda: codec.decode(latents))
     sampler = Sampler(generator.generation, context, make_generators(seeds), temperature)
-    made = generate(generator.model, sampler, frames)
+    made = generate(generator.model, sampler, frames, generator.precision)
     return codec.decode_continuation(latents, made, generator.margin)
 
 

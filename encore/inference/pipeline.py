@@ -13,8 +13,9 @@ from torch import Tensor
 
 from encore.audio import resample, to_channels
 from encore.errors import EncoreError
-from encore.inference.continuation import Continuation, continue_song
+from encore.inference.continuation import Continuation, Draws, continue_songs
 from encore.models.loading import Generator, choose_device, load_generator
+from encore.models.precision import AUTO
 
 LEAD_SECONDS = 0.05  # of the context that is resampled with a continuation, for the resampler's filter
 
@@ -34,7 +35,11 @@ class ContinuationPipeline:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str | None = None, codec_repository: str | Path | None = None
+        cls,
+        path: str | Path,
+        device: str | None = None,
+        codec_repository: str | Path | None = None,
+        precision: str = AUTO,
     ) -> ContinuationPipeline:
         """Loads a checkpoint of a training run.
 
@@ -42,12 +47,14 @@ class ContinuationPipeline:
             path: best_model.pt or last.pt of the run.
             device: "cpu" or "cuda"; default: a GPU if there is one.
             codec_repository: folder with the pretrained codecs' files; default: that of the training run.
+            precision: of the transformer's products: "fp32", "bf16", or "auto" for bf16 if this device is faster with
+                it. With bf16 a continuation is another one of the same quality.
 
         Raises:
             EncoreError: not a checkpoint of this version, no such device, or the codec cannot be loaded.
         """
         repository = None if codec_repository is None else Path(codec_repository)
-        return cls(load_generator(Path(path), choose_device(device), repository))
+        return cls(load_generator(Path(path), choose_device(device), repository, precision))
 
     @property
     def sample_rate(self) -> int:
@@ -86,26 +93,53 @@ class ContinuationPipeline:
             EncoreError: the waveform is shorter than one second (or a training segment, if that is less), or several
                 seeds or a temperature for a model that was trained by regression.
         """
-        song = _checked(waveform)
+        (audio,) = self.continue_batch([waveform], sample_rate, seconds, seed, temperature)
+        return audio
+
+    def continue_batch(
+        self,
+        waveforms: Sequence[NDArray[np.floating] | Tensor],
+        sample_rate: int,
+        seconds: float = 16.0,
+        seed: int | np.integer | Sequence[int] = 0,
+        temperature: float = 1.0,
+    ) -> list[Tensor]:
+        """Continues waveforms of any lengths, up to eight at once, which is faster than one after the other.
+
+        Each is continued with the same seeds, as `continue_` would continue it alone, up to rounding.
+
+        Args:
+            waveforms: as in `continue_`, all with the same sample rate; the other arguments likewise.
+
+        Returns:
+            What `continue_` returns, for each of the waveforms.
+
+        Raises:
+            TypeError, ValueError, EncoreError: as `continue_`, for any of the waveforms; none is continued then.
+        """
+        songs = [_checked(waveform) for waveform in waveforms]
+        seeds = [int(number) for number in seed] if isinstance(seed, Sequence) else [int(seed)]
+        self._check(sample_rate, seconds, seeds, temperature)
+        codec, rate = self.generator.codec, int(sample_rate)
+        songs = [resample(to_channels(song, codec.channels), rate, codec.sample_rate) for song in songs]
+        # The last samples of a resampled signal lack their neighbours.
+        margin = 0.0 if rate == codec.sample_rate else LEAD_SECONDS
+        made = continue_songs(self.generator, songs, Draws(seconds + margin, seeds, temperature))
+        audio = [_at_rate(one, codec.sample_rate, rate)[..., : round(seconds * sample_rate)] for one in made]
+        return audio if isinstance(seed, Sequence) else [rows[0] for rows in audio]
+
+    def _check(self, sample_rate: int, seconds: float, seeds: Sequence[int], temperature: float) -> None:
         if not (sample_rate == int(sample_rate) and sample_rate > 0):
             raise ValueError(f"sample_rate must be a whole number of Hz above 0, got {sample_rate}")
         if not 0 < seconds < math.inf:
             raise ValueError(f"seconds must be a finite number above 0, got {seconds}")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be a finite number of at least 0, got {temperature}")
-        seeds = [int(number) for number in seed] if isinstance(seed, Sequence) else [int(seed)]
         if not self.generator.generation.generative and (len(seeds) > 1 or temperature != 1):
             raise EncoreError(
                 "this model was trained with --objective regression and makes one continuation only, without noise: "
                 "give one seed and no temperature, or train with --objective energy"
             )
-        codec = self.generator.codec
-        song = resample(to_channels(song, codec.channels), int(sample_rate), codec.sample_rate)
-        # The last samples of a resampled signal lack their neighbours.
-        margin = 0.0 if sample_rate == codec.sample_rate else LEAD_SECONDS
-        made = continue_song(self.generator, song, seconds + margin, seeds, temperature)
-        audio = _at_rate(made, codec.sample_rate, int(sample_rate))[..., : round(seconds * sample_rate)]
-        return audio if isinstance(seed, Sequence) else audio[0]
 
 
 def _checked(waveform: NDArray[np.floating] | Tensor) -> Tensor:
@@ -117,7 +151,9 @@ def _checked(waveform: NDArray[np.floating] | Tensor) -> Tensor:
             f"waveform: samples of type {audio.dtype} must be floating point in [-1, 1]; divide 16-bit samples by 32768"
         )
     if audio.dim() not in (1, 2):
-        raise ValueError(f"waveform: shape {shape} must be [N] or [C, N]; continue the items of a batch one by one")
+        raise ValueError(
+            f"waveform: shape {shape} must be [N] or [C, N]; continue the items of a batch with continue_batch"
+        )
     audio = audio.float() if audio.dim() == 2 else audio.float()[None]
     if not audio.numel():
         raise ValueError(f"waveform: shape {shape} holds no samples")

@@ -116,10 +116,10 @@ def generate_blocks(model: ContinuationTransformer, sampler: Sampler, precision:
             cache = model.prefill(block, cache)
 
 
-def generate(model: ContinuationTransformer, sampler: Sampler, frames: int) -> Tensor:
+def generate(model: ContinuationTransformer, sampler: Sampler, frames: int, precision: str = FP32) -> Tensor:
     """The `frames` latents that follow the sampler's contexts, `[R, D, frames]`; see `generate_blocks`."""
     count = -(-frames // sampler.config.block_frames)
-    return torch.cat(list(itertools.islice(generate_blocks(model, sampler), count)), -1)[..., :frames]
+    return torch.cat(list(itertools.islice(generate_blocks(model, sampler, precision), count)), -1)[..., :frames]
 
 
 def _repeat_rows(cache: KVCache, times: int) -> KVCache:
