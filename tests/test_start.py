@@ -42,8 +42,11 @@ def test_launcher_and_worker_import_nothing_that_only_some_runs_need() -> None:
     assert "torch" in imported and not LATER & imported
 
 
-def test_baselines_are_measured_once(train_flags: list[object], tmp_path: Path, call_command: Command) -> None:
+def test_baselines_are_measured_once(
+    train_flags: list[object], tmp_path: Path, call_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second run prints what the first one has stored, unless something is compared that the first did not."""
+    monkeypatch.setattr("encore.training.baseline_cache.LOADED", set())  # other tests of this process load plugins
     data = write_pairs(tmp_path / "pairs", {"train": 2, "val": 1}, seconds=0.5)
     flags = (*train_flags, "--dataset_folder", data, "--max_steps", 1, "--objective", "regression", "--tracker", "none")
 
