@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy.special
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -197,7 +197,7 @@ class FrechetReference:
         without = np.array(rest)
         value = self.groups * all_items - (self.groups - 1) * without.mean()
         error = ((self.groups - 1) * without.var()) ** 0.5
-        reach = float(scipy.stats.t.ppf(0.975, self.groups - 1)) * error
+        reach = float(scipy.special.stdtrit(self.groups - 1, 0.975)) * error
         return Interval(float(value), float(value - reach), float(value + reach))
 
     def _sets(self, patches: Tensor) -> list[Moments]:
