@@ -26,6 +26,7 @@ from encore.config.cli import new_app, run
 from encore.inference.config import SampleConfig
 from encore.inference.continuation import Draws, stream_batch
 from encore.inference.songs import read_song
+from encore.models.allocator import keep_freed_memory
 from encore.models.loading import load_generator
 
 app = new_app()
@@ -36,6 +37,7 @@ RATE = 44100  # of the songs, so that they have to be resampled
 
 def measure(checkpoint: Path, song: Path, seconds: float, precision: str) -> dict[str, float]:
     """The figures of one song; times are processor seconds."""
+    keep_freed_memory()
     began = time.process_time()
     generator = load_generator(checkpoint, torch.device("cpu"), precision=precision)
     figures = {"load (s)": time.process_time() - began}

@@ -125,7 +125,8 @@ def energy(shared: bool) -> Case:
         each = torch.arange(len(samples) // 2).repeat_interleave(2)
         first = torch.arange(0, len(samples), 2)
         with losses.shared_spectra() if shared else contextlib.nullcontext():
-            targets, left, right = rows(target, each), rows(samples, first), rows(samples, first + 1)
+            targets = rows(target[: len(samples) // 2], each)
+            left, right = rows(samples, first), rows(samples, first + 1)
             values = [m(samples, targets).mean() - m(left, right).mean() / 2 for m in modules]
         return torch.stack(values).sum()
 

@@ -21,6 +21,7 @@ from encore.inference.presentation import describe, describe_candidates, print_t
 from encore.inference.songs import SHOWN_SECONDS, Song, read_song
 from encore.inference.streaming import WavWriter, WrittenContinuation, write_stream
 from encore.inference.table import build_table_losses, loss_table
+from encore.models.allocator import keep_freed_memory
 from encore.models.loading import Generator, choose_device, load_generator
 from encore.tracking import download_artifact
 
@@ -40,6 +41,7 @@ def main(config: SampleConfig) -> None:
     one index.html. Spectrograms, page and table show the first minute of a longer continuation.
     """
     config.check()
+    keep_freed_memory()
     make_folder(config.output, "--output")
     device = choose_device(config.device)
     generator = load_model(config, device)

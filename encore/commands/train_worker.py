@@ -11,9 +11,9 @@ from functools import partial
 from encore.config import cli
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
+from encore.models.allocator import keep_freed_memory
 from encore.tracking import preparing
 from encore.training import distributed
-from encore.training.allocator import keep_freed_memory
 from encore.training.console import TrainConsole
 from encore.training.distributed import AgreedError
 from encore.training.trainer import Diverged, StopSignal, Trainer

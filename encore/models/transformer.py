@@ -56,6 +56,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
     with torch.autocast("cpu", enabled=False):
+        if not torch.is_grad_enabled():  # `checkpoint` imports torch._dynamo, which takes longer than a second of music
+            return _attend_unfused(q, k, v, bias)
         return checkpoint(_attend_unfused, q, k, v, bias, use_reentrant=False, preserve_rng_state=False)
 
 
