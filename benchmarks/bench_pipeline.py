@@ -80,7 +80,7 @@ def write_pairs(folder: Path, seconds: float, files: int) -> Path:
     for command in (
         [*python, "encore.data.demo", music, "--files", files, "--seconds", 3 * seconds],
         [*python, "encore.commands.prepare", music, "--output", pairs, "--segment_seconds", seconds]
-        + ["--val_fraction", VALIDATION],
+        + ["--val_fraction", VALIDATION, "--num_workers", 0],
     ):
         subprocess.run([str(part) for part in command], cwd=ROOT, check=True, capture_output=True)
     return pairs

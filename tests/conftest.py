@@ -6,8 +6,10 @@ import contextlib
 import gc
 import importlib
 import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -140,6 +142,93 @@ def own_plugins(app: typer.Typer) -> Iterator[None]:
             del sys.modules[name]
         if isinstance(app, cli.App):
             app.build()
+
+
+# Reads jobs, runs the commands of each at the same time in forks of this process, and answers with their exit statuses.
+FORKS = """
+import gc, importlib, json, os, sys
+import torch._dynamo
+from encore.config import cli
+from encore.training.distributed import end_process
+
+modules, loaded = json.loads(sys.argv[1]), {}
+
+def run(job):
+    os.chdir(job["folder"])
+    os.environ.update(job["environment"])
+    sys.stdout.flush()
+    for number, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.close(0)
+    sys.argv = job["argv"]
+    cli.run(loaded[job["argv"][0]].app, job["argv"][1:])
+
+for line in sys.stdin:
+    jobs, children = json.loads(line), []
+    for name in {job["argv"][0] for job in jobs} - loaded.keys():
+        loaded[name] = importlib.import_module(modules[name])
+    for job in jobs:
+        children.append(os.fork())
+        if not children[-1]:
+            end_process(lambda: run(job))
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+"""
+
+
+class Forks:
+    """Runs commands in forks of a process that has imported them, at a tenth of what a process of its own costs.
+
+    For commands that are killed or are ranks of one run. Start, launcher and pipes are not those of a user.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        program = [sys.executable, "-c", FORKS, json.dumps(MODULES)]
+        self.process = subprocess.Popen(
+            program, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def __call__(self, script: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Finished:
+        return self.run([env or {}], script, *arguments, cwd=cwd)[0]
+
+    def ranks(self, count: int, *flags: object, cwd: Path) -> list[Finished]:
+        """The ranks of a training run, without a launcher."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        run = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        environments = [{**run, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        return self.run(environments, "train_worker.py", *flags, cwd=cwd)
+
+    def run(self, environments: list[dict[str, str]], script: str, *arguments: object, cwd: Path) -> list[Finished]:
+        """The same command at the same time in each of the environments."""
+        argv = [script, *map(str, arguments)]
+        files = [[str(self.folder / f"{n}.{kind}") for kind in ("output", "errors")] for n in range(len(environments))]
+        jobs = [
+            {"argv": argv, "folder": str(cwd), "environment": environment, "output": output, "errors": errors}
+            for environment, (output, errors) in zip(environments, files, strict=True)
+        ]
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(jobs) + "\n")
+        self.process.stdin.flush()
+        statuses = json.loads(self.process.stdout.readline())
+        return [
+            subprocess.CompletedProcess(argv, status, *(Path(file).read_text() for file in texts))
+            for status, texts in zip(statuses, files, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Ends the process, and commands that run."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Runs commands in forks: `forks("prepare_data.py", "--flag", 1, cwd=folder)`, `forks.ranks(2, ...)`."""
+    with contextlib.closing(Forks(tmp_path_factory.mktemp("forks"))) as forks:
+        yield forks
 
 
 # Two ranks: forks of one process, which has imported what they need. The program before it defines `main`.

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ENVIRONMENT, ROOT
 
 TINY = ("--d_model", "32", "--num_layers", "1", "--steps", "1")
+SMALL = ("--tracker", "none", "--decode_seconds", 0.2)
 
 
 def benchmark(name: str, *arguments: object, folder: Path) -> str:
@@ -25,9 +26,9 @@ def benchmark(name: str, *arguments: object, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_step_prints_every_part_and_the_ratio_to_another_checkout(tmp_path: Path):
-    cases = ("--cases", "1x4", "--repeats", 1, "--lengths", "1,2", "--against", ROOT, "--", "--tracker", "none")
+    cases = ("--cases", "1x2", "--repeats", 1, "--lengths", "1,2", "--against", ROOT, "--", *SMALL)
     output = benchmark("bench_step", *TINY, *cases, folder=tmp_path)
-    rows = [line.split("│")[1:-1] for line in output.splitlines() if re.match("│ [12] s × [14]", line)]
+    rows = [line.split("│")[1:-1] for line in output.splitlines() if re.match("│ [12] s × [12]", line)]
     *costs, ratio = sorted(rows, key=len, reverse=True)
     assert len(costs) == 4  # the case, its other checkout, and the two lengths
     for row in costs:
@@ -43,7 +44,7 @@ def test_step_prints_every_part_and_the_ratio_to_another_checkout(tmp_path: Path
 @pytest.mark.slow
 def test_roofline_counts_the_operations_of_every_part(tmp_path: Path):
     sizes = ("--d_model", 128, "--num_layers", 1, "--steps", 1, "--cases", "1x2")
-    output = benchmark("bench_roofline", *sizes, "--", "--tracker", "none", folder=tmp_path)
+    output = benchmark("bench_roofline", *sizes, "--", *SMALL, folder=tmp_path)
     rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in output.splitlines() if line.startswith("│")}
     parts = ("transformer forward", "transformer backward", "decoder forward", "decoder backward", "losses")
     amounts = [float(rows[part][0].split()[0]) for part in parts]
@@ -57,7 +58,7 @@ def test_roofline_counts_the_operations_of_every_part(tmp_path: Path):
 
 @pytest.mark.slow
 def test_pipeline_trains_every_system_and_prints_the_time_to_equal_quality(tmp_path: Path):
-    sizes = ("--lengths", 1, "--files", 7, "--minutes", 0.02, "--batch_size", 2, "--d_model", 32, "--num_layers", 1)
+    sizes = ("--lengths", 1, "--files", 7, "--minutes", 0.001, "--batch_size", 2, "--d_model", 32, "--num_layers", 1)
     output = benchmark("bench_pipeline", *sizes, folder=tmp_path)
     lines = [line.split("│")[1:-1] for line in output.splitlines() if re.match("│ (minimal|regression|energy) ", line)]
     costs, *qualities = (lines[i : i + 3] for i in range(0, len(lines), 3))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from encore.audio import read_audio
 from encore.commands.prepare import app
 from encore.data import find_pairs
 from encore.errors import EncoreError
-from tests.conftest import ROOT, Command
+from tests.conftest import Command, Forks
 
 STEP = 2 / 32768  # of 16 bits, rounded when written and when read
 
@@ -39,11 +37,6 @@ def prepare(music: Path, output: Path, *flags: str) -> str:
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
-
-
-def run_prepare(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "prepare_data.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
 def rows(output: Path) -> list[dict[str, str]]:
@@ -109,11 +102,10 @@ def test_whole_files_go_to_one_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_give_the_same_bytes_as_one_process(music: Path, tmp_path: Path) -> None:
+def test_workers_give_the_same_bytes_as_one_process(music: Path, forks: Forks, tmp_path: Path) -> None:
     prepare(music, tmp_path / "alone", "--seed", "3")
-    done = run_prepare(
-        "my music", "--output", "new/pairs", "--segment-seconds", 1, "--num_workers", 2, "--seed", 3, cwd=tmp_path
-    )
+    flags = ("--output", "new/pairs", "--segment-seconds", 1, "--num_workers", 2, "--seed", 3)
+    done = forks("prepare_data.py", "my music", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "alone") == contents(tmp_path / "new/pairs")
     assert os.listdir(tmp_path / "new") == ["pairs"]

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 import encore.data.prepare
-from tests.conftest import Command, Finished
+from tests.conftest import Command, Finished, Forks
 from tests.test_prepare_data import contents, tune
 
 FLAGS = ("--segment_seconds", 1)
@@ -90,7 +90,7 @@ MOMENTS = [
 def test_the_same_command_goes_on_after_a_signal(
     music: Path,
     prepare: Command,
-    run_command: Command,
+    forks: Forks,
     flags: tuple[str, ...],
     name: str,
     count: int,
@@ -98,7 +98,7 @@ def test_the_same_command_goes_on_after_a_signal(
     note: str,
 ) -> None:
     assert prepare("undisturbed", *flags).returncode == 0
-    stopped = stop(run_command, music, name, count, number, *flags)
+    stopped = stop(forks, music, name, count, number, *flags)
     if number == "SIGKILL":
         assert stopped.returncode == -signal.SIGKILL
     else:
@@ -134,9 +134,9 @@ CHANGES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("flags", "name", "count", "note"), CHANGES, ids=[change[1] for change in CHANGES])
 def test_a_changed_file_is_cut_again(
-    music: Path, prepare: Command, run_command: Command, flags: tuple[str, ...], name: str, count: int, note: str
+    music: Path, prepare: Command, forks: Forks, flags: tuple[str, ...], name: str, count: int, note: str
 ) -> None:
-    stop(run_command, music, name, count, "SIGKILL", *flags)
+    stop(forks, music, name, count, "SIGKILL", *flags)
     tune(music / "3.wav", 4.2, seed=9)
     again = prepare("pairs", *flags)
     assert again.returncode == 0, again.stderr
@@ -146,8 +146,8 @@ def test_a_changed_file_is_cut_again(
 
 
 @pytest.mark.slow
-def test_changed_settings_start_afresh(music: Path, prepare: Command, run_command: Command) -> None:
-    stop(run_command, music, "source.json", 4, "SIGKILL")
+def test_changed_settings_start_afresh(music: Path, prepare: Command, forks: Forks) -> None:
+    stop(forks, music, "source.json", 4, "SIGKILL")
     again = prepare("pairs", "--min_rms", 0.002)
     assert again.returncode == 0, again.stderr
     assert "--min_rms changed since the run that was stopped: all files are cut again" in again.stdout
@@ -155,9 +155,9 @@ def test_changed_settings_start_afresh(music: Path, prepare: Command, run_comman
 
 
 @pytest.mark.slow
-def test_another_division_keeps_what_is_cut(music: Path, prepare: Command, run_command: Command) -> None:
+def test_another_division_keeps_what_is_cut(music: Path, prepare: Command, forks: Forks) -> None:
     """The seed only says which files go to val."""
-    stop(run_command, music, "source.json", 4, "SIGKILL")
+    stop(forks, music, "source.json", 4, "SIGKILL")
     again = prepare("pairs", "--seed", 5, "--val_fraction", 0.4)
     assert again.returncode == 0 and "3 of 6 files are finished" in again.stdout
     assert prepare("fresh", "--seed", 5, "--val_fraction", 0.4).returncode == 0

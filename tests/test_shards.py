@@ -14,11 +14,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from encore.codecs import Codec, load_codec
+from encore.commands.evaluate import open_data
 from encore.data import find_pairs, segment_frames
 from encore.data.dataset import EpochSampler, PairDataset, collate
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
-from encore.models.loading import read
+from encore.evaluation.config import EvalConfig
+from encore.models.loading import load_generator, read
 from tests.conftest import SAMPLE_RATE, Command, melody
 
 CPU = torch.device("cpu")
@@ -114,22 +116,28 @@ def test_batches_are_equal_bit_by_bit(prepared: dict[str, Path], codec: Codec) -
 def test_training_and_evaluation_give_the_same_from_both(
     prepared: dict[str, Path], call_command: Command, train_flags: list[object], tmp_path: Path
 ) -> None:
-    weights, results = [], []
+    weights, opened = [], []
     for kind, folder in prepared.items():
         (tmp_path / kind).mkdir()
-        flags = (*train_flags, "--dataset_folder", folder, "--epochs", 1, "--experiment", "kinds")
-        done = call_command("train_worker.py", *flags, cwd=tmp_path / kind)
+        flags = (*train_flags, "--dataset_folder", folder, "--max_steps", 2, "--tracker", "none")
+        done = call_command("train_worker.py", *flags, "--metrics", "", cwd=tmp_path / kind)
         assert done.returncode == 0, done.stderr
         checkpoint = tmp_path / kind / "checkpoints" / "last.pt"
         weights.append(read(checkpoint)["model"])
-        flags = ("--checkpoint", checkpoint, "--dataset_folder", folder, "--long_items", 1, "--memorisation", 4)
-        done = call_command("evaluate.py", *flags, cwd=tmp_path / kind)
-        assert done.returncode == 0, done.stderr
-        (found,) = tmp_path.glob(f"{kind}/**/evaluation.json")
-        results.append(json.loads(found.read_text()))
+        config = EvalConfig(checkpoint, folder, memorisation=4)
+        data = open_data(config, load_generator(checkpoint, CPU), CPU)
+        opened.append((data.load(range(6)), [data.cache.load(number) for number in data.train], data.recordings))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert results[0]["items"] == results[1]["items"] == 6
+    (batch, training, recordings), (other, its_training, its_recordings) = opened
+    for part in ("context", "input_audio", "target_audio", "target_latents"):
+        assert torch.equal(getattr(batch, part), getattr(other, part)), part
+    assert len(training) == 4 and all(map(torch.equal, training, its_training)) and recordings == its_recordings
+    flags = ("--checkpoint", checkpoint, "--dataset_folder", folder, "--items", 2, "--candidates", 2)
+    done = call_command("evaluate.py", *flags, "--long_items", 0, "--memorisation", 4, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert report["recordings"] == [recordings[0], recordings[3]]
 
 
 def test_a_damaged_shard_is_named(shards: Path) -> None:

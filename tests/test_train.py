@@ -18,7 +18,7 @@ from encore.config.schema import TrainConfig
 from encore.models.generation import GenerationConfig
 from encore.models.loading import load_generator, read
 from encore.tracking import MlflowTracker, register_tracker
-from tests.conftest import ENVIRONMENT, VAL_PAIRS, Command, command, write_pairs
+from tests.conftest import ENVIRONMENT, VAL_PAIRS, Command, Forks, command, write_pairs
 from tests.json_tracker import FLAGS as JSON
 from tests.json_tracker import KILL_AFTER, tracked
 
@@ -105,7 +105,7 @@ def test_mlflow_holds_parameters_components_baselines_and_artifacts(
 
 @pytest.mark.slow
 def test_validation_does_not_depend_on_ranks_or_batches(
-    tmp_path: Path, call_command: Command, run_command: Command, train_flags: list[object]
+    tmp_path: Path, call_command: Command, forks: Forks, train_flags: list[object]
 ) -> None:
     """5 validation pairs, on one rank in batches of 4 and 1, and on 3 ranks in batches of 1.
 
@@ -119,9 +119,12 @@ def test_validation_does_not_depend_on_ranks_or_batches(
     for ranks, size in ((1, 4), (3, 1)):
         folder = tmp_path / str(ranks)
         folder.mkdir()
-        run, script = (call_command, "train_worker.py") if ranks == 1 else (run_command, "train_ddp.py")
-        result = run(script, *flags, "--batch_size", size, "--world_size", ranks, cwd=folder)
-        assert result.returncode == 0, result.stderr
+        mine = (*flags, "--batch_size", size)
+        if ranks == 1:
+            results = [call_command("train_worker.py", *mine, cwd=folder)]
+        else:
+            results = forks.ranks(ranks, *mine, cwd=folder)
+        assert not any(result.returncode for result in results), [result.stderr for result in results]
         kinds = ("val_", "floor_", "copy_", "replay_")
         found.append({name: values[-1] for name, values in tracked(folder).items() if name.startswith(kinds)})
     one, three = found
@@ -184,7 +187,7 @@ def test_a_signal_in_the_last_step_of_a_run_does_not_leave_out_its_validation(
 
 @pytest.mark.slow
 def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
-    trained_flags: list[object], tmp_path: Path, run_command: Command
+    trained_flags: list[object], tmp_path: Path, forks: Forks
 ) -> None:
     """Of two ranks one is killed and restarted from the last checkpoint, the run is stopped by SIGTERM and resumed.
 
@@ -192,13 +195,15 @@ def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
     """
     uninterrupted, last = tmp_path / "uninterrupted", tmp_path / "checkpoints" / "last.pt"
     uninterrupted.mkdir()
-    flags = (*trained_flags, *JSON, "--batch_size", 1, "--world_size", 2)
-    result = run_command("train_ddp.py", *flags, cwd=uninterrupted)
-    assert result.returncode == 0, result.stderr
-    flags = (*flags, "--max_restarts", 1)
+    flags = (*trained_flags, *JSON, "--batch_size", 1)
+    results = forks.ranks(2, *flags, cwd=uninterrupted)
     environment = {**ENVIRONMENT, KILL_AFTER: "1"}
     process = subprocess.Popen(
-        command("train_ddp.py", *flags), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+        command("train_ddp.py", *flags, "--world_size", 2, "--max_restarts", 1),
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     lines = []
@@ -210,8 +215,8 @@ def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
     assert f"resumed from {last.relative_to(tmp_path)} at epoch 2, step 0\n" in lines
     progress = read(last)["progress"]
     assert 2 <= progress["epoch"] < 4 and progress["epoch_step"] > 0  # in the middle of an epoch
-    result = run_command("train_ddp.py", *flags, "--resume", "auto", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    results += forks.ranks(2, *flags, "--resume", "auto", cwd=tmp_path)
+    assert not any(result.returncode for result in results), [result.stderr for result in results]
     assert equal_weights(last, uninterrupted / "checkpoints" / "last.pt")
 
 

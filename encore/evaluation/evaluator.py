@@ -17,7 +17,7 @@ from encore.evaluation.baselines import OTHER_MUSIC, TRUTH, Baselines, Continuer
 from encore.evaluation.catalog import catalogue
 from encore.evaluation.config import MODEL, EvalConfig
 from encore.evaluation.dataset import EvalSet
-from encore.evaluation.metrics.distribution import distribution_distances, frechet_warning
+from encore.evaluation.metrics.distribution import RealMusic, frechet_warning
 from encore.evaluation.metrics.drift import contours, drift, relative_contours
 from encore.evaluation.metrics.embeddings import Embedding, latent_patches
 from encore.evaluation.metrics.energy_score import SCORE, SKILL, skill
@@ -128,10 +128,10 @@ class Evaluator:
     def add_distributions(self, values: dict[str, dict[str, Interval]], accumulators: Accumulators) -> None:
         """Distances of the distribution of the continuations from that of the truths."""
         with timed(self.console, "distributions"):
-            real = accumulators[TRUTH].features()
+            real = RealMusic(accumulators[TRUTH].features())
             for name, accumulator in accumulators.items():
                 if name not in (TRUTH, OTHER_MUSIC):  # other music is the truth in another order
-                    values[name] |= distribution_distances(accumulator.features(), real)
+                    values[name] |= real.distances(accumulator.features())
 
     def add_memorization(self, values: dict[str, dict[str, Interval]], accumulators: Accumulators) -> None:
         """Distances to the nearest training music. Overlapping patches: copies are found wherever they begin."""

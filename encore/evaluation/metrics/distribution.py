@@ -9,9 +9,10 @@ be independent: the truths in another order cannot be compared with the truths, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy.special
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -50,15 +51,22 @@ def distribution_specs(spaces: Sequence[str]) -> list[MetricSpec]:
     ]
 
 
-def distribution_distances(candidates: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> dict[str, Interval]:
-    """Every distance between the features of continuations and of the truths, `[I, P, F]` by feature space."""
-    values = {}
-    for space, features in candidates.items():
-        values[f"kernel_distance_{space}"] = kernel_distance(features, real[space])
-        values[f"frechet_{space}"] = frechet_distance(features, real[space])
-        if space == PATCHES:
-            values["patch_distance"] = energy_distance(features, real[space])
-    return values
+class RealMusic:
+    """Features of the truths, `[I, Q, F]` by feature space, with which the continuations of several systems compare."""
+
+    def __init__(self, features: Mapping[str, Tensor]):
+        self.features = features
+        self.frechet = {space: FrechetReference(real) for space, real in features.items()}
+
+    def distances(self, candidates: Mapping[str, Tensor]) -> dict[str, Interval]:
+        """Every distance of the features of continuations, `[I, P, F]` by feature space."""
+        values = {}
+        for space, features in candidates.items():
+            values[f"kernel_distance_{space}"] = kernel_distance(features, self.features[space])
+            values[f"frechet_{space}"] = self.frechet[space].distance(features)
+            if space == PATCHES:
+                values["patch_distance"] = energy_distance(features, self.features[space])
+        return values
 
 
 @torch.no_grad()
@@ -152,28 +160,60 @@ def _paired(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor], scale: f
     return bootstrap(statistic, np.arange(len(h)), seed=seed)
 
 
-@torch.no_grad()
-def frechet_distance(candidates: Tensor, real: Tensor) -> Interval:
-    """The Fréchet distance between the patches `[I, P, F]` and `[I, Q, F]`, corrected for the bias of few samples.
+class FrechetReference:
+    """The Fréchet distances of several sets of continuations to the same real music.
 
-    `frechet` of all patches grows with `1 / I` where the distributions are the same. A jackknife that leaves out a
-    20th of the items at a time (Efron & Tibshirani 1993, chapter 11) removes that term, so a value may be negative, and
-    gives the interval (Student's t). The remaining bias is small only where `frechet_warning` returns None.
+    What follows from the real music alone, the roots of its covariances, is computed once.
+
+    Args:
+        real: features of the real music, `[I, Q, F]`.
+
+    Raises:
+        ValueError: fewer than two items.
+    """
+
+    @torch.no_grad()
+    def __init__(self, real: Tensor):
+        self.real, self.groups = real, min(GROUPS, len(real))
+        patches = _prepared(real, real)[1]
+        self.basis = _span(patches.flatten(0, 1))
+        self.gaussians = [_Gaussian(moments) for moments in self._sets(patches)]
+        self.roots = [gaussian.root() for gaussian in self.gaussians]
+
+    @torch.no_grad()
+    def distance(self, candidates: Tensor) -> Interval:
+        """The distance of the patches `[I, P, F]`, corrected for the bias of few samples.
+
+        `frechet` of all patches grows with `1 / I` where the distributions are the same. A jackknife that leaves out a
+        20th of the items at a time (Efron & Tibshirani 1993, chapter 11) removes that term, so a value may be negative,
+        and gives the interval (Student's t). The remaining bias is small only where `frechet_warning` returns None.
+
+        Raises:
+            ValueError: the shapes do not match.
+        """
+        sets = self._sets(_prepared(candidates, self.real)[0])
+        compared = zip(sets, self.gaussians, self.roots, strict=True)
+        all_items, *rest = (_frechet(_Gaussian(moments), real, root) for moments, real, root in compared)
+        without = np.array(rest)
+        value = self.groups * all_items - (self.groups - 1) * without.mean()
+        error = ((self.groups - 1) * without.var()) ** 0.5
+        reach = float(scipy.special.stdtrit(self.groups - 1, 0.975)) * error
+        return Interval(float(value), float(value - reach), float(value + reach))
+
+    def _sets(self, patches: Tensor) -> list[Moments]:
+        """Moments of all items, and without each of the groups."""
+        parts = [_moments(group.flatten(0, 1), self.basis) for group in patches.tensor_split(self.groups)]
+        whole = tuple(sum(values) for values in zip(*parts, strict=True))
+        return [whole, *(tuple(all_ - own for all_, own in zip(whole, part, strict=True)) for part in parts)]
+
+
+def frechet_distance(candidates: Tensor, real: Tensor) -> Interval:
+    """The Fréchet distance between the patches `[I, P, F]` and `[I, Q, F]`, see `FrechetReference.distance`.
 
     Raises:
         ValueError: the shapes do not match, or there are fewer than two items.
     """
-    groups = min(GROUPS, len(real))
-    parts = [[_moments(g.flatten(0, 1)) for g in s.tensor_split(groups)] for s in _prepared(candidates, real)]
-    whole = [_sum(part) for part in parts]
-    all_items = _frechet(*whole)
-    without = np.array(
-        [_frechet(*(_less(w, part[g]) for w, part in zip(whole, parts, strict=True))) for g in range(groups)]
-    )
-    value = groups * all_items - (groups - 1) * without.mean()
-    error = ((groups - 1) * without.var()) ** 0.5
-    reach = float(scipy.stats.t.ppf(0.975, groups - 1)) * error
-    return Interval(float(value), float(value - reach), float(value + reach))
+    return FrechetReference(real).distance(candidates)
 
 
 def frechet_warning(candidates: Tensor, real: Tensor) -> str | None:
@@ -199,30 +239,43 @@ def frechet(x: Tensor, y: Tensor) -> float:
     """
     if min(len(x), len(y)) < 2 or x.shape[1:] != y.shape[1:]:
         raise ValueError(f"sets must be [n, F] and [m, F], n and m at least 2, got {list(x.shape)} and {list(y.shape)}")
-    return _frechet(_moments(x.double()), _moments(y.double()))
+    mean = y.double().mean(0)
+    x, y = x.double() - mean, y.double() - mean
+    basis = _span(y)
+    gaussian = _Gaussian(_moments(y, basis))
+    return _frechet(_Gaussian(_moments(x, basis)), gaussian, gaussian.root())
 
 
-Moments = tuple[int, Tensor, Tensor]  # number, sum [F], sum of products [F, F]
+# Number, sum [F], sum of squares; and of the coordinates in a basis, sum [R] and sum of products [R, R].
+Moments = tuple[Any, ...]
 
 
-def _moments(x: Tensor) -> Moments:
-    return len(x), x.sum(0), x.T @ x
+def _span(y: Tensor) -> Tensor | None:
+    """Orthonormal basis `[F, m]` of a space that holds the centred samples `[m, F]`; None if that is all of it."""
+    return torch.linalg.qr(y.T)[0] if len(y) < y.shape[1] else None
 
 
-def _sum(parts: list[Moments]) -> Moments:
-    numbers, sums, products = zip(*parts, strict=True)
-    return sum(numbers), torch.stack(sums).sum(0), torch.stack(products).sum(0)
+def _moments(x: Tensor, basis: Tensor | None) -> Moments:
+    z = x if basis is None else x @ basis
+    return len(x), x.sum(0), x.square().sum(), z.sum(0), z.T @ z
 
 
-def _less(whole: Moments, part: Moments) -> Moments:
-    return whole[0] - part[0], whole[1] - part[1], whole[2] - part[2]
+class _Gaussian:
+    """The Gaussian of moments: its mean, the trace of its covariance, and its covariance within the basis."""
+
+    def __init__(self, moments: Moments):
+        n, total, squares, coordinates, products = moments
+        self.mean = total / n
+        self.trace = (squares - n * self.mean.square().sum()) / (n - 1)
+        self.covariance = (products - torch.outer(coordinates, coordinates) / n) / (n - 1)
+
+    def root(self) -> Tensor:
+        """The root of the covariance."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
-def _frechet(x: Moments, y: Moments) -> float:
-    (mean_x, cov_x), (mean_y, cov_y) = (
-        (total / n, (products - torch.outer(total, total) / n) / (n - 1)) for n, total, products in (x, y)
-    )
-    values, vectors = torch.linalg.eigh(cov_y)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    overlap = torch.linalg.eigvalsh(root @ cov_x @ root).clamp_min(0).sqrt().sum()
-    return float((mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * overlap)
+def _frechet(x: _Gaussian, y: _Gaussian, root: Tensor) -> float:
+    """`root` is y's, and the basis spans y's samples: what of x lies outside adds nothing to the overlap."""
+    overlap = torch.linalg.eigvalsh(root @ x.covariance @ root).clamp_min(0).sqrt().sum()
+    return float((x.mean - y.mean).square().sum() + x.trace + y.trace - 2 * overlap)
