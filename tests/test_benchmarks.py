@@ -54,22 +54,3 @@ def test_roofline_counts_the_operations_of_every_part(tmp_path: Path):
     assert least < amounts[0] < 2 * least
     assert amounts[1] == pytest.approx(2 * amounts[0], rel=0.2)
     assert float(rows["step"][3]) > float(rows["step"][2]) > 0, "a step takes longer than its floor"
-
-
-@pytest.mark.slow
-def test_pipeline_trains_every_system_and_prints_the_time_to_equal_quality(tmp_path: Path):
-    sizes = ("--lengths", 1, "--files", 7, "--minutes", 0.001, "--batch_size", 2, "--d_model", 32, "--num_layers", 1)
-    output = benchmark("bench_pipeline", *sizes, folder=tmp_path)
-    lines = [line.split("│")[1:-1] for line in output.splitlines() if re.match("│ (minimal|regression|energy) ", line)]
-    costs, *qualities = (lines[i : i + 3] for i in range(0, len(lines), 3))
-    assert len(qualities) == 2
-    for row in costs:
-        start, throughput, peak, steps = (float(row[column]) for column in (1, 3, 5, 6))
-        assert 0.5 < start < 60 and throughput > 0 and 0.1 < peak < 10 and steps >= 1
-    for minimal, *others in qualities:
-        assert float(minimal[4]) == 1, "the minimal pipeline reaches its own best"
-        for row in (minimal, *others):
-            first, best = float(row[1]), float(row[2])
-            assert best <= first
-            reached = not row[3].strip().startswith(">")
-            assert reached == (best <= float(minimal[2])), row
