@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from encore.models import transformer
-from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache, rotate, window_attention
+from encore.models import attention
+from encore.models.attention import rotate, window_attention
+from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache
 from encore.training.optim import Schedule, adamw, averaged
 
 D, STEPS = 6, 4
@@ -131,7 +132,7 @@ def test_a_frame_attends_to_its_whole_block_and_to_no_other(model: ContinuationT
 def test_attention_in_chunks_equals_attention_with_a_dense_mask(
     window: int, queries: int, frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformer, "QUERY_CHUNK", 4)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 4)
     q, k, v = (torch.randn(2, 3, frames, 8, dtype=torch.float64) for _ in range(3))
     query, key = torch.arange(frames)[:, None], torch.arange(frames)
     dense = F.scaled_dot_product_attention(q, k, v, attn_mask=(key <= query) & (key > query - window))
