@@ -228,6 +228,8 @@ def test_plans_cover_all_of_a_segment(codec: Codec) -> None:
     assert {plan.first for plan in crops} == set(range(13)) and {plan.frames for plan in crops} == {8}
     whole = [new_synthesizer(codec, FRAMES, crop_frames=40).plan(FRAMES) for _ in range(500)]
     assert {plan.starts for plan in whole} == {(0,)} and {plan.first for plan in whole} == set(range(36))
+    seeded = [blocks.plan(FRAMES, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2, 3, 4)]
+    assert seeded[0] == seeded[1] and len({plan.starts for plan in seeded}) > 1
     short = new_synthesizer(codec, 20, crop_frames=45).plan(10)
     assert short == CropPlan((0,), 0, 10)
 

@@ -69,8 +69,8 @@ class Synthesizer:
         self.context_noise, self.rollout_blocks, self.recompute = context_noise, rollout_blocks, recompute
         self.boundary = round(BOUNDARY_SECONDS * codec.frame_rate)
 
-    def plan(self, frames: int, rollout: bool = False) -> CropPlan:
-        """Draws what to generate and decode of segments of `frames` frames, from PyTorch's default generator.
+    def plan(self, frames: int, rollout: bool = False, generator: torch.Generator | None = None) -> CropPlan:
+        """Draws what to generate and decode of segments of `frames` frames; by default from PyTorch's own generator.
 
         With `rollout`, a block after up to `rollout_blocks` generated ones.
         """
@@ -78,11 +78,13 @@ class Synthesizer:
         count = frames // size
         if rollout and self.rollout_blocks:
             most = min(self.rollout_blocks, count - 1)
-            starts = [int(torch.randint(most + 1, ()))]
+            starts = [int(torch.randint(most + 1, (), generator=generator))]
         else:
-            starts = torch.randperm(count)[: max(1, self.crop_frames // size)].sort().values.tolist()
+            starts = (
+                torch.randperm(count, generator=generator)[: max(1, self.crop_frames // size)].sort().values.tolist()
+            )
         decoded = min(self.crop_frames, size)
-        first = int(torch.randint(size - decoded + 1, ()))
+        first = int(torch.randint(size - decoded + 1, (), generator=generator))
         return CropPlan(tuple(size * start for start in starts), first, decoded, rollout and bool(self.rollout_blocks))
 
     def predict(self, model: nn.Module, batch: Batch, plan: CropPlan) -> Tensor:

@@ -204,12 +204,14 @@ class Trainer:
         config, progress, objective = self.config, self.state.progress, self.state.objective
         # All randomness of a step follows from its number, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed(seed_of(config.run.seed, progress.step, self.ranks.rank))
+        # The cost of a step depends on the plan: with the same on all ranks, none waits for another.
+        common = torch.Generator().manual_seed(seed_of(config.run.seed, progress.step))
         step = StepMetrics(WeightedMean(running.sums))
         accumulation = config.optim.grad_accumulation
         rollout = progress.step >= (1 - ROLLOUT_PHASE) * self.state.schedule.total_steps
         for remaining in reversed(range(accumulation)):
             batch = next(batches).to(self.ranks.device)
-            plan = objective.synthesizer.plan(batch.context.shape[-1], rollout)
+            plan = objective.synthesizer.plan(batch.context.shape[-1], rollout, common)
             with self.model.no_sync() if remaining else contextlib.nullcontext():
                 forward = objective(self.model, batch, plan)
                 if not remaining:
