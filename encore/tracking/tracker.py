@@ -30,7 +30,6 @@ class Tracker(Protocol):
     def prepare(settings: TrackingConfig) -> None:
         """What can be done before there is a run and takes seconds, such as imports; called on a thread."""
         return None
-        return None
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Records the settings of the run."""
