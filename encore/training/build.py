@@ -151,17 +151,20 @@ def build_synthesizer(
 ) -> Synthesizer:
     """Samples and decodes; the precision is measured on rank 0, and the decoder's margin too, once per codec."""
     codec = data.codec
+    precision, margin = "", 0
     with ranks.agree():
-        probe = model.layers[0].mlp
-        precision = choose_precision(config.optim.precision, probe, config.model.d_model, ranks.device)
-        margin = stored(data.cache.folder / MARGIN_FILE, lambda: codec.margin) if ranks.is_main else 0
+        if ranks.is_main:
+            probe = model.layers[0].mlp
+            precision = choose_precision(config.optim.precision, probe, config.model.d_model, ranks.device)
+            margin = stored(data.cache.folder / MARGIN_FILE, lambda: codec.margin)
+    precision, margin = ranks.broadcast_from_main(lambda: (precision, margin))
     return Synthesizer(
         codec,
         terms.generation,
         samples=config.objective.samples if terms.generation.generative else 1,
-        margin=ranks.broadcast_from_main(lambda: margin),
+        margin=margin,
         crop_frames=terms.crop_frames,
-        precision=ranks.gather(precision)[0],
+        precision=precision,
         context_noise=config.objective.context_noise,
         rollout_blocks=config.objective.rollout_blocks,
         recompute=config.optim.recompute,
