@@ -145,7 +145,8 @@ class Synthesizer:
         return self.codec.decode_continuation(context, latents, self.margin)
 
     def _sampler(self, generation: GenerationConfig, batch: Batch, seeded: bool = False) -> Sampler:
-        context = Context(batch.context.repeat_interleave(self.samples, 0), self.codec, lambda: batch.input_audio)
+        latents = batch.context.repeat_interleave(self.samples, 0)
+        context = Context(latents, self.codec, lambda: batch.input_audio, self.samples)
         generators = None
         if seeded:
             numbers = batch.number.repeat_interleave(self.samples) * MAX_SAMPLES
@@ -163,8 +164,7 @@ class Synthesizer:
         return torch.cat([batch.context.repeat_interleave(self.samples, 0), generated], -1)
 
     def _generate(self, model: nn.Module, sampler: Sampler, frames: int) -> Tensor:
-        with autocast(self.precision, sampler.device):
-            return generate(model, sampler, frames)  # type: ignore[arg-type]
+        return generate(model, sampler, frames, self.precision)  # type: ignore[arg-type]
 
     def _with_noise(self, history: Tensor, model: nn.Module) -> tuple[Tensor, Tensor | None]:
         """The history with noise added, and its standard deviation, `[B]`."""
