@@ -15,8 +15,9 @@ from encore.codecs.encodec import SEANetCodec
 from encore.codecs.starter.weights import Architecture
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig
-from encore.models.priors import draw_lags
+from encore.models.priors import Context, Generators, Prior, draw_lags
 from encore.models.transformer import ContinuationTransformer, KVCache
+from encore.registry import PRIORS
 from encore.training.synthesis import MAX_SAMPLES, CropPlan, Synthesizer
 from tests.conftest import SAMPLE_RATE, melody
 
@@ -279,3 +280,31 @@ def test_the_replay_baseline_repeats_the_contexts_frames(codec: Codec, batch: Ba
         rows.append(torch.cat([context, context[:, FRAMES - lag + frames % lag]], -1))
     expected = codec.decode(torch.stack(rows))[..., FRAMES * HOP :]
     assert all(relative_db(*pair) < -50 for pair in zip(replayed, expected, strict=True))
+
+
+class Shifted(Prior):
+    """The last frames of the history once more, from as far back as the block is long."""
+
+    @classmethod
+    def draw(cls, context: Context, generators: Generators) -> Shifted:
+        return cls()
+
+    def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
+        return history[..., -steps:].repeat_interleave(2, 0)
+
+
+def test_the_prior_of_a_training_step_sees_the_true_music_before_each_block(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, batch: Batch
+) -> None:
+    monkeypatch.setitem(PRIORS._entries, "shifted", Shifted)
+    given: list[Tensor] = []
+
+    class Watched(Truth):
+        def forward(self, given_: Tensor, steps: int, noise: Any, prior: Any, starts: Any, level: Any) -> Tensor:
+            given.append(prior)
+            return super().forward(given_, steps, noise, prior, starts, level)
+
+    new_synthesizer(codec, prior="shifted").predict(Watched(batch), batch, CropPlan((0, 40), 0, 20))
+    truth = torch.cat([batch.context, batch.target_latents], -1)
+    expected = torch.cat([truth[..., FRAMES - 20 : FRAMES], truth[..., FRAMES + 20 : FRAMES + 40]], -1)
+    assert torch.equal(given[0], expected.repeat_interleave(2, 0))

@@ -94,7 +94,7 @@ class Synthesizer:
         sampler = self._sampler(self.generation, batch)
         history = self._history(model, batch, plan, sampler)
         noise = sampler.noise(size, len(plan.starts))
-        guesses = [sampler.prior(start, size) for start in plan.starts]
+        guesses = [sampler.prior(start, size, history[..., : frames + start]) for start in plan.starts]
         prior = None if guesses[0] is None else torch.cat([guess for guess in guesses if guess is not None], -1)
         starts = [frames + start for start in plan.starts]
         given, level = self._with_noise(history[..., : max(starts)], unwrap(model))
@@ -140,7 +140,7 @@ class Synthesizer:
         """The context repeated at random lags: what `sample` is compared with."""
         context = batch.context.repeat_interleave(self.samples, 0)
         config = GenerationConfig(self.generation.block_frames, generative=True, prior=REPLAY)
-        latents = self._sampler(config, batch, seeded=True).prior(0, context.shape[-1])
+        latents = self._sampler(config, batch, seeded=True).prior(0, context.shape[-1], context)
         assert latents is not None
         return self.codec.decode_continuation(context, latents, self.margin)
 
