@@ -46,7 +46,7 @@ ACTIVE = 0.3  # basic-pitch's own threshold of its posterior
     against_truth=True,
 )
 def notes_truth(item: Item) -> float:
-    """`2 |P ∩ T| / (|P| + |T|)` of the (frame, pitch) pairs that sound in continuation and truth; 1 for two silences."""
+    """`2 |P ∩ T| / (|P| + |T|)` of the (frame, pitch) pairs that sound in continuation and truth; 1 for silences."""
     made, real = (notes(audio, item.sample_rate) for audio in (item.continuation, item.truth))
     frames = min(len(made), len(real))
     made, real = made[:frames], real[:frames]
