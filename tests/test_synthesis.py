@@ -269,6 +269,18 @@ def test_validation_samples_do_not_depend_on_the_rest_of_the_batch(codec: Codec,
     assert relative_db(each[0, 0], each[0, 1]) > -40
 
 
+@pytest.mark.parametrize("prior", ["replay", "rhythm"])
+def test_an_untrained_model_continues_with_exactly_the_prior_alone(codec: Codec, batch: Batch, prior: str) -> None:
+    torch.manual_seed(0)
+    model = ContinuationTransformer(128, 16, 2, 1, 0.0, FRAMES, start_at_prior=True).eval()
+    model.set_statistics(batch.context.mean((0, 2)), batch.context.std((0, 2)))
+    synthesizer = new_synthesizer(codec, 20, prior=prior)  # blocks that do not fill the segment
+    alone = synthesizer.prior_alone(batch)
+    assert alone.shape == (2 * ITEMS, 1, FRAMES * HOP)
+    assert torch.equal(synthesizer.sample(model, batch), alone)
+    assert relative_db(alone[0], alone[1]) > -40  # each sample has a prior of its own
+
+
 def test_the_replay_baseline_repeats_the_contexts_frames(codec: Codec, batch: Batch) -> None:
     """At the lags that follow from the item's number and the sample's."""
     replayed, frames = new_synthesizer(codec).replay(batch), torch.arange(FRAMES)

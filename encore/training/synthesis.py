@@ -144,6 +144,17 @@ class Synthesizer:
         assert latents is not None
         return self.codec.decode_continuation(context, latents, self.margin)
 
+    @torch.no_grad()
+    def prior_alone(self, batch: Batch) -> Tensor:
+        """The prior's guesses that `sample` starts from, with the same draws: what an untrained model gives."""
+        context = batch.context.repeat_interleave(self.samples, 0)
+        sampler, size, blocks = self._sampler(self.generation, batch, seeded=True), self.generation.block_frames, []
+        for start in range(0, context.shape[-1], size):
+            sampler.noise(size)  # a row has one generator for its noise and its prior
+            blocks.append(sampler.prior(start, size))
+        latents = torch.cat([block for block in blocks if block is not None], -1)[..., : context.shape[-1]]
+        return self.codec.decode_continuation(context, latents, self.margin)
+
     def _sampler(self, generation: GenerationConfig, batch: Batch, seeded: bool = False) -> Sampler:
         latents = batch.context.repeat_interleave(self.samples, 0)
         context = Context(latents, self.codec, lambda: batch.input_audio, self.samples)
