@@ -28,10 +28,10 @@ def validate_model(objective: Objective, model: nn.Module, loader: Loader, ranks
 def measure_baselines(objective: Objective, loader: Loader, ranks: Ranks) -> dict[str, Values]:
     """The same for the "floor", the "copy" and, for an objective of several samples, the "replay".
 
-    The floor is the codec's own error, the copy takes the input for the prediction, the replay repeats the context at
-    a lag that is drawn for every sample.
+    The floor is the codec's own error, the copy takes the end of the input for the prediction, the replay repeats the
+    context at a lag that is drawn for every sample.
     """
-    measures = {"floor": objective.floor, "copy": lambda batch: objective.measure(batch.input_audio, batch)}
+    measures = {"floor": objective.floor, "copy": lambda batch: objective.measure(batch.input_end, batch)}
     if objective.synthesizer.samples > 1:
         measures["replay"] = lambda batch: objective.measure(objective.synthesizer.replay(batch), batch)
     return _means(objective, loader, ranks, measures)
