@@ -12,7 +12,7 @@ import pytest
 from encore.errors import EncoreError
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.trainer import Trainer
-from tests.conftest import ENVIRONMENT, Command, results_of_two_ranks
+from tests.conftest import ENVIRONMENT, Command, Forks
 
 # Each ending in a fork of its own, with an object that lives until the interpreter is torn down and then aborts the
 # process, as a thread of gloo's may.
@@ -59,11 +59,8 @@ def test_a_rank_ends_with_its_status_and_without_a_teardown(tmp_path: Path) -> N
         assert said.endswith("ValueError: what went wrong\n") if ending == "raise" else said == ""
 
 
-# On each of two ranks: blocks in which nobody, one rank, or every rank fails.
-AGREE = """
-from encore.errors import EncoreError
-
-def main(ranks, folder):
+def agreed(ranks: Ranks, folder: Path) -> tuple[list[str], list[int] | None, str]:
+    """On each of two ranks: blocks in which nobody, one rank, or every rank fails."""
     said = []
     for failing in ((), (1,), (0, 1)):
         try:
@@ -74,12 +71,11 @@ def main(ranks, folder):
         except EncoreError as error:
             said.append(str(error))
     return said, ranks.gather(10 * ranks.rank), ranks.broadcast_from_main(lambda: f"from {ranks.rank}")
-"""
 
 
 @pytest.mark.slow
-def test_what_fails_on_one_rank_fails_on_all_with_its_message(tmp_path: Path) -> None:
-    for said, gathered, sent in results_of_two_ranks(AGREE, tmp_path):
+def test_what_fails_on_one_rank_fails_on_all_with_its_message(tmp_path: Path, forks: Forks) -> None:
+    for said, gathered, sent in forks.results_of_two_ranks(agreed, tmp_path):
         assert said == ["", "rank 1 found something", "rank 0 found something"]
         assert gathered == [0, 10] and sent == "from 0"
 
