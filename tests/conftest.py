@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -53,12 +54,18 @@ MODULES = {
     "losses": "losses.__main__",
 }
 # What commands import only when they need it; the process that makes the forks has it before it makes one.
+MLFLOW = (
+    *("mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store", "mlflow.system_metrics.system_metrics_monitor"),
+    *("alembic.command", "sqlalchemy.dialects.sqlite"),
+)
 LATE_IMPORTS = {
-    "train_worker.py": ("torch._dynamo", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"),
-    "evaluate.py": ("mlflow.tracking", "librosa.feature", "librosa.onset"),
+    "train_worker.py": ("torch._dynamo", "encore.reporting.spectrograms", *MLFLOW),
+    "evaluate.py": (*MLFLOW, "librosa.feature", "librosa.onset"),
+    "step_case.py": ("torch._dynamo", "encore.commands.train_worker"),
     "rank": ("torch._dynamo",),
 }
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 Finished = subprocess.CompletedProcess[str]
 Command = Callable[..., Finished]
 
@@ -120,7 +127,7 @@ def call_command() -> Command:
 def unchanged_process(folder: Path, environment: dict[str, str]) -> Iterator[None]:
     """This process in another folder, with more in its environment; all that commands change is put back."""
     before, variables, path = Path.cwd(), dict(os.environ), list(sys.path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     os.chdir(folder)
     os.environ.update(environment)
     try:
@@ -180,12 +187,12 @@ class Forks:
     def __call__(self, script: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Finished:
         return self.run([env or {}], script, *arguments, cwd=cwd)[0]
 
-    def ranks(self, count: int, *flags: object, cwd: Path) -> list[Finished]:
+    def ranks(self, count: int, *flags: object, cwd: Path, env: dict[str, str] | None = None) -> list[Finished]:
         """The ranks of a training run, without a launcher."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = str(free.getsockname()[1])
-        run = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        run = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port, **(env or {})}
         environments = [{**run, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
         return self.run(environments, "train_worker.py", *flags, cwd=cwd)
 
@@ -233,7 +240,10 @@ def serve(jobs: int, answers: int) -> NoReturn:
             for line in lines:
                 children, jobs_of_line = [], json.loads(line)
                 script = jobs_of_line[0]["argv"][0]
-                for name in (*LATE_IMPORTS.get(script, ()), *([MODULES[script]] if script in MODULES else [])):
+                for name in (
+                    *LATE_IMPORTS.get(Path(script).name, ()),
+                    *([MODULES[script]] if script in MODULES else []),
+                ):
                     importlib.import_module(name)
                 for job in jobs_of_line:
                     children.append(os.fork())
@@ -248,19 +258,25 @@ def serve(jobs: int, answers: int) -> NoReturn:
 
 def run_job(job: dict[str, Any]) -> None:
     """Runs a command, or a function as one of two ranks, within this process."""
-    os.chdir(job["folder"])
-    os.environ.update(job["environment"])
     for number, name in ((1, "output"), (2, "errors")):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdin, sys.stdout, sys.stderr = open(os.devnull), open(1, "w", buffering=1), open(2, "w", buffering=1)
+    os.chdir(job["folder"])
+    os.environ.update(job["environment"])
     sys.argv = job["argv"]
     script, *arguments = job["argv"]
+    if script.endswith(".py") and script not in MODULES:
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(script, run_name="__main__")
+        return
     if script != "rank":
         cli.run(importlib.import_module(MODULES[script]).app, arguments)
         return
     module, _, function = arguments[0].partition(":")
     rank = int(os.environ["RANK"])
-    torch.distributed.init_process_group("gloo", init_method="file://" + os.path.abspath("meeting"), rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method="file://" + os.path.abspath("meeting"), rank=rank, world_size=2
+    )
     result = getattr(importlib.import_module(module), function)(Ranks(rank, 2, torch.device("cpu")), Path.cwd())
     torch.save(result, f"{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -271,6 +287,8 @@ FORKS: list[Forks] = []
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if not session.config.option.collectonly:
+        gc.collect()
+        gc.freeze()  # what is imported stays: going through it again and again would take a tenth of all time
         FORKS.append(Forks())
 
 
@@ -283,6 +301,44 @@ def pytest_sessionfinish() -> None:
 def forks() -> Forks:
     """Runs commands in forks: `forks("prepare_data.py", "--flag", 1, cwd=folder)`, `forks.ranks(2, ...)`."""
     return FORKS[0]
+
+
+# Reads programs and runs each in a fork of this process, which has imported PyTorch and nothing else that is slow.
+BARE = """
+import json, os, sys
+import torch
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if not child:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv[1:] = job["arguments"]
+        exec(job["program"])
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Finished]]:
+    """Runs a program in an interpreter that has imported nothing of the repository: `run_program("import losses")`."""
+    folder = tmp_path_factory.mktemp("programs")
+    out, err = folder / "out", folder / "err"
+    interpreter = [sys.executable, "-c", BARE]
+    with subprocess.Popen(
+        interpreter, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def run(program: str, *arguments: object) -> Finished:
+            assert process.stdin is not None and process.stdout is not None
+            job = {"program": program, "arguments": [*map(str, arguments)], "out": str(out), "err": str(err)}
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            status = int(process.stdout.readline())
+            return subprocess.CompletedProcess(program, status, out.read_text(), err.read_text())
+
+        yield run
 
 
 def melody(seconds: float, seed: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 import losses
+from encore.ablation import runner
 from encore.ablation.plan import computable_losses, runs_of_each_loss
+from encore.ablation.runner import EVALUATE, TRAIN, ChildProcesses
 from encore.config.components import WEIGHT
 from encore.config.schema import TrainConfig
-from tests.conftest import ENVIRONMENT, ROOT, Command, command
+from tests.conftest import ENVIRONMENT, ONE_RANK, ROOT, Command, Forks, command
 from tests.test_page import Page
 
 COMMON = {"codec": "starter", "batch_size": 4, "num_workers": 0, "warmup_steps": 1, "lr": 1e-2, "decode_seconds": 0.5}
@@ -42,16 +45,31 @@ def experiment(store: str, name: str) -> dict[str, Any]:
     return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
 
 
+class ForkedProcesses(ChildProcesses):
+    """Runs trainings, without a launcher, and evaluations in forks."""
+
+    forks: Forks
+
+    def run(self, command: Sequence[str | Path], log: Path, env: Mapping[str, str]) -> int:
+        script = {TRAIN: "train_worker.py", EVALUATE: "evaluate.py"}[str(command[2])]
+        done = self.forks(script, *command[3:], cwd=Path.cwd(), env={**ONE_RANK, **env})
+        log.write_text(done.stdout + done.stderr)
+        return done.returncode
+
+
 @pytest.fixture(scope="module")
 def ablated(
-    tmp_path_factory: pytest.TempPathFactory, call_command: Command, tiny_pairs: Path, store: str
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    tmp_path_factory: pytest.TempPathFactory, call_command: Command, forks: Forks, tiny_pairs: Path, store: str
+) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
     """The folder and the output of an ablation of two runs that succeed, at the same time, and one that fails."""
     folder = tmp_path_factory.mktemp("ablated")
     broken = {"objective": "regression", "loss_weight_sum_and_difference_stft": 1}  # of stereo, and the codec is mono
     path = grid(folder, COMMON, {**RUNS, "broken": broken})
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "ablated", "--parallel", 2)
-    return folder, call_command("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ForkedProcesses, "forks", forks, raising=False)
+        patch.setattr(runner, "ChildProcesses", ForkedProcesses)
+        yield folder, call_command("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
 
 
 @pytest.mark.slow
