@@ -260,7 +260,8 @@ def run_job(job: dict[str, Any]) -> None:
     """Runs a command, or a function as one of two ranks, within this process."""
     for number, name in ((1, "output"), (2, "errors")):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdin, sys.stdout, sys.stderr = open(os.devnull), open(1, "w", buffering=1), open(2, "w", buffering=1)
+    sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     os.chdir(job["folder"])
     os.environ.update(job["environment"])
     sys.argv = job["argv"]
@@ -388,7 +389,7 @@ def train_flags(tiny_pairs: Path, store: str) -> list[object]:
     return [
         *("--dataset_folder", tiny_pairs, "--codec", "starter", "--batch_size", 2, "--num_workers", 0),
         *("--d_model", 32, "--nhead", 2, "--num_layers", 1, "--warmup_steps", 2, "--lr", 1e-2, "--decode_seconds", 0.5),
-        *("--block_seconds", 0.4, "--mlflow_uri", store),
+        *("--block_seconds", 0.4, "--mlflow_uri", store, "--artifact_every", 4),
     ]
 
 

@@ -1,4 +1,4 @@
-"""A tracker of the tests' own, a plugin: writes a run's metrics to a file, and can send the ranks a signal after an epoch."""
+"""A tracker of the tests' own, a plugin: writes a run's metrics to a file, and can send the ranks a signal."""
 
 from __future__ import annotations
 
