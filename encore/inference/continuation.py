@@ -66,7 +66,7 @@ def continue_latents(
     """
     codec, copies = generator.codec, len(seeds) // len(latents)
     repeated = latents.repeat_interleave(copies, 0)
-    context = Context(repeated, codec, lambda: codec.decode(latents), copies)
+    context = Context(repeated, codec, lambda: codec.decode(latents), copies, generator.model.pointer)
     sampler = Sampler(generator.generation, context, make_generators(seeds), temperature)
     made = generate(generator.model, sampler, frames, generator.precision)
     return codec.decode_continuation(repeated, made, generator.margin)
@@ -143,7 +143,7 @@ def stream_batch(generator: Generator, contexts: Tensor, draws: Draws) -> Iterat
     copies, remaining = len(draws.seeds), round(draws.seconds * codec.sample_rate)
     held = contexts.repeat_interleave(copies, 0)
     latents = _encode(codec, contexts).repeat_interleave(copies, 0)
-    context = Context(latents, codec, lambda: contexts.to(device), copies)
+    context = Context(latents, codec, lambda: contexts.to(device), copies, generator.model.pointer)
     generators = make_generators([*draws.seeds] * len(contexts))
     sampler = Sampler(generator.generation, context, generators, draws.temperature)
     fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), generator.generation.block_frames)

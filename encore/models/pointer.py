@@ -93,7 +93,8 @@ class Places:
     def repeat(self, times: int) -> Places:
         """Each row `times` times, its copies next to one another."""
         parts = self.levels, self.onsets, self.rhythm, self.centre, self.floor, self.scale, self.rise
-        return Places(*(part.repeat_interleave(times, 0) for part in parts), self.stride)
+        levels, onsets, rhythm, centre, floor, scale, rise = (part.repeat_interleave(times, 0) for part in parts)
+        return Places(levels, onsets, rhythm, centre, floor, scale, rise, self.stride)
 
 
 def _energy(deviations: Tensor, stride: int) -> Tensor:
@@ -178,13 +179,14 @@ def place_features(past: Tensor, onsets: Tensor, rhythm: Tensor, end: Tensor) ->
     return torch.stack(columns, -1)
 
 
-def jump_logits(features: Tensor, weights: Tensor, end: Tensor) -> Tensor:
-    """Log odds of starting an excerpt at each place, `[R, G]`; −∞ near `end`, where it would only stutter.
+def jump_logits(features: Tensor, weights: Tensor, places: Tensor, end: Tensor) -> Tensor:
+    """Log odds of starting an excerpt at each of P places, `[R, P]`; −∞ near `end`, where it would only stutter.
 
     Args:
-        features: `[R, G, K]`.
+        features: `[R, P, K]`.
         weights: `[K]`, or `[R, K]`.
+        places: in strides, `[P]`.
         end: see `place_features`.
     """
-    index = torch.arange(features.shape[1], device=features.device)
-    return (features * weights.unsqueeze(-2)).sum(-1).masked_fill((index - end[:, None]).abs() < MIN_LAG, -torch.inf)
+    logits = (features * weights.unsqueeze(-2)).sum(-1)
+    return logits.masked_fill((places - end[:, None]).abs() < MIN_LAG, -torch.inf)

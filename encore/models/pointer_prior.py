@@ -88,9 +88,10 @@ class Pointed(Prior):
         features = place_features(*compared, places.rhythm, end)
         inside = self.end < self.length
         weights = torch.where(inside[:, None].to(history.device), self.pointer.after_excerpt, self.pointer.after_music)
-        logits = jump_logits(features, weights, end).cpu()
+        index = torch.arange(features.shape[1], device=features.device)
+        logits = jump_logits(features, weights, index, end).cpu()
         # Excerpts lie within the context, unless it is shorter than a block.
-        first = torch.arange(logits.shape[1]) * stride + self.length % stride
+        first = torch.arange(len(index)) * stride + self.length % stride
         logits = logits.masked_fill(first > max(self.length - size, int(first[0])), -torch.inf)
         stay = torch.where(inside & (self.end + size <= self.length), self.pointer.stay.cpu(), -torch.inf)
         odds = torch.cat([logits, stay[:, None]], 1)
