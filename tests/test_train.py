@@ -309,3 +309,17 @@ def test_values_that_are_not_finite_are_skipped_and_end_the_run_with_the_last_ch
     for checkpoint in (tmp_path / "checkpoints").glob("*.pt"):
         assert all(value.isfinite().all() for value in weights(checkpoint).values()), checkpoint
     assert all(value.isfinite().all() for value in weights(trained / "checkpoints" / "last.pt").values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(
+    precision: str, trained: Path, tmp_path: Path, call_command: Command, train_flags: list[object]
+) -> None:
+    content = read(trained / "checkpoints" / "last.pt")
+    checkpoint = tmp_path / f"{precision}.pt"
+    torch.save({**content, "config": {**content["config"], "precision": precision}}, checkpoint)
+    flags = (*train_flags, "--tracker", "none", "--epochs", content["progress"]["epoch"] + 1, "--resume", checkpoint)
+    result = call_command("train_worker.py", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert read(tmp_path / "checkpoints" / "last.pt")["config"]["precision"] == precision
