@@ -21,7 +21,7 @@ SHORT_NAMES = {
     "spectral_energy": "spectral",
     "audible_energy": "audible",
     "mel": "log-mel",
-    "floored_mel": "log-mel above −75 dB",
+    "floored_mel": "log-mel −75 dB",
     "log_mel": "log-mel",
     "variogram": "variogram",
     "codec": "codec",
