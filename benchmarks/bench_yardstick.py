@@ -36,7 +36,7 @@ from encore.evaluation.per_item import DISTANCES, LATENTS
 from encore.models.priors import draw_lags, replay
 from encore.statistics import group_mean
 
-CANDIDATES = 4
+CANDIDATES, BATCH = 4, 2
 NOISE_DB = 30
 DELAY_SECONDS, SHARD_SECONDS, JOIN_SECONDS = 0.01, 0.1, 0.005
 MP3_BITS = 128_000
@@ -198,8 +198,8 @@ def main() -> None:
     distances = {name: losses.create(name, codec.sample_rate) for name in DISTANCES}
     deviation = latent_deviation(torch.stack([data.load([number]).context[0] for number in range(len(data))]))
     systems, scores = Systems(codec, data), Scores(codec, distances, deviation)
-    for first in range(0, len(data), 4):
-        batch = data.load(range(first, min(first + 4, len(data))))
+    for first in range(0, len(data), BATCH):
+        batch = data.load(range(first, min(first + BATCH, len(data))))
         scores.add(batch, systems(batch))
     title = f"{len(data)} pairs of {len(set(data.recordings))} recordings"
     for table in scores.tables(data.recordings, title):
