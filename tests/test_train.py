@@ -61,8 +61,32 @@ def test_loss_falls_and_the_log_has_the_promised_form(trained_regression: Path) 
 def test_the_log_of_energy_has_the_replay_baseline_and_what_has_no_repulsion_term(trained: Path) -> None:
     log = (trained / "checkpoints" / "train.log").read_text()
     assert re.search(r"^Replay baseline: \d+\.\d{4} \(rms_in: .*, rms_tgt: .*, spec: .*, mel: .*\)$", log, re.MULTILINE)
+    assert re.search(r"^Prior alone: +\d+\.\d{4} \(rms_in: .*, mel: .*\)$", log, re.MULTILINE)
     assert "Without a repulsion term, as they are no distances: spectral\n" in log
     assert log.count("  Val Loss:   ") == 4
+
+
+def test_the_best_model_is_never_worse_than_the_prior(
+    train_flags: list[object], tmp_path: Path, call_command: Command
+) -> None:
+    """A run that makes things worse keeps the untrained model, says so, and runs out of patience."""
+    flags = (*train_flags, *JSON, "--lr", 1.0, "--ema_decay", 0, "--epochs", 5, "--patience", 2, "--warmup_steps", 0)
+    result = call_command("train_worker.py", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    metrics, folder = tracked(tmp_path), tmp_path / "checkpoints"
+    (prior,) = metrics["prior_loss"]
+    assert len(metrics["val_loss"]) == 3 and metrics["val_loss"][0] == prior
+    assert prior < min(metrics["val_loss"][1:])
+    best, last = read(folder / "best_model.pt"), read(folder / "last.pt")
+    assert (best["progress"]["step"], best["progress"]["best"]) == (0, prior)
+    assert (last["progress"]["waited"], last["progress"]["best"]) == (2, prior)
+    log = (folder / "train.log").read_text()
+    assert log.count(f"  Above the prior alone, {prior:.4f}: worse than without training so far\n") == 2
+    assert f"best validation loss {prior:.4f}, in checkpoints/best_model.pt; it is the prior's" in log
+    again = call_command("train_worker.py", *flags, "--resume", "auto", "--patience", 3, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert read(folder / "last.pt")["progress"]["waited"] == 3
+    assert read(folder / "best_model.pt")["progress"]["step"] == 0
 
 
 @pytest.mark.parametrize("experiment", ["trained", pytest.param("regression", marks=pytest.mark.slow)])
@@ -79,7 +103,8 @@ def test_mlflow_holds_parameters_components_baselines_and_artifacts(
     names = ["train_loss", "val_loss", "learning_rate", "throughput", "grad_norm", *(f"val_{c}" for c in COMPONENTS)]
     parts = [f"{c}_{part}" for c in ("rms_target", "mel") for part in ("attraction", "repulsion")]
     for name in names + [f"{kind}_{part}" for kind in ("train", "val") for part in parts if energy]:
-        assert len(history(store, run, name)) == 4, name
+        # Before training, an energy run's model gives the prior alone, which is measured.
+        assert len(history(store, run, name)) == 4 + (energy and name.startswith("val_")), name
     assert "train_rms_input" not in run.data.metrics  # its weight is 0: not computed in training
     assert energy == any("repulsion" in name for name in run.data.metrics)
     assert not any("spectral_attraction" in name or "rms_input_attraction" in name for name in run.data.metrics)
@@ -125,7 +150,7 @@ def test_validation_does_not_depend_on_ranks_or_batches(
         else:
             results = forks.ranks(ranks, *mine, cwd=folder)
         assert not any(result.returncode for result in results), [result.stderr for result in results]
-        kinds = ("val_", "floor_", "copy_", "replay_")
+        kinds = ("val_", "floor_", "copy_", "replay_", "prior_")
         found.append({name: values[-1] for name, values in tracked(folder).items() if name.startswith(kinds)})
     one, three = found
     names = ("loss", "rms_target", "mel", "rms_input", "snr", "snr_db")

@@ -74,8 +74,7 @@ def model_continuer(name: str, generator: Generator, temperature: float, own_lat
 
     def make(batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         context = generator.codec.encode(batch.input_audio) if own_latents else batch.context
-        contexts = context.repeat_interleave(len(seeds) // len(batch), 0)
-        return continue_latents(generator, contexts, frames, list(seeds), temperature=temperature)
+        return continue_latents(generator, context, frames, list(seeds), temperature=temperature)
 
     generative = generator.generation.generative
     note = "A model that draws continuations." if generative else "A model that was trained by regression."

@@ -59,15 +59,17 @@ class Draws:
 def continue_latents(
     generator: Generator, latents: Tensor, frames: int, seeds: Sequence[int], temperature: float = 1.0
 ) -> Tensor:
-    """Continues contexts `latents [B, D, T]` by `frames` frames each: audio `[B, C, frames · hop]`.
+    """Continues contexts `latents [B, D, T]` by `frames` frames each, once per seed: audio `[R, C, frames · hop]`.
 
-    The end of each context is decoded in front. Row b depends on `seeds[b]` only.
+    Each context has R / B consecutive seeds. The end of the context is decoded in front. Row r depends on `seeds[r]`
+    only.
     """
-    codec = generator.codec
-    context = Context(latents, codec, lambda: codec.decode(latents))
+    codec, copies = generator.codec, len(seeds) // len(latents)
+    repeated = latents.repeat_interleave(copies, 0)
+    context = Context(repeated, codec, lambda: codec.decode(latents), copies)
     sampler = Sampler(generator.generation, context, make_generators(seeds), temperature)
     made = generate(generator.model, sampler, frames, generator.precision)
-    return codec.decode_continuation(latents, made, generator.margin)
+    return codec.decode_continuation(repeated, made, generator.margin)
 
 
 def continue_song(
