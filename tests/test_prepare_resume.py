@@ -14,7 +14,7 @@ import encore.data.prepare
 from tests.conftest import Command, Finished, Forks
 from tests.test_prepare_data import contents, tune
 
-FLAGS = ("--segment_seconds", 1)
+FLAGS = ("--context_seconds", 1, "--segment_seconds", 1, "--test_fraction", 0)
 SHARD_BYTES = 10_000  # one recording each
 # A plugin that sends this process a signal just before the nth time that a file or folder gets a name that begins so.
 # Python reports renamings to audit hooks.
