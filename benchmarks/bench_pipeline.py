@@ -80,8 +80,8 @@ def write_pairs(folder: Path, seconds: float, files: int) -> Path:
     python = [sys.executable, "-m"]
     for command in (
         [*python, "encore.data.demo", music, "--files", files, "--seconds", 3 * seconds],
-        [*python, "encore.commands.prepare", music, "--output", pairs, "--segment_seconds", seconds]
-        + ["--val_fraction", VALIDATION, "--num_workers", 0],
+        [*python, "encore.commands.prepare", music, "--output", pairs, "--context_seconds", seconds]
+        + ["--segment_seconds", seconds, "--val_fraction", VALIDATION, "--test_fraction", 0, "--num_workers", 0],
     ):
         subprocess.run([str(part) for part in command], cwd=ROOT, check=True, capture_output=True)
     return pairs
