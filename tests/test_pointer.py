@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from encore.codecs import Codec, load_codec
 from encore.config.schema import TrainConfig
+from encore.inference.continuation import continue_song
 from encore.models.generation import GenerationConfig, Sampler, generate_prior, make_generators
-from encore.models.loading import build_model
+from encore.models.loading import build_model, load_generator
 from encore.models.pointer import FEATURES, Places, Pointer, past_distances, place_features, stride_of
 from encore.models.pointer_prior import Pointed, crossfade
 from encore.models.priors import Context
@@ -25,7 +28,7 @@ from encore.training.pointer import (
     make_case,
     mean_score,
 )
-from tests.conftest import SAMPLE_RATE, melody
+from tests.conftest import SAMPLE_RATE, Command, melody, write_pairs
 
 D, FRAMES, SIZE = 8, 600, 75
 STRIDE = stride_of(75.0)
@@ -47,8 +50,8 @@ def noisy(frames: int, seed: int = 0) -> Tensor:
 def certain(stay: float = 6.0) -> Pointer:
     """A pointer that takes what matches best."""
     pointer = Pointer()
-    pointer.after_music *= 20
-    pointer.after_excerpt *= 40
+    pointer.after_music.mul_(20)
+    pointer.after_excerpt.mul_(40)
     pointer.stay.fill_(stay)
     return pointer
 
@@ -301,4 +304,28 @@ def test_training_on_music_lowers_the_score_of_other_music(codec: Codec) -> None
     fit(pointer, cases, seed=0)
     assert mean_score(pointer, cases) < mean_score(untrained, cases)
     assert mean_score(pointer, others) < mean_score(untrained, others)
-    assert SAMPLE_RATE == 24000
+
+
+@pytest.mark.slow
+def test_a_run_trains_its_pointer_once_and_keeps_it_in_its_checkpoints(
+    call_command: Command, train_flags: list[object], tmp_path: Path
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs", {"train": 4, "val": 2}, seconds=2.0)
+    flags = [*train_flags, "--dataset_folder", pairs, "--prior", "pointer", "--max_steps", 1, "--tracker", "none"]
+    done = call_command("train_worker.py", *flags, "--metrics", "rms_input", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    generator = load_generator(tmp_path / "checkpoints" / "best_model.pt", torch.device("cpu"))
+    pointer, untrained = generator.model.pointer, Pointer()
+    assert pointer is not None and not torch.equal(pointer.after_music, untrained.after_music)
+    (kept,) = (pairs / ".latents").glob("*/pointers/*.json")
+    assert json.loads(kept.read_text())["after_music"] == pointer.after_music.tolist()
+    kept.write_text(json.dumps({name: value.tolist() for name, value in untrained.state_dict().items()}))
+    song = torch.from_numpy(melody(2.0, 7))[None]
+    one, other = continue_song(generator, song, 1.0, [1]), continue_song(generator, song, 1.0, [2])
+    assert one.audio.shape == (1, 1, SAMPLE_RATE) and not torch.equal(one.audio, other.audio)
+    again = call_command(
+        "train_worker.py", *flags, "--checkpoint_dir", "second", "--metrics", "rms_input", cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stderr
+    second = load_generator(tmp_path / "second" / "best_model.pt", torch.device("cpu")).model.pointer
+    assert second is not None and torch.equal(second.after_music, untrained.after_music)  # read, not trained again
