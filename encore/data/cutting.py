@@ -25,8 +25,8 @@ from encore.audio import SHORTEST_SECONDS, read_audio, write_wav
 from encore.config.knobs import knob
 from encore.data.augmentation import Alteration, alter
 from encore.data.shards import as_flac
-from encore.data.staging import write_json
 from encore.errors import EncoreError
+from encore.json_files import write_json
 
 T = TypeVar("T")
 

@@ -30,8 +30,9 @@ from encore.data.division import Division, TooFewSources, split_sources
 from encore.data.folders import COLUMNS
 from encore.data.index_files import DIGEST_BYTES
 from encore.data.shards import SHARD_BYTES, Member, NumberedNames, ShardIndex, ShardWriter
-from encore.data.staging import MusicFile, Staging, read_json, write_json
+from encore.data.staging import MusicFile, Staging
 from encore.errors import EncoreError
+from encore.json_files import read_json, write_json
 
 T = TypeVar("T")
 
