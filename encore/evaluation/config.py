@@ -9,11 +9,9 @@ from pathlib import Path
 from encore.config.components import unknown_losses
 from encore.config.knobs import knob, problems_of
 from encore.errors import EncoreError
-from encore.evaluation.baselines import BASELINES
+from encore.evaluation.baselines import BASELINES, CODEC, MODEL, prior_name
 from encore.evaluation.metrics.embeddings import WEIGHTS
 from encore.registry import DATASETS
-
-MODEL = "model"  # the name of the model that is evaluated
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class EvalConfig:
         common=True,
     )
     embedding_weights: Path | None = knob(None, "file of its weights; default: in torch.hub's folder")
+    critic: bool = knob(True, "train a critic to tell true continuations from each system's", common=True)
     memorisation: int = knob(500, "training segments to search for copies; 0: none", minimum=0, common=True)
     mlflow_uri: str | None = knob(None, "MLflow server or store to log to; default: none", common=True)
     experiment: str = knob("encore", "MLflow experiment of a new run")
@@ -60,13 +59,15 @@ class EvalConfig:
             EncoreError: a name is taken.
         """
         named: dict[str, Path] = {}
+        taken = {MODEL, prior_name(MODEL), *BASELINES}
         for part in [part.strip() for entry in self.against for part in entry.split(",") if part.strip()]:
             name, equals, path = part.rpartition("=")
             file = Path(path if equals else part)
             name = re.sub(r"[^\w.-]", "_", name if equals else file.stem)
-            if name in (MODEL, *BASELINES, *named):
+            if name in taken or any(reserved in taken for reserved in (prior_name(name), f"{name}_{CODEC}")):
                 raise EncoreError(f"--against {part}: the name {name!r} is taken; give it another: other={file}")
             named[name] = file
+            taken |= {name, prior_name(name), f"{name}_{CODEC}"}
         return named
 
     def check(self) -> None:

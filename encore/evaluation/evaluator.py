@@ -13,14 +13,24 @@ from torch import Tensor
 
 import losses
 from encore.data.dataset import Batch
-from encore.evaluation.baselines import OTHER_MUSIC, TRUTH, Baselines, Continuer, model_continuer
+from encore.evaluation.baselines import (
+    CODEC,
+    MODEL,
+    OTHER_MUSIC,
+    TRUTH,
+    Baselines,
+    Continuer,
+    model_continuers,
+)
 from encore.evaluation.catalog import catalogue
-from encore.evaluation.config import MODEL, EvalConfig
+from encore.evaluation.config import EvalConfig
 from encore.evaluation.dataset import EvalSet
+from encore.evaluation.headline import HEADLINE, PULSE, PULSE_DIFFERENCE, caption
+from encore.evaluation.metrics.critic import CRITIC, critic_auc
 from encore.evaluation.metrics.distribution import RealMusic, frechet_warning
 from encore.evaluation.metrics.drift import contours, drift, relative_contours
 from encore.evaluation.metrics.embeddings import Embedding, latent_patches
-from encore.evaluation.metrics.energy_score import SCORE, SKILL, skill
+from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR, skill
 from encore.evaluation.metrics.memorization import memorization
 from encore.evaluation.per_item import DISTANCES, LATENTS, MetricAccumulator, make_metrics
 from encore.evaluation.results import Results
@@ -30,7 +40,7 @@ from encore.statistics import Interval, group_mean
 
 REFERENCE = "replay"  # the continuer that skill is relative to
 SAMPLE_PAIRS = 3  # pairs whose audio is on the page
-NOT_ON_PAGE = ("silence", "copy", "other_music", "codec")
+NOT_ON_PAGE = ("silence", "noise", "shards", OTHER_MUSIC, "copy", CODEC)
 TRAINING_HOP_SECONDS = 0.125  # from patch to patch of training music
 ENOUGH_PAIRS, ENOUGH_RECORDINGS = 50, 8
 
@@ -61,12 +71,13 @@ class Evaluator:
         embeddings: Mapping[str, Embedding] | None = None,
     ):
         self.model, self.data, self.config, self.console = model, data, config, console
-        codec, others = model.codec, others or {}
-        self.metrics = make_metrics(model, data, config.metrics, embeddings or {}, console)
-        self.continuers = [model_continuer(MODEL, model, config.temperature)]
-        for name, other in others.items():
+        self.others = others or {}
+        codec = model.codec
+        self.metrics = make_metrics(model, data, config, embeddings or {}, console)
+        self.continuers = model_continuers(MODEL, model, config.temperature)
+        for name, other in self.others.items():
             own = other.codec.identity != codec.identity
-            self.continuers.append(model_continuer(name, other, config.temperature, own_latents=own))
+            self.continuers += model_continuers(name, other, config.temperature, own_codec=own)
         self.continuers += Baselines(codec, data, model.margin, config.seed).continuers()
         self.specs = catalogue(
             [*DISTANCES, LATENTS],
@@ -84,6 +95,8 @@ class Evaluator:
                 accumulators[continuer.name] = self.accumulate(continuer)
         values = self.summaries(accumulators)
         self.add_distributions(values, accumulators)
+        if self.config.critic:
+            self.add_critic(values, accumulators)
         if self.config.memorisation:
             self.add_memorization(values, accumulators)
         results = self.results(values, accumulators)
@@ -103,20 +116,28 @@ class Evaluator:
             numbers = range(first, min(first + self.config.batch_size, len(self.data)))
             batch = self.data.load(numbers)
             audio = continuer.draw(batch, self.config.candidates, self.config.seed)
-            accumulator.add(*self.metrics.compute(audio, batch, is_truth=continuer.name == TRUTH))
+            is_truth = continuer.name == TRUTH
+            accumulator.add(self.metrics.compute(audio, batch, is_truth, continuer.recorded))
             for number in self.samples.keys() & set(numbers):
                 self.samples[number][continuer.name] = with_context(batch, audio, number - first)
         return accumulator
 
     def summaries(self, accumulators: Accumulators) -> dict[str, dict[str, Interval]]:
-        """By continuer, the means over the pairs, and the skill."""
+        """By continuer, the means over the pairs, and its skill against the replay and against its own prior."""
         found: dict[str, dict[str, Interval]] = {}
-        for continuer, accumulator in accumulators.items():
-            found[continuer] = self.means(accumulator.values, self.data.recordings)
-            for name, values in accumulator.values.items():
-                if name.startswith(SCORE):
-                    reference = accumulators[REFERENCE].values[name]
-                    found[continuer][SKILL + name.removeprefix(SCORE)] = skill(values, reference, self.data.recordings)
+        recordings, truth = self.data.recordings, accumulators[TRUTH].values
+        for continuer in self.continuers:
+            own = accumulators[continuer.name].values
+            values = self.means(own, recordings)
+            differences = [mine - real for mine, real in zip(own[PULSE], truth[PULSE], strict=True)]
+            values[PULSE_DIFFERENCE] = group_mean(differences, recordings)
+            references = {SKILL: REFERENCE, SKILL_PRIOR: continuer.prior}
+            for score in [name for name in own if name.startswith(SCORE)]:
+                for prefix, reference in references.items():
+                    if reference is not None:
+                        base = accumulators[reference].values[score]
+                        values[prefix + score.removeprefix(SCORE)] = skill(own[score], base, recordings)
+            found[continuer.name] = values
         return found
 
     def means(self, values: Mapping[str, list[float]], recordings: list[str]) -> dict[str, Interval]:
@@ -132,6 +153,16 @@ class Evaluator:
             for name, accumulator in accumulators.items():
                 if name not in (TRUTH, OTHER_MUSIC):  # other music is the truth in another order
                     values[name] |= real.distances(accumulator.features())
+
+    def add_critic(self, values: dict[str, dict[str, Interval]], accumulators: Accumulators) -> None:
+        """How well a critic tells each continuer from its reference; nothing if there is only one recording."""
+        if len(set(self.data.recordings)) < 2:
+            return
+        for continuer in self.continuers:
+            if continuer.name != continuer.reference:
+                with timed(self.console, f"critic of {continuer.name}"):
+                    made, real = (accumulators[name].windows() for name in (continuer.name, continuer.reference))
+                    values[continuer.name][CRITIC] = critic_auc(real, made, self.data.recordings)
 
     def add_memorization(self, values: dict[str, dict[str, Interval]], accumulators: Accumulators) -> None:
         """Distances to the nearest training music. Overlapping patches: copies are found wherever they begin."""
@@ -201,7 +232,16 @@ class Evaluator:
             recordings=self.data.recordings,
             warnings=warnings_of(self.data, accumulators[TRUTH].features()),
             notes={continuer.name: continuer.note for continuer in self.continuers},
+            upper_bounds=tuple(one.name for one in self.continuers if one.reference == TRUTH),
+            headline=HEADLINE,
+            caption=caption(self.codecs(), values),
         )
+
+    def codecs(self) -> dict[str, str]:
+        """The name of each model's codec, by the row with the truth through it."""
+        models = {CODEC: self.model, **{f"{name}_{CODEC}": other for name, other in self.others.items()}}
+        rows = {continuer.name for continuer in self.continuers}
+        return {row: model.config.codec.name for row, model in models.items() if row in rows}
 
     def metadata(self) -> dict[str, str]:
         """How the evaluation was made."""

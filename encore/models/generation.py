@@ -122,6 +122,22 @@ def generate(model: ContinuationTransformer, sampler: Sampler, frames: int, prec
     return torch.cat(list(itertools.islice(generate_blocks(model, sampler, precision), count)), -1)[..., :frames]
 
 
+def generate_prior(sampler: Sampler, frames: int) -> Tensor:
+    """What `generate` gives for a model that changes nothing: the prior's guesses alone, from the same draws.
+
+    Raises:
+        ValueError: the prior is empty.
+    """
+    blocks, steps = [], sampler.config.block_frames
+    for start in range(0, frames, steps):
+        sampler.noise(steps)  # noise and prior of a row are drawn from one generator
+        block = sampler.prior(start, steps)
+        if block is None:
+            raise ValueError(f"the prior {sampler.config.prior!r} is empty, so there is nothing to generate from it")
+        blocks.append(block)
+    return torch.cat(blocks, -1)[..., :frames]
+
+
 def _repeat_rows(cache: KVCache, times: int) -> KVCache:
     """Each row `times` times, its copies next to one another."""
     keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (cache.keys, cache.values))

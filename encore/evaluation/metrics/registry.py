@@ -15,6 +15,7 @@ GOALS = {
     "high": "higher is better",
     "zero": "0 is best",
     "one": "1 is best",
+    "half": "0.5 is best",
     "truth": "the truth’s is best",
 }
 SHORT_NAMES = {"spectral_energy": "spectral", "mel": "log-mel", "log_mel": "log-mel", "codec": "codec"}
