@@ -20,8 +20,9 @@ from encore.models.generation import (
     generate_blocks,
     make_generators,
 )
-from encore.models.priors import Context
+from encore.models.priors import Context, Generators, Prior
 from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer
+from encore.registry import PRIORS
 
 D, FRAMES, SIZE = 6, 20, 4
 CODEC = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1)
@@ -75,13 +76,14 @@ def test_a_row_depends_on_its_own_seed_only() -> None:
     context = torch.randn(1, D, FRAMES)
     several = new_sampler(5, 7, 9, context=context.expand(3, -1, -1))
     alone, again = new_sampler(7, context=context), new_sampler(7, context=context)
-    guesses = several.prior(0, SIZE), alone.prior(0, SIZE)
+    guesses = several.prior(0, SIZE, context.expand(3, -1, -1)), alone.prior(0, SIZE, context)
     assert guesses[0] is not None and guesses[1] is not None and torch.equal(guesses[0][1:2], guesses[1])
     for steps, count in ((SIZE, 2), (SIZE, 1)):
         one, noise = noise_of(alone, steps, count), noise_of(several, steps, count)
         assert torch.equal(noise[1:2], one) and torch.equal(noise_of(again, steps, count), one)
         assert not torch.equal(noise[0], noise[1])
-    first = new_sampler(*range(50), context=context.expand(50, -1, -1)).prior(0, 1)
+    many = context.expand(50, -1, -1)
+    first = new_sampler(*range(50), context=many).prior(0, 1, many)
     assert first is not None and len(first[:, 0].unique()) > 10  # of frames that the replays start from
 
 
@@ -89,7 +91,7 @@ def test_a_regression_has_no_noise_and_starts_from_the_context_frame_by_frame() 
     context = torch.randn(2, D, FRAMES)
     fixed = new_sampler(1, 2, config=REGRESSION, context=context)
     assert fixed.noise(SIZE) is None
-    prior = fixed.prior(0, 2 * FRAMES)
+    prior = fixed.prior(0, 2 * FRAMES, context)
     assert prior is not None and torch.equal(prior, torch.cat([context, context], -1))
     model = new_model()
     one, other = (
@@ -100,7 +102,10 @@ def test_a_regression_has_no_noise_and_starts_from_the_context_frame_by_frame() 
 
 def test_without_a_prior_there_is_no_guess_and_the_noise_is_the_same() -> None:
     for generative in (True, False):
-        assert new_sampler(1, config=GenerationConfig(SIZE, generative, "none")).prior(0, SIZE) is None
+        assert (
+            new_sampler(1, config=GenerationConfig(SIZE, generative, "none")).prior(0, SIZE, torch.zeros(1, D, FRAMES))
+            is None
+        )
     bare = new_sampler(1, config=GenerationConfig(SIZE, True, "none"))
     assert torch.equal(noise_of(bare, SIZE), noise_of(new_sampler(1), SIZE))
 
@@ -128,9 +133,39 @@ def test_a_continuation_equals_the_single_pass_of_training() -> None:
     sampler, noises = new_sampler(1, 2, 3, context=context), new_sampler(1, 2, 3, context=context)
     made = generate(model, sampler, count * SIZE)
     noise = torch.cat([noise_of(noises, SIZE) for _ in range(count)], -1)
-    prior = sampler.prior(0, count * SIZE)
+    prior = sampler.prior(0, count * SIZE, context)
     starts = [FRAMES + SIZE * number for number in range(count)]
     with torch.no_grad():
         again = model(torch.cat([context, made], -1), SIZE, noise, prior, starts)
     assert (again - made).abs().max() <= 1e-5 * made.abs().max()
     assert not torch.allclose(made, prior if prior is not None else made, atol=0.1)
+
+
+class Last(Prior):
+    """The last frame of the history, held; notes what it was shown."""
+
+    lookback = 3
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    @classmethod
+    def draw(cls, context: Context, generators: Generators) -> Last:
+        return cls()
+
+    def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
+        self.seen.append(history)
+        return history[..., -1:].expand(-1, -1, steps)
+
+
+@pytest.mark.parametrize("frames", [2, FRAMES])  # shorter and longer than the prior looks back
+def test_a_prior_sees_the_end_of_what_was_played(monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
+    monkeypatch.setitem(PRIORS._entries, "last", Last)
+    model, context = new_model(), torch.randn(2, D, frames)
+    sampler = new_sampler(1, 2, config=GenerationConfig(SIZE, True, "last"), context=context)
+    made = generate(model, sampler, 3 * SIZE)
+    whole, prior = torch.cat([context, made], -1), sampler._prior
+    assert isinstance(prior, Last) and len(prior.seen) == 3
+    for number, seen in enumerate(prior.seen):
+        end = frames + number * SIZE
+        assert torch.equal(seen, whole[..., max(0, end - 3) : end])

@@ -201,9 +201,11 @@ def test_a_candidate_depends_on_its_own_seed_only(starter: Codec, prior: str) ->
         assert relative_db(three.audio[one], three.audio[other]) > -20
     # Likewise for latents of several contexts.
     latents = starter.encode(song(SEGMENT * HOP)[None])
-    both = continue_latents(generator, latents.expand(2, -1, -1), 60, [6, 7])
+    both = continue_latents(generator, latents, 60, [6, 7])
     assert relative_db(continue_latents(generator, latents, 60, [7])[0], both[1]) < -80
     assert relative_db(both[0], both[1]) > -20
+    four = continue_latents(generator, torch.cat([latents.flip(-1), latents]), 60, [5, 4, 6, 7])
+    assert relative_db(four[2:].flatten(), both.flatten()) < -80
 
 
 @pytest.mark.slow

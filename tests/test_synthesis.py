@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ from encore.codecs.encodec import SEANetCodec
 from encore.codecs.starter.weights import Architecture
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig
-from encore.models.priors import draw_lags
-from encore.models.transformer import ContinuationTransformer
+from encore.models.priors import Context, Generators, Prior, draw_lags
+from encore.models.transformer import ContinuationTransformer, KVCache
+from encore.registry import PRIORS
 from encore.training.synthesis import MAX_SAMPLES, CropPlan, Synthesizer
 from tests.conftest import SAMPLE_RATE, melody
 
@@ -73,13 +73,19 @@ class Truth(nn.Module):
         truth = torch.cat([self.latents[..., start : start + steps] for start in starts], -1)
         return truth.repeat_interleave(rows // len(truth), 0)
 
-    def prefill(self, latents: Tensor, memory: Any = None) -> Any:
+    def prefill(self, latents: Tensor, cache: KVCache | None = None) -> KVCache:
         self.given.append(latents)
-        return SimpleNamespace(rows=len(latents), end=latents.shape[-1] + (memory.end if memory else 0))
+        if cache is None:
+            keys = torch.arange(len(latents)).reshape(-1, 1, 1, 1)  # of each row the item that it belongs to
+            return KVCache([keys], [keys], latents.shape[-1])
+        assert len(latents) == len(cache.keys[0])
+        return KVCache(cache.keys, cache.values, cache.end + latents.shape[-1])
 
-    def decode_block(self, memory: Any, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+    def decode_block(self, cache: KVCache, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+        rows = next((len(part) for part in (prior, noise) if part is not None), len(cache.keys[0]))
+        items = cache.keys[0].flatten().repeat_interleave(rows // len(cache.keys[0]))
         padded = nn.functional.pad(self.latents, (0, steps))
-        return padded[..., memory.end : memory.end + steps].repeat_interleave(memory.rows // ITEMS, 0)
+        return padded[items, :, cache.end : cache.end + steps]
 
 
 def new_synthesizer(
@@ -213,7 +219,7 @@ def test_noise_is_added_to_the_models_context_and_not_to_the_decoders(codec: Cod
     assert torch.allclose(audio, quiet, atol=1e-5)
     given = len(truth.given)
     synthesizer.sample(truth, batch)
-    assert torch.equal(truth.given[given][::2], batch.context)  # none on what is validated
+    assert torch.equal(truth.given[given], batch.context)  # none on what is validated, and each context once
 
 
 def test_plans_cover_all_of_a_segment(codec: Codec) -> None:
@@ -274,3 +280,31 @@ def test_the_replay_baseline_repeats_the_contexts_frames(codec: Codec, batch: Ba
         rows.append(torch.cat([context, context[:, FRAMES - lag + frames % lag]], -1))
     expected = codec.decode(torch.stack(rows))[..., FRAMES * HOP :]
     assert all(relative_db(*pair) < -50 for pair in zip(replayed, expected, strict=True))
+
+
+class Shifted(Prior):
+    """The last frames of the history once more, from as far back as the block is long."""
+
+    @classmethod
+    def draw(cls, context: Context, generators: Generators) -> Shifted:
+        return cls()
+
+    def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
+        return history[..., -steps:].repeat_interleave(2, 0)
+
+
+def test_the_prior_of_a_training_step_sees_the_true_music_before_each_block(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, batch: Batch
+) -> None:
+    monkeypatch.setitem(PRIORS._entries, "shifted", Shifted)
+    given: list[Tensor] = []
+
+    class Watched(Truth):
+        def forward(self, given_: Tensor, steps: int, noise: Any, prior: Any, starts: Any, level: Any) -> Tensor:
+            given.append(prior)
+            return super().forward(given_, steps, noise, prior, starts, level)
+
+    new_synthesizer(codec, prior="shifted").predict(Watched(batch), batch, CropPlan((0, 40), 0, 20))
+    truth = torch.cat([batch.context, batch.target_latents], -1)
+    expected = torch.cat([truth[..., FRAMES - 20 : FRAMES], truth[..., FRAMES + 20 : FRAMES + 40]], -1)
+    assert torch.equal(given[0], expected.repeat_interleave(2, 0))

@@ -75,9 +75,16 @@ class Sampler:
         parts.append(self._normal(NOISE_CHANNELS - PER_BLOCK - PER_CONTINUATION, blocks * steps))
         return torch.cat(parts, 1)
 
-    def prior(self, start: int, steps: int) -> Tensor | None:
-        """The prior's guess at frames `start … start + steps − 1` after the contexts, `[R, D, steps]`."""
-        return self._prior.frames(start, steps)
+    def prior(self, start: int, steps: int, history: Tensor) -> Tensor | None:
+        """The prior's guess at frames `start … start + steps − 1` after the contexts, `[R, D, steps]`.
+
+        `history` is what comes before `start`; see `Prior.frames`.
+        """
+        return self._prior.frames(start, steps, history)
+
+    def recent(self, history: Tensor) -> Tensor:
+        """The end of `history [R, D, F]`, as much as the prior looks at."""
+        return history[..., max(0, history.shape[-1] - self._prior.lookback) :]
 
     def _normal(self, channels: int, length: int) -> Tensor:
         if self.generators is None:
@@ -98,18 +105,20 @@ def generate_blocks(model: ContinuationTransformer, sampler: Sampler, precision:
     """Blocks of latents `[R, D, block_frames]` that follow the sampler's contexts, without end.
 
     The model should be in evaluation mode. Memory and time per block are constant, as the cache holds only what a block
-    attends to and the prior only the context. Continuations of one context share its keys and values until their first
-    block is appended.
+    attends to, and the prior only the context and as much of the end as it looks at. Continuations of one context share
+    its keys and values until their first block is appended.
     """
     context, steps = sampler.context, sampler.config.block_frames
     device = context.latents.device
     with autocast(precision, device):
         cache = model.prefill(context.latents[:: context.copies])
+    history = sampler.recent(context.latents)
     for start in itertools.count(0, steps):
-        noise, prior = sampler.noise(steps), sampler.prior(start, steps)
+        noise, prior = sampler.noise(steps), sampler.prior(start, steps, history)
         with autocast(precision, device):
             block = model.decode_block(cache, steps, noise, prior).float()
         yield block
+        history = sampler.recent(torch.cat([history, block], -1))
         if start == 0 and context.copies > 1:
             cache = _repeat_rows(cache, context.copies)
         with autocast(precision, device):
@@ -128,14 +137,14 @@ def generate_prior(sampler: Sampler, frames: int) -> Tensor:
     Raises:
         ValueError: the prior is empty.
     """
-    blocks, steps = [], sampler.config.block_frames
+    made, steps = sampler.context.latents, sampler.config.block_frames
     for start in range(0, frames, steps):
         sampler.noise(steps)  # noise and prior of a row are drawn from one generator
-        block = sampler.prior(start, steps)
+        block = sampler.prior(start, steps, sampler.recent(made))
         if block is None:
             raise ValueError(f"the prior {sampler.config.prior!r} is empty, so there is nothing to generate from it")
-        blocks.append(block)
-    return torch.cat(blocks, -1)[..., :frames]
+        made = torch.cat([made, block], -1)
+    return made[..., sampler.context.latents.shape[-1] :][..., :frames]
 
 
 def _repeat_rows(cache: KVCache, times: int) -> KVCache:

@@ -50,6 +50,7 @@ class Prior(ABC):
     """First guesses at what follows R contexts."""
 
     empty = False  # whether there is never a guess: the model then starts from noise alone
+    lookback = 0  # frames of the history that `frames` looks at
 
     @classmethod
     @abstractmethod
@@ -68,10 +69,17 @@ class Prior(ABC):
         return Replay(context, torch.full((rows,), frames, device=context.latents.device))
 
     @abstractmethod
-    def frames(self, start: int, steps: int) -> Tensor | None:
+    def frames(self, start: int, steps: int, history: Tensor) -> Tensor | None:
         """The guess at frames `start … start + steps − 1` after the contexts, `[R, D, steps]`; None if it is empty.
 
         Called in order of `start`.
+
+        Args:
+            start: counted from the contexts' end.
+            steps: number of frames.
+            history: what comes before `start`, contexts included: `[R, D, F]`, or `[B, D, F]` where R / B consecutive
+                rows have the same past. At least the last `lookback` frames, or all there are. In generation it is what
+                was generated, in teacher-forced training the true music.
         """
 
 
@@ -192,7 +200,7 @@ class Rhythm(Prior):
         probs = probs.repeat_interleave(len(context.latents) // len(probs), 0)
         return cls(context, [FrameOrder(row, generator) for row, generator in zip(probs, generators, strict=True)])
 
-    def frames(self, start: int, steps: int) -> Tensor:
+    def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
         index = torch.stack([order.indices(start, steps) for order in self.orders])
         return take(self.latents, index.to(self.latents.device))
 
@@ -209,7 +217,7 @@ class Replay(Prior):
         lags = torch.cat([draw_lags(1, context.latents.shape[-1], generator) for generator in generators])
         return cls(context, lags.to(context.latents.device))
 
-    def frames(self, start: int, steps: int) -> Tensor:
+    def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
         return replay(self.latents, self.lags, start, steps)
 
 
@@ -229,5 +237,5 @@ class Empty(Prior):
     def fixed(cls, context: Context) -> Empty:
         return cls()
 
-    def frames(self, start: int, steps: int) -> None:
+    def frames(self, start: int, steps: int, history: Tensor) -> None:
         return None

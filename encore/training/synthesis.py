@@ -94,7 +94,7 @@ class Synthesizer:
         sampler = self._sampler(self.generation, batch)
         history = self._history(model, batch, plan, sampler)
         noise = sampler.noise(size, len(plan.starts))
-        guesses = [sampler.prior(start, size) for start in plan.starts]
+        guesses = [sampler.prior(start, size, history[..., : frames + start]) for start in plan.starts]
         prior = None if guesses[0] is None else torch.cat([guess for guess in guesses if guess is not None], -1)
         starts = [frames + start for start in plan.starts]
         given, level = self._with_noise(history[..., : max(starts)], unwrap(model))
@@ -140,12 +140,13 @@ class Synthesizer:
         """The context repeated at random lags: what `sample` is compared with."""
         context = batch.context.repeat_interleave(self.samples, 0)
         config = GenerationConfig(self.generation.block_frames, generative=True, prior=REPLAY)
-        latents = self._sampler(config, batch, seeded=True).prior(0, context.shape[-1])
+        latents = self._sampler(config, batch, seeded=True).prior(0, context.shape[-1], context)
         assert latents is not None
         return self.codec.decode_continuation(context, latents, self.margin)
 
     def _sampler(self, generation: GenerationConfig, batch: Batch, seeded: bool = False) -> Sampler:
-        context = Context(batch.context.repeat_interleave(self.samples, 0), self.codec, lambda: batch.input_audio)
+        latents = batch.context.repeat_interleave(self.samples, 0)
+        context = Context(latents, self.codec, lambda: batch.input_audio, self.samples)
         generators = None
         if seeded:
             numbers = batch.number.repeat_interleave(self.samples) * MAX_SAMPLES
@@ -163,8 +164,7 @@ class Synthesizer:
         return torch.cat([batch.context.repeat_interleave(self.samples, 0), generated], -1)
 
     def _generate(self, model: nn.Module, sampler: Sampler, frames: int) -> Tensor:
-        with autocast(self.precision, sampler.device):
-            return generate(model, sampler, frames)  # type: ignore[arg-type]
+        return generate(model, sampler, frames, self.precision)  # type: ignore[arg-type]
 
     def _with_noise(self, history: Tensor, model: nn.Module) -> tuple[Tensor, Tensor | None]:
         """The history with noise added, and its standard deviation, `[B]`."""
