@@ -27,13 +27,14 @@ from encore.evaluation.config import EvalConfig
 from encore.evaluation.dataset import EvalSet
 from encore.evaluation.headline import HEADLINE, PULSE, PULSE_DIFFERENCE, caption
 from encore.evaluation.metrics.critic import CRITIC, critic_auc
-from encore.evaluation.metrics.distribution import RealMusic, frechet_warning
+from encore.evaluation.metrics.distribution import RealMusic
 from encore.evaluation.metrics.drift import contours, drift, relative_contours
 from encore.evaluation.metrics.embeddings import Embedding, latent_patches
 from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR, skill
 from encore.evaluation.metrics.memorization import memorization
 from encore.evaluation.per_item import DISTANCES, LATENTS, MetricAccumulator, make_metrics
 from encore.evaluation.results import Results
+from encore.evaluation.warnings import critic_warnings, dependence_warnings, warnings_of
 from encore.models.loading import Generator
 from encore.reporting.html import AudioSample, SampleGroup
 from encore.statistics import Interval, group_mean
@@ -42,7 +43,6 @@ REFERENCE = "replay"  # the continuer that skill is relative to
 SAMPLE_PAIRS = 3  # pairs whose audio is on the page
 NOT_ON_PAGE = ("silence", "noise", "shards", OTHER_MUSIC, "copy", CODEC)
 TRAINING_HOP_SECONDS = 0.125  # from patch to patch of training music
-ENOUGH_PAIRS, ENOUGH_RECORDINGS = 50, 8
 
 Accumulators = Mapping[str, MetricAccumulator]
 Samples = dict[str, Tensor]  # by continuer, context and continuation, [C, K + M]
@@ -230,7 +230,11 @@ class Evaluator:
             },
             pairs=self.data.names,
             recordings=self.data.recordings,
-            warnings=warnings_of(self.data, accumulators[TRUTH].features()),
+            warnings=[
+                *warnings_of(self.data, accumulators[TRUTH].features()),
+                *dependence_warnings(self.continuers, self.data.load([0])),
+                *critic_warnings(values),
+            ],
             notes={continuer.name: continuer.note for continuer in self.continuers},
             upper_bounds=tuple(one.name for one in self.continuers if one.reference == TRUTH),
             headline=HEADLINE,
@@ -267,30 +271,6 @@ def sample_group(title: str, samples: Samples) -> SampleGroup:
     """The audio samples to listen to, the truth first."""
     order = sorted(samples, key=lambda name: name != TRUTH)
     return SampleGroup(title, [AudioSample(name, "", samples[name]) for name in order if name not in NOT_ON_PAGE])
-
-
-def warnings_of(data: EvalSet, features: Mapping[str, Tensor]) -> list[str]:
-    """Why some values should not be trusted; `features` are those of the truths, `[items, P, F]` by space."""
-    pairs, recordings = len(data), len(set(data.recordings))
-    found = []
-    if pairs < ENOUGH_PAIRS:
-        found.append(
-            f"{pairs} validation pairs are few: below {ENOUGH_PAIRS} most differences between systems are chance"
-        )
-    if not data.recordings_known:
-        found.append(
-            "the recordings are unknown (no metadata.csv of prepare_data.py): every pair is taken for a recording of "
-            "its own, so intervals may be too narrow, and other_music may be of the same recording"
-        )
-    elif recordings < 2:
-        found.append("all pairs are of one recording: there are no intervals, and there is no other music")
-    elif recordings < ENOUGH_RECORDINGS:
-        found.append(f"{recordings} recordings are few: intervals over recordings are rough below {ENOUGH_RECORDINGS}")
-    for space, patches in features.items():
-        warning = frechet_warning(patches, patches)
-        if warning is not None:
-            found.append(f"{space} features: {warning}")
-    return found
 
 
 @contextmanager

@@ -35,15 +35,15 @@ Values = Mapping[str, Interval]  # by metric
 
 
 def caption(codecs: Mapping[str, str], values: Mapping[str, Values]) -> str:
-    """How to read the headline, and the figures of the truth through each codec, which no system can be expected to beat.
+    """How to read the headline, and the figures of the truth through each codec, which are a ceiling.
 
     Args:
         codecs: the name of each codec, by that of the row with the truth through it.
         values: by row and metric.
     """
     ceilings = [
-        f"Through the codec {codec} (row {row}) the truth itself has {_figures(values[row])}: the ceiling of all that is "
-        "played through it."
+        f"The ceiling of all that is played through the codec {codec} is the truth through it (row {row}): "
+        f"{_figures(values[row])}."
         for row, codec in codecs.items()
     ]
     return " ".join([HOW_TO_READ, *ceilings])

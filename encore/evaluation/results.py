@@ -167,7 +167,9 @@ def write_json(results: Results, path: Path) -> None:
 
 def print_tables(results: Results, console: Console) -> None:
     """The headline, then a table per group of metrics: continuers as rows, the best in bold, with ★."""
-    for group, specs in {HEADLINE_TITLE: results.headline_specs(), **results.groups()}.items():
+    headline = results.headline_specs()
+    groups = {HEADLINE_TITLE: headline} if headline else {}
+    for group, specs in {**groups, **results.groups()}.items():
         tables = math.ceil(len(specs) / MOST_COLUMNS)
         width = math.ceil(len(specs) / tables)
         for first in range(0, len(specs), width):
@@ -181,7 +183,7 @@ def print_tables(results: Results, console: Console) -> None:
                 if any(spec.name in values for spec in part):
                     table.add_row(name, *(_cell(values.get(s.name), name in best[s.name]) for s in part))
             console.print(table)
-        if group == HEADLINE_TITLE and specs:
+        if group == HEADLINE_TITLE:
             console.print(results.caption, markup=False)
     for warning in results.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
