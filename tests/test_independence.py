@@ -1,4 +1,4 @@
-"""Candidates are drawn independently: systems whose candidates depend on each other are found out, and none of ours is one."""
+"""Candidates are drawn independently, and systems whose candidates depend on each other are found out."""
 
 from __future__ import annotations
 

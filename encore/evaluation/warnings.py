@@ -60,6 +60,6 @@ def critic_warnings(values: Mapping[str, Mapping[str, Interval]]) -> list[str]:
     if not missed:
         return []
     return [
-        f"the critic finds {' and '.join(missed)} harder to tell from real music than the model (AUC {mine:.2f}): it has "
-        "learned too little from so few pairs, or the model gives itself away; compare the other figures of the headline"
+        f"the critic tells {' and '.join(missed)} from real music less well than the model (AUC {mine:.2f}): it has "
+        "learned too little from these pairs, or the model gives itself away; see the headline's other figures"
     ]

@@ -1,7 +1,7 @@
 """The critic: a small network that learns to tell what really follows a context from what a system makes of it.
 
-A classifier two-sample test (Lopez-Paz & Oquab 2017). It is trained and asked on different recordings: it is fitted once
-for each fold of recordings, to all others, so that it needs no continuations of further music.
+A classifier two-sample test (Lopez-Paz & Oquab 2017). It is trained and asked on different recordings: once for each
+fold of recordings, on all others (cross-fitting), so that it needs no continuations of further music.
 """
 
 from __future__ import annotations
@@ -188,11 +188,7 @@ def augmented(context: Tensor, *continuations: Tensor) -> tuple[Tensor, ...]:
 
 
 def auc(verdicts: Verdicts, recordings: Sequence[str]) -> Interval:
-    """`P(s(real) > s(made)) + ½ P(s(real) = s(made))` over all pairs of one fold: 0.5 if the critic is blind, 1 if it is
-    always right.
-
-    The bootstrap draws recordings.
-    """
+    """`P(s(real) > s(made)) + ½ P(s(real) = s(made))` over all pairs of one fold; the bootstrap draws recordings."""
     names = list(dict.fromkeys(recordings))
     member = np.array([[recording == name for name in names] for recording in recordings], float)  # [I, R]
     together = verdicts.folds[:, None] == verdicts.folds[None]
