@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from encore.config.schema import TrainConfig
 from encore.models.generation import GenerationConfig
 from encore.models.loading import load_generator, read
 from encore.tracking import MlflowTracker, register_tracker
-from tests.conftest import ENVIRONMENT, VAL_PAIRS, Command, Forks, command, write_pairs
+from tests.conftest import VAL_PAIRS, Command, Forks, write_pairs
 from tests.json_tracker import FLAGS as JSON
-from tests.json_tracker import KILL_AFTER, tracked
+from tests.json_tracker import SIGNAL, tracked
 
 COMPONENTS = ("rms_input", "rms_target", "spectral", "mel")
 
@@ -61,8 +60,32 @@ def test_loss_falls_and_the_log_has_the_promised_form(trained_regression: Path) 
 def test_the_log_of_energy_has_the_replay_baseline_and_what_has_no_repulsion_term(trained: Path) -> None:
     log = (trained / "checkpoints" / "train.log").read_text()
     assert re.search(r"^Replay baseline: \d+\.\d{4} \(rms_in: .*, rms_tgt: .*, spec: .*, mel: .*\)$", log, re.MULTILINE)
+    assert re.search(r"^Prior alone: +\d+\.\d{4} \(rms_in: .*, mel: .*\)$", log, re.MULTILINE)
     assert "Without a repulsion term, as they are no distances: spectral\n" in log
     assert log.count("  Val Loss:   ") == 4
+
+
+def test_the_best_model_is_never_worse_than_the_prior(
+    train_flags: list[object], tmp_path: Path, call_command: Command
+) -> None:
+    """A run that makes things worse keeps the untrained model, says so, and runs out of patience."""
+    flags = (*train_flags, *JSON, "--lr", 1.0, "--ema_decay", 0, "--epochs", 5, "--patience", 2, "--warmup_steps", 0)
+    result = call_command("train_worker.py", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    metrics, folder = tracked(tmp_path), tmp_path / "checkpoints"
+    (prior,) = metrics["prior_loss"]
+    assert len(metrics["val_loss"]) == 3 and metrics["val_loss"][0] == prior
+    assert prior < min(metrics["val_loss"][1:])
+    best, last = read(folder / "best_model.pt"), read(folder / "last.pt")
+    assert (best["progress"]["step"], best["progress"]["best"]) == (0, prior)
+    assert (last["progress"]["waited"], last["progress"]["best"]) == (2, prior)
+    log = (folder / "train.log").read_text()
+    assert log.count(f"  Above the prior alone, {prior:.4f}: worse than without training so far\n") == 2
+    assert f"best validation loss {prior:.4f}, in checkpoints/best_model.pt; it is the prior's" in log
+    again = call_command("train_worker.py", *flags, "--resume", "auto", "--patience", 3, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert read(folder / "last.pt")["progress"]["waited"] == 3
+    assert read(folder / "best_model.pt")["progress"]["step"] == 0
 
 
 @pytest.mark.parametrize("experiment", ["trained", pytest.param("regression", marks=pytest.mark.slow)])
@@ -79,7 +102,8 @@ def test_mlflow_holds_parameters_components_baselines_and_artifacts(
     names = ["train_loss", "val_loss", "learning_rate", "throughput", "grad_norm", *(f"val_{c}" for c in COMPONENTS)]
     parts = [f"{c}_{part}" for c in ("rms_target", "mel") for part in ("attraction", "repulsion")]
     for name in names + [f"{kind}_{part}" for kind in ("train", "val") for part in parts if energy]:
-        assert len(history(store, run, name)) == 4, name
+        # Before training, an energy run's model gives the prior alone, which is measured.
+        assert len(history(store, run, name)) == 4 + (energy and name.startswith("val_")), name
     assert "train_rms_input" not in run.data.metrics  # its weight is 0: not computed in training
     assert energy == any("repulsion" in name for name in run.data.metrics)
     assert not any("spectral_attraction" in name or "rms_input_attraction" in name for name in run.data.metrics)
@@ -125,7 +149,7 @@ def test_validation_does_not_depend_on_ranks_or_batches(
         else:
             results = forks.ranks(ranks, *mine, cwd=folder)
         assert not any(result.returncode for result in results), [result.stderr for result in results]
-        kinds = ("val_", "floor_", "copy_", "replay_")
+        kinds = ("val_", "floor_", "copy_", "replay_", "prior_")
         found.append({name: values[-1] for name, values in tracked(folder).items() if name.startswith(kinds)})
     one, three = found
     names = ("loss", "rms_target", "mel", "rms_input", "snr", "snr_db")
@@ -187,37 +211,28 @@ def test_a_signal_in_the_last_step_of_a_run_does_not_leave_out_its_validation(
 
 @pytest.mark.slow
 def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
-    trained_flags: list[object], tmp_path: Path, forks: Forks
+    trained_flags: list[object], tmp_path: Path, run_command: Command, forks: Forks
 ) -> None:
-    """Of two ranks one is killed and restarted from the last checkpoint, the run is stopped by SIGTERM and resumed.
+    """Of two ranks one is killed, and the launcher restarts both from the last checkpoint; two are stopped and resumed.
 
     The weights are those of the uninterrupted run, bit for bit.
     """
-    uninterrupted, last = tmp_path / "uninterrupted", tmp_path / "checkpoints" / "last.pt"
-    uninterrupted.mkdir()
-    flags = (*trained_flags, *JSON, "--batch_size", 1)
+    uninterrupted, killed, stopped = (tmp_path / name for name in ("uninterrupted", "killed", "stopped"))
+    for folder in (uninterrupted, killed, stopped):
+        folder.mkdir()
+    flags, last = (*trained_flags, *JSON, "--batch_size", 1, "--epochs", 2), Path("checkpoints/last.pt")
     results = forks.ranks(2, *flags, cwd=uninterrupted)
-    environment = {**ENVIRONMENT, KILL_AFTER: "1"}
-    process = subprocess.Popen(
-        command("train_ddp.py", *flags, "--world_size", 2, "--max_restarts", 1),
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("Epoch 2/4"):
-            process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM
-    assert f"resumed from {last.relative_to(tmp_path)} at epoch 2, step 0\n" in lines
-    progress = read(last)["progress"]
-    assert 2 <= progress["epoch"] < 4 and progress["epoch_step"] > 0  # in the middle of an epoch
-    results += forks.ranks(2, *flags, "--resume", "auto", cwd=tmp_path)
+    launch = (*flags, "--world_size", 2, "--max_restarts", 1)
+    results.append(run_command("train_ddp.py", *launch, cwd=killed, env={SIGNAL: "SIGKILL"}))
+    assert f"resumed from {last} at epoch 2, step 0\n" in results[-1].stdout
+    ended = forks.ranks(2, *flags, cwd=stopped, env={SIGNAL: "SIGTERM"})
+    assert [rank.returncode for rank in ended] == [128 + signal.SIGTERM] * 2, [rank.stderr for rank in ended]
+    progress = read(stopped / last)["progress"]
+    assert (progress["epoch"], progress["epoch_step"]) == (1, 1)  # in the middle of an epoch
+    results += forks.ranks(2, *flags, "--resume", "auto", cwd=stopped)
     assert not any(result.returncode for result in results), [result.stderr for result in results]
-    assert equal_weights(last, uninterrupted / "checkpoints" / "last.pt")
+    assert equal_weights(killed / last, uninterrupted / last)
+    assert equal_weights(stopped / last, uninterrupted / last)
 
 
 @pytest.mark.slow
@@ -268,9 +283,9 @@ def test_whole_segments_without_a_prior_and_more_samples(
 
 @pytest.mark.slow
 def test_unity_reaches_the_codecs_floor(tmp_path: Path, call_command: Command, train_flags: list[object]) -> None:
-    pairs = write_pairs(tmp_path / "pairs", {"train": 8, "val": 1})
+    pairs = write_pairs(tmp_path / "pairs", {"train": 8, "val": 1}, seconds=0.5)
     flags = (*train_flags, *JSON, "--dataset_folder", pairs, "--unity_test", "true", "--dropout", 0, "--batch_size", 1)
-    flags = (*flags, "--epochs", 30, "--save_every", 30, "--artifact_every", 30, "--decode_seconds", 0.25)
+    flags = (*flags, "--epochs", 18, "--save_every", 18, "--artifact_every", 18, "--decode_seconds", 0.1, "--lr", 3e-2)
     flags = (*flags, "--metrics", "rms_input,rms_target")
     result = call_command("train_worker.py", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

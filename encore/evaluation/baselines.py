@@ -152,7 +152,7 @@ class Baselines:
             noise,
             shards,
             *other,
-            Continuer("copy", "The input, played again.", self.copy, recorded=True),
+            Continuer("copy", "The input’s end, played again.", self.copy, recorded=True),
             loop,
             replayed,
             Continuer(CODEC, note, self.through_codec, reference=TRUTH),
@@ -177,7 +177,7 @@ class Baselines:
         return self.codec.decode_continuation(context, take(context, index.to(context.device)), self.margin)
 
     def copy(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
-        audio = batch.input_audio
+        audio = batch.input_end
         lags = torch.full((len(batch),), audio.shape[-1], device=audio.device)
         return replay(audio, lags, 0, frames * self.codec.hop_length)
 

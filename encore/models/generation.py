@@ -132,19 +132,21 @@ def generate(model: ContinuationTransformer, sampler: Sampler, frames: int, prec
 
 
 def generate_prior(sampler: Sampler, frames: int) -> Tensor:
-    """What `generate` gives for a model that changes nothing: the prior's guesses alone, from the same draws.
+    """The prior's guesses alone, `[R, D, frames]`, drawn as in `generate`: what an untrained model gives.
 
     Raises:
         ValueError: the prior is empty.
     """
-    made, steps = sampler.context.latents, sampler.config.block_frames
+    steps, blocks = sampler.config.block_frames, list[Tensor]()
+    history = sampler.recent(sampler.context.latents)
     for start in range(0, frames, steps):
-        sampler.noise(steps)  # noise and prior of a row are drawn from one generator
-        block = sampler.prior(start, steps, sampler.recent(made))
-        if block is None:
-            raise ValueError(f"the prior {sampler.config.prior!r} is empty, so there is nothing to generate from it")
-        made = torch.cat([made, block], -1)
-    return made[..., sampler.context.latents.shape[-1] :][..., :frames]
+        sampler.noise(steps)  # a row has one generator for its noise and its prior
+        guess = sampler.prior(start, steps, history)
+        if guess is None:
+            raise ValueError(f"the prior {sampler.config.prior!r} makes no guesses")
+        blocks.append(guess)
+        history = sampler.recent(torch.cat([history, guess], -1))
+    return torch.cat(blocks, -1)[..., :frames]
 
 
 def _repeat_rows(cache: KVCache, times: int) -> KVCache:

@@ -229,7 +229,8 @@ class ContinuationTransformer(nn.Module):
         for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x = self._run(self._decode_layer, block, x, angles, keys, values, pasts)
         gate, residual = self.out_proj(self.norm(x)).transpose(1, 2).chunk(2, 1)
-        return ((1 + gate) * normal + residual) * self.std + self.mean
+        change = (gate * normal + residual) * self.std
+        return change + (self.mean if prior is None else prior)
 
     def _decode_layer(
         self, block: Block, x: Tensor, angles: Tensor, keys: Tensor, values: Tensor, pasts: Sequence[slice]

@@ -19,7 +19,8 @@ from encore.training.objective import ATTRACTION, REPULSION, Component
 Values = Mapping[str, float]
 GRADIENT = "grad_"  # prefix of metrics of the gradient
 SHARE = GRADIENT + "share_"
-NAMES = {"floor": "Codec floor", "copy": "Copy baseline", "replay": "Replay baseline"}
+PRIOR = "prior"
+NAMES = {"floor": "Codec floor", "copy": "Copy baseline", "replay": "Replay baseline", PRIOR: "Prior alone"}
 
 
 @dataclass
@@ -114,6 +115,8 @@ class TrainConsole:
             f"  Val Loss:   {metrics.val['loss']:.4f} ({self._parts(metrics.val)})",
             f"  LR: {metrics.lr:.2e}",
         ]
+        if PRIOR in self.measured and metrics.val["loss"] > (prior := self.measured[PRIOR]["loss"]):
+            lines.append(f"  Above the prior alone, {prior:.4f}: worse than without training so far")
         if metrics.skipped:
             lines.append(f"  Skipped: {metrics.skipped} steps that were not finite")
         if self.live:

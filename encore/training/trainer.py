@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from encore.tracking import Tracker, build_tracker
 from encore.training.baseline_cache import baselines
 from encore.training.build import build_state, build_terms
 from encore.training.checkpoint import TrainState, move_aside, resume_source
-from encore.training.console import SHARE, EpochMetrics, TrainConsole, named_metrics
+from encore.training.console import PRIOR, SHARE, EpochMetrics, TrainConsole, named_metrics
 from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
@@ -139,6 +140,15 @@ class Trainer:
                 self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
             self.tracker.artifact(self.folder / "config.json")
             self.tracker.flush()
+        if self.source is None and PRIOR in measured:
+            self.start_from(measured[PRIOR])
+
+    def start_from(self, prior: Values) -> None:
+        """Takes the untrained model, whose continuations are the prior's, for the best one until another is better."""
+        self.state.progress.best = prior["loss"]
+        if self.tracker is not None:
+            self.tracker.metrics(named_metrics("val", prior, self.state.objective.components), step=0)
+            self.save("best_model.pt")
 
     @property
     def finished(self) -> bool:
@@ -170,8 +180,9 @@ class Trainer:
                 return
             self.end_epoch(train, self.validate())
         self.status = "FINISHED"
-        best = self.state.progress.best
-        self.console.print(f"best validation loss {best:.4f}, in {self.folder / 'best_model.pt'}")
+        best, prior = self.state.progress.best, self.console.measured.get(PRIOR, {"loss": math.inf})["loss"]
+        note = "; it is the prior's, on which training has not improved" if best >= prior else ""
+        self.console.print(f"best validation loss {best:.4f}, in {self.folder / 'best_model.pt'}{note}")
 
     def train_epoch(self, stop: StopSignal) -> EpochMetrics | None:
         """Trains to the end of the epoch, or of --max_steps; None if a signal stopped it before the run's last step."""
@@ -211,9 +222,9 @@ class Trainer:
         rollout = progress.step >= (1 - ROLLOUT_PHASE) * self.state.schedule.total_steps
         for remaining in reversed(range(accumulation)):
             batch = next(batches).to(self.ranks.device)
-            plan = objective.synthesizer.plan(batch.context.shape[-1], rollout, common)
+            plan = objective.synthesizer.plan(self.data.frames.target, rollout, common, self.data.most_shift)
             with self.model.no_sync() if remaining else contextlib.nullcontext():
-                forward = objective(self.model, batch, plan)
+                forward = objective(self.model, batch.shifted(plan.shift), plan)
                 if not remaining:
                     step.stop = self.ranks.any_async(bool(stop))
                 result = objective.backward(forward, 1 / accumulation, progress.epoch_step % SHARES_EVERY == 0)
@@ -222,7 +233,7 @@ class Trainer:
             step.running.add(result.values, result.total)
             for name, share in result.shares.items():
                 step.running.add_value(SHARE + name, share, len(batch))
-            step.seconds += len(batch) * self.ranks.world_size * batch.input_audio.shape[-1] / objective.sample_rate
+            step.seconds += len(batch) * self.ranks.world_size * batch.target_audio.shape[-1] / objective.sample_rate
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
         step.running.add_value("grad_norm", float(norm), len(batch) * accumulation)
         step.finite = bool(norm.isfinite())  # equal on all ranks, as their gradients are

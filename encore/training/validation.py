@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from encore.audio import write_wav
 from encore.data.dataset import Batch, PairDataset, collate
+from encore.registry import PRIORS
+from encore.training.console import PRIOR
 from encore.training.distributed import Ranks
 from encore.training.meters import WeightedMean, means
 from encore.training.objective import Objective
@@ -26,14 +28,18 @@ def validate_model(objective: Objective, model: nn.Module, loader: Loader, ranks
 
 
 def measure_baselines(objective: Objective, loader: Loader, ranks: Ranks) -> dict[str, Values]:
-    """The same for the "floor", the "copy" and, for an objective of several samples, the "replay".
+    """The same for the "floor", the "copy" and, for an objective of several samples, the "replay" and the "prior".
 
-    The floor is the codec's own error, the copy takes the input for the prediction, the replay repeats the context at
-    a lag that is drawn for every sample.
+    The floor is the codec's own error, the copy takes the end of the input for the prediction, the replay repeats the
+    context at a lag that is drawn for every sample. The prior alone is what the model starts from: its values are
+    exactly those of the model before training.
     """
-    measures = {"floor": objective.floor, "copy": lambda batch: objective.measure(batch.input_audio, batch)}
-    if objective.synthesizer.samples > 1:
-        measures["replay"] = lambda batch: objective.measure(objective.synthesizer.replay(batch), batch)
+    synthesizer = objective.synthesizer
+    measures = {"floor": objective.floor, "copy": lambda batch: objective.measure(batch.input_end, batch)}
+    if synthesizer.samples > 1:
+        measures["replay"] = lambda batch: objective.measure(synthesizer.replay(batch), batch)
+        if not PRIORS.find(synthesizer.generation.prior).empty:
+            measures[PRIOR] = lambda batch: objective.measure(synthesizer.prior_alone(batch), batch)
     return _means(objective, loader, ranks, measures)
 
 
