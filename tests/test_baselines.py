@@ -1,4 +1,4 @@
-"""The baselines: what each one makes of a context; and the validation pairs of an evaluation."""
+"""The baselines: what each one makes of a context; and the held-out pairs of an evaluation."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_long_continuations_begin_like_short_ones(continuers: dict[str, Continue
     batch = data.load([1])
     for name in ("loop", "replay"):
         audio = continuers[name].draw(batch, 1, 0, frames=400)
-        assert audio.shape[-1] == 400 * data.val.hop_length
+        assert audio.shape[-1] == 400 * data.held_out.hop_length
         first = continuers[name].draw(batch, 1, 0)
         torch.testing.assert_close(audio[..., : first.shape[-1]], first, atol=1e-4, rtol=0)
 
@@ -153,7 +153,7 @@ def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: Codec, t
     assert partners_elsewhere(["a", "a"], 0) is None
     copy = shutil.copytree(folder, tmp_path / "pairs")
     few = open_set(codec, copy, 2, 1)
-    assert [pair.input.name[:9] for pair in few.val.pairs] == ["pair_0000", "pair_0001"]
+    assert [pair.input.name[:9] for pair in few.held_out.pairs] == ["pair_0000", "pair_0001"]
     assert (few.total, len(few.train)) == (3, 1)
     (copy / "metadata.csv").write_text("pair,source_file,start_second,split\npair_0000,a.wav,0,val\n")
     with pytest.raises(EncoreError, match=r"the recording of pair_0001, pair_0002 is unknown"):

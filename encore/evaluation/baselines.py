@@ -125,7 +125,7 @@ class Baselines:
     """The baselines of an evaluation, whose methods are `Continuer.make`.
 
     Args:
-        data: the validation pairs; those of other recordings serve as other music.
+        data: the held-out pairs; those of other recordings serve as other music.
         margin: latent frames that a decoded crop needs on its left (`Codec.measure_margin`).
         seed: for the choice of other music.
     """

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from encore.config.components import unknown_losses
 from encore.config.knobs import knob, problems_of
+from encore.data.pairs import TEST
 from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES, CODEC, MODEL, prior_name
+from encore.evaluation.dataset import VAL
 from encore.evaluation.metrics.embeddings import WEIGHTS
 from encore.registry import DATASETS
 
@@ -19,9 +21,12 @@ class EvalConfig:
     """All settings of an evaluation. `checkpoint` and `dataset_folder` have no default: `check` refuses None."""
 
     checkpoint: Path = knob(None, "checkpoint of a training run", common=True)
-    dataset_folder: Path = knob(None, "folder with train/ and val/ pairs", common=True)
+    dataset_folder: Path = knob(None, "folder with train/, val/ and perhaps test/ pairs", common=True)
     dataset_format: str | None = knob(
         None, "how the pairs are stored there; default: as for training", choices=DATASETS
+    )
+    split: str | None = knob(
+        None, "pairs to judge on; default: test if the data set has them, else val", choices=(TEST, VAL), common=True
     )
     output: Path = knob(Path("report"), "folder for the report", common=True)
     against: tuple[str, ...] = knob(
@@ -30,7 +35,7 @@ class EvalConfig:
     candidates: int = knob(4, "continuations per pair; the energy score needs at least 2", minimum=2, common=True)
     seed: int = knob(0, "seed of everything random", common=True)
     temperature: float = knob(1.0, "scale of the models' noise", minimum=0, common=True)
-    items: int | None = knob(None, "number of validation pairs; default: all", minimum=2, common=True)
+    items: int | None = knob(None, "number of pairs; default: all", minimum=2, common=True)
     batch_size: int = knob(4, "pairs per batch", minimum=1, common=True)
     metrics: str | None = knob(None, "losses to the truth: a,b,c; default: the training run's", common=True)
     long_seconds: float = knob(60.0, "length of the long continuations", minimum=2, common=True)

@@ -1,4 +1,4 @@
-"""Continues the validation pairs with models and baselines, and measures the continuations."""
+"""Continues the held-out pairs with models and baselines, and measures the continuations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from encore.evaluation.catalog import catalogue
 from encore.evaluation.config import EvalConfig
 from encore.evaluation.dataset import EvalSet
 from encore.evaluation.headline import HEADLINE, PULSE, PULSE_DIFFERENCE, caption
-from encore.evaluation.metrics.critic import CRITIC, critic_auc
+from encore.evaluation.metrics.critic import CRITIC, critic_values
 from encore.evaluation.metrics.distribution import RealMusic
 from encore.evaluation.metrics.drift import contours, drift, relative_contours
 from encore.evaluation.metrics.embeddings import Embedding, latent_patches
@@ -93,15 +93,15 @@ class Evaluator:
         for continuer in self.continuers:
             with timed(self.console, f"{continuer.name}, {len(self.data)} pairs"):
                 accumulators[continuer.name] = self.accumulate(continuer)
+        if self.config.critic and len(set(self.data.recordings)) > 1:
+            self.ask_critic(accumulators)
         values = self.summaries(accumulators)
         self.add_distributions(values, accumulators)
-        if self.config.critic:
-            self.add_critic(values, accumulators)
         if self.config.memorisation:
             self.add_memorization(values, accumulators)
         results = self.results(values, accumulators)
         names, recordings = self.data.names, self.data.recordings
-        context = self.data.val.frames.context / self.model.codec.frame_rate
+        context = self.data.held_out.frames.context / self.model.codec.frame_rate
         groups = [
             sample_group(f"{names[n]} ({recordings[n]}), continued from {context:.1f} s on", samples)
             for n, samples in self.samples.items()
@@ -122,6 +122,16 @@ class Evaluator:
             for number in self.samples.keys() & set(numbers):
                 self.samples[number][continuer.name] = with_context(batch, audio, number - first)
         return accumulator
+
+    def ask_critic(self, accumulators: Accumulators) -> None:
+        """Whether a critic tells the continuations of each continuer from those of its reference."""
+        for continuer in self.continuers:
+            if continuer.name != continuer.reference:
+                with timed(self.console, f"critic of {continuer.name}"):
+                    made, real = (accumulators[name].windows() for name in (continuer.name, continuer.reference))
+                    accumulators[continuer.name].values[CRITIC] = critic_values(
+                        real, made, self.data.recordings, self.config.seed
+                    ).tolist()
 
     def summaries(self, accumulators: Accumulators) -> dict[str, dict[str, Interval]]:
         """By continuer, the means over the pairs, and its skill against the replay and against its own prior."""
@@ -155,16 +165,6 @@ class Evaluator:
                 if name not in (TRUTH, OTHER_MUSIC):  # other music is the truth in another order
                     values[name] |= real.distances(accumulator.features())
 
-    def add_critic(self, values: dict[str, dict[str, Interval]], accumulators: Accumulators) -> None:
-        """How well a critic tells each continuer from its reference; nothing if there is only one recording."""
-        if len(set(self.data.recordings)) < 2:
-            return
-        for continuer in self.continuers:
-            if continuer.name != continuer.reference:
-                with timed(self.console, f"critic of {continuer.name}"):
-                    made, real = (accumulators[name].windows() for name in (continuer.name, continuer.reference))
-                    values[continuer.name][CRITIC] = critic_auc(real, made, self.data.recordings)
-
     def add_memorization(self, values: dict[str, dict[str, Interval]], accumulators: Accumulators) -> None:
         """Distances to the nearest training music. Overlapping patches: copies are found wherever they begin."""
         with timed(self.console, f"memorisation, {len(self.data.train)} training segments"):
@@ -197,8 +197,8 @@ class Evaluator:
         Returns:
             The drift by name, the mean contours by the title of their plot, the first continuation with its context.
         """
-        rate = self.data.val.sample_rate
-        frames = math.ceil(self.config.long_seconds * rate / self.data.val.hop_length)
+        rate = self.data.held_out.sample_rate
+        frames = math.ceil(self.config.long_seconds * rate / self.data.held_out.hop_length)
         drifts: dict[str, list[float]] = {}
         curves: dict[str, list[list[float]]] = {}
         samples = []
@@ -222,7 +222,7 @@ class Evaluator:
             metadata=self.metadata(),
             items=len(self.data),
             candidates=self.config.candidates,
-            seconds=self.data.val.frames.target / self.model.codec.frame_rate,
+            seconds=self.data.held_out.frames.target / self.model.codec.frame_rate,
             specs=self.specs,
             values=values,
             per_item={
@@ -255,7 +255,7 @@ class Evaluator:
             "Name": "/".join(config.checkpoint.resolve().parts[-2:]),
             "Checkpoint": str(config.checkpoint),
             **{f"Against: {name}": str(path) for name, path in config.others.items()},
-            "Data": f"{config.dataset_folder}: {len(data)} of {data.total} validation pairs, "
+            "Data": f"{config.dataset_folder}: {len(data)} of {data.total} pairs for {data.split}, "
             f"{len(set(data.recordings))} recordings",
             "Candidates": f"{config.candidates}, seed {config.seed}, temperature {config.temperature:g}",
             "Codec": f"{self.model.config.codec.name}, {self.model.codec.sample_rate} Hz",

@@ -1,4 +1,4 @@
-"""Metrics of every continuation of a validation pair, computed batch after batch and accumulated over the pairs."""
+"""Metrics of every continuation of a held-out pair, computed batch after batch and accumulated over the pairs."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def make_metrics(
     The unit of each latent channel is its deviation over all inputs of the pairs.
     """
     codec = model.codec
-    contexts = torch.stack([data.val[number][0] for number in range(len(data))])
+    contexts = torch.stack([data.held_out[number][0] for number in range(len(data))])
     distances = {name: losses.create(name, codec.sample_rate).to(data.device) for name in DISTANCES}
     functions = choose_losses(model, config.metrics, data.load([0]).target_audio, console)
     deviation = latent_deviation(contexts).to(data.device)

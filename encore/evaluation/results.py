@@ -30,7 +30,7 @@ class Results:
 
     Attributes:
         metadata: how it was made, by name.
-        items: number of validation pairs.
+        items: number of pairs.
         candidates: continuations per pair of a stochastic continuer.
         seconds: length of each.
         specs: the columns, in order.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from encore.data.dataset import Batch
 from encore.evaluation.baselines import MODEL, NEGATIVES, Continuer
-from encore.evaluation.dataset import EvalSet
+from encore.evaluation.dataset import VAL, EvalSet
 from encore.evaluation.independence import candidates_depend
 from encore.evaluation.metrics.critic import CRITIC
 from encore.evaluation.metrics.distribution import frechet_warning
@@ -21,10 +21,13 @@ def warnings_of(data: EvalSet, features: Mapping[str, Tensor]) -> list[str]:
     """Why some values should not be trusted; `features` are those of the truths, `[items, P, F]` by space."""
     pairs, recordings = len(data), len(set(data.recordings))
     found = []
-    if pairs < ENOUGH_PAIRS:
+    if data.split == VAL:
         found.append(
-            f"{pairs} validation pairs are few: below {ENOUGH_PAIRS} most differences between systems are chance"
+            "judged on validation pairs, on which best_model.pt was chosen, so its figures are too good; test pairs of "
+            "recordings of their own are fairer (--split test)"
         )
+    if pairs < ENOUGH_PAIRS:
+        found.append(f"{pairs} pairs are few: below {ENOUGH_PAIRS} most differences between systems are chance")
     if not data.recordings_known:
         found.append(
             "the recordings are unknown (no metadata.csv of prepare_data.py): every pair is taken for a recording of "
