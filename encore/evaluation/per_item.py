@@ -34,7 +34,8 @@ from encore.models.loading import Generator
 Distance = Callable[[Tensor, Tensor], Tensor]  # [B, C, N] twice to one value per item, [B]
 Values = Mapping[str, Tensor | Sequence[float]]  # one per item, by name
 LATENTS = "codec"  # name of the distance between latents
-DISTANCES = ("spectral_energy", "mel")  # losses that are scoring distances; that between latents is the third
+# Losses that are scoring distances; that between latents is one too.
+DISTANCES = ("spectral_energy", "audible_energy", "mel", "floored_mel", "variogram")
 
 
 @dataclass(frozen=True)
