@@ -9,7 +9,7 @@ from encore.evaluation.metrics.energy_score import SKILL
 from encore.evaluation.metrics.registry import MetricSpec
 from encore.statistics import Interval
 
-LOG_MEL = "mel"  # the distance of the headline's skill
+LOG_MEL = "floored_mel"  # the distance of the headline's skill
 PULSE, PULSE_DIFFERENCE = "pulse_context", "pulse_difference"
 PULSE_GOAL = 0.1  # largest difference from the truth's that is good enough
 HEADLINE = {  # headings of the columns, by metric
