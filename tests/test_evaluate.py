@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 
 import losses
 from encore.audio import read_audio
 from encore.commands import evaluate
 from encore.config import cli
+from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES
+from encore.evaluation.config import EvalConfig
 from encore.evaluation.metrics import critic
-from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Command
+from encore.evaluation.warnings import warnings_of
+from encore.models.loading import load_generator
+from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Command, write_pairs
 from tests.test_extending import example
 from tests.test_page import Page
 
 DISTANCES = ("spectral_energy", "audible_energy", "mel", "floored_mel", "variogram", "codec")
+CPU = torch.device("cpu")
 FAST = ("--candidates", 2, "--long_seconds", 3, "--long_items", 2, "--memorisation", 4)
 
 
@@ -238,6 +245,21 @@ def test_a_name_that_is_taken_is_refused(
             monkeypatch, capsys, "--checkpoint", checkpoint, "--dataset_folder", pairs, "--against", against
         )
         assert "is taken; give it another: other=" in line
+
+
+def test_test_pairs_are_judged_on_if_there_are_any(checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    model = load_generator(checkpoint, CPU)
+    config = EvalConfig(checkpoint, pairs, cache_dir=tmp_path, memorisation=0)
+    with pytest.raises(EncoreError, match="--split test: .* has no pairs for test; use --split val"):
+        evaluate.open_data(replace(config, split="test"), model, CPU)
+    assert any("judged on validation pairs" in text for text in warnings_of(evaluate.open_data(config, model, CPU), {}))
+    more = shutil.copytree(pairs, tmp_path / "pairs", ignore=shutil.ignore_patterns("metadata.csv"))
+    shutil.copytree(write_pairs(tmp_path / "other", {"test": 2}) / "test", more / "test")
+    config = replace(config, dataset_folder=more)
+    data = evaluate.open_data(config, model, CPU)
+    assert (data.split, len(data)) == ("test", 2)
+    assert not any("judged on validation pairs" in text for text in warnings_of(data, {}))
+    assert len(evaluate.open_data(replace(config, split="val"), model, CPU)) == VAL_PAIRS
 
 
 def test_a_missing_run_is_reported_before_anything_is_computed(
