@@ -84,7 +84,7 @@ def continue_latents(
     """
     copies = len(seeds) // len(contexts.latents)
     latents = contexts.latents.repeat_interleave(copies, 0)
-    context = Context(latents, generator.codec, lambda: contexts.audio, copies)
+    context = Context(latents, generator.codec, lambda: contexts.audio, copies, generator.model.pointer)
     sampler = Sampler(generator.generation, context, make_generators(seeds), temperature)
     if prior_alone:
         made = generate_prior(sampler, frames)
@@ -164,7 +164,7 @@ def stream_batch(generator: Generator, contexts: Tensor, draws: Draws) -> Iterat
     copies, remaining = len(draws.seeds), round(draws.seconds * codec.sample_rate)
     held = contexts.repeat_interleave(copies, 0)
     latents = _encode(codec, contexts).repeat_interleave(copies, 0)
-    context = Context(latents, codec, lambda: contexts.to(device), copies)
+    context = Context(latents, codec, lambda: contexts.to(device), copies, generator.model.pointer)
     generators = make_generators([*draws.seeds] * len(contexts))
     sampler = Sampler(generator.generation, context, generators, draws.temperature)
     fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), generator.generation.block_frames)
