@@ -46,6 +46,7 @@ def batch(data: EvalSet) -> Batch:
 def continuers(codec: Codec, data: EvalSet) -> dict[str, Continuer]:
     """Every continuer of an evaluation that draws candidates."""
     models = model_continuers(MODEL, drawing(codec, "rhythm", 0.1), 1.0)
+    models += model_continuers("pointer", drawing(codec, "pointer", 0.1), 1.0)
     made = [*models, *Baselines(codec, data, margin=8, seed=0).continuers()]
     return {continuer.name: continuer for continuer in made if not continuer.deterministic}
 
@@ -106,7 +107,7 @@ def test_candidates_that_are_chosen_together_are_found_out_in_an_evaluation(batc
 
 
 def test_every_continuer_draws_its_candidates_independently(continuers: dict[str, Continuer], batch: Batch) -> None:
-    assert continuers.keys() == {"model", "prior", "replay", "shards", "noise"}
+    assert continuers.keys() == {"model", "prior", "pointer", "pointer_prior", "replay", "shards", "noise"}
     for name, continuer in continuers.items():
         assert not candidates_depend(continuer, batch), name
         assert abs(excess_distance(continuer, batch)) < 4, name
