@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from losses.dsp.scales import Log, SpecificLoudness
 from losses.dsp.transforms import ERB, STFT, Mel
 
 BLOCK_SECONDS = 1.0
+DECODED = "rhythm, lags of the decoded context"  # instead of those of the recording
 EVERY = 2  # frames: of the spectra that are compared
 Frames = Callable[[Context, Tensor, int, list[torch.Generator]], Tensor]
 
@@ -148,13 +150,14 @@ def measure(data: PairDataset, systems: Mapping[str, Frames], codec: Codec, draw
     for number in range(len(data)):
         latents, audio, target, _, _ = data[number]
         rows = latents[None].expand(draws, -1, -1)
-        context = Context(rows, codec, lambda audio=audio: audio[None], draws)
-        probs = lag_probs(audio[None], codec.hop_length, codec.frame_rate)[0]
+        context = Context(rows, codec, partial(audio.unsqueeze, 0), draws)
+        renderings = {"recording": audio, "codec": codec.decode(latents[None])[0, :, : audio.shape[-1]]}
+        probs = {key: lag_probs(a[None], codec.hop_length, codec.frame_rate)[0] for key, a in renderings.items()}
         found = {}
         for name, frames in systems.items():
             generators = make_generators([number * 1000 + draw for draw in range(draws)])
-            found[name] = frames(context, probs, target.shape[-1] // codec.hop_length, generators)
-        renderings = {"recording": audio, "codec": codec.decode(latents[None])[0, :, : audio.shape[-1]]}
+            of = probs["codec" if name == DECODED else "recording"]
+            found[name] = frames(context, of, target.shape[-1] // codec.hop_length, generators)
         for rendering, source in renderings.items():
             for distance, table in tables(source.mean(0, keepdim=True), target.mean(0, keepdim=True), codec).items():
                 for name, index in found.items():
@@ -180,6 +183,7 @@ def main() -> None:
         "replay": replayed,
         "latest": latest,
         "rhythm": rhythmic,
+        DECODED: rhythmic,
         "end-match": pointed(Pointer()),
         "pointer": pointed(find_pointer(options, pairs, codec, folder)),
     }

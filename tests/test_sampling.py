@@ -18,6 +18,7 @@ from encore.codecs.starter.weights import Architecture
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.inference.continuation import (
+    Contexts,
     Continuation,
     continue_latents,
     continue_song,
@@ -200,11 +201,13 @@ def test_a_candidate_depends_on_its_own_seed_only(starter: Codec, prior: str) ->
     for one, other in ((0, 1), (1, 2), (2, 0)):
         assert relative_db(three.audio[one], three.audio[other]) > -20
     # Likewise for latents of several contexts.
-    latents = starter.encode(song(SEGMENT * HOP)[None])
-    both = continue_latents(generator, latents, 60, [6, 7])
-    assert relative_db(continue_latents(generator, latents, 60, [7])[0], both[1]) < -80
+    audio = song(SEGMENT * HOP)[None]
+    context = Contexts(starter.encode(audio), audio)
+    both = continue_latents(generator, context, 60, [6, 7])
+    assert relative_db(continue_latents(generator, context, 60, [7])[0], both[1]) < -80
     assert relative_db(both[0], both[1]) > -20
-    four = continue_latents(generator, torch.cat([latents.flip(-1), latents]), 60, [5, 4, 6, 7])
+    two = Contexts(*(torch.cat([part.flip(-1), part]) for part in (context.latents, context.audio)))
+    four = continue_latents(generator, two, 60, [5, 4, 6, 7])
     assert relative_db(four[2:].flatten(), both.flatten()) < -80
 
 
