@@ -16,6 +16,7 @@ from encore.data.dataset import Batch
 from encore.evaluation.baselines import (
     CODEC,
     MODEL,
+    NEGATIVES,
     OTHER_MUSIC,
     TRUTH,
     Baselines,
@@ -237,7 +238,7 @@ class Evaluator:
                 *critic_warnings(values),
             ],
             notes={continuer.name: continuer.note for continuer in self.continuers},
-            upper_bounds=tuple(one.name for one in self.continuers if one.reference == TRUTH),
+            unranked=(*NEGATIVES, *(one.name for one in self.continuers if one.reference == TRUTH)),
             headline=HEADLINE,
             caption=caption(self.codecs(), values),
         )
