@@ -15,6 +15,7 @@ import losses
 from encore.evaluation.baselines import (
     CODEC,
     MODEL,
+    NEGATIVES,
     OTHER_MUSIC,
     TRUTH,
     Baselines,
@@ -236,7 +237,7 @@ class Evaluator:
                 *critic_warnings(values),
             ],
             notes={continuer.name: continuer.note for continuer in self.continuers},
-            upper_bounds=tuple(one.name for one in self.continuers if one.reference == TRUTH),
+            unranked=(*NEGATIVES, *(one.name for one in self.continuers if one.reference == TRUTH)),
             headline=HEADLINE,
             caption=caption(self.codecs(), values),
         )
