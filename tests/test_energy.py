@@ -251,7 +251,7 @@ def test_the_first_step_moves(prior: str) -> None:
     torch.manual_seed(0)
     model = ContinuationTransformer(128, 16, 2, 2, 0.0, window=75, start_at_prior=prior != "none")
     latents = batch.context.transpose(0, 1).flatten(1)
-    model.set_statistics(latents.mean(1), latents.std(1))
+    model.set_statistics(latents.std(1))
     synthesizer = Synthesizer(codec, GenerationConfig(30, True, prior), samples=2, margin=8, crop_frames=30)
     terms = objective(
         synthesizer, Component("e", "e", 1.0, False, losses.create("spectral_energy", 24000), distance=True)

@@ -134,4 +134,5 @@ def generate(model: ContinuationTransformer, sampler: Sampler, frames: int, prec
 def _repeat_rows(cache: KVCache, times: int) -> KVCache:
     """Each row `times` times, its copies next to one another."""
     keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (cache.keys, cache.values))
-    return KVCache(keys, values, cache.end)
+    mean, std = (part.repeat_interleave(times, 0) for part in (cache.mean, cache.std))
+    return KVCache(keys, values, mean, std, cache.end)

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from encore.models.attention import block_attention, rotate, window_attention
 
+LEAST_STD = 1e-3  # of a channel in a context, as a share of its standard deviation in the corpus
+MOST_NORMAL = 10.0  # standard deviations: larger inputs are clipped, as after a context in which a channel was silent
 NOISE_CHANNELS = 64  # per frame; `encore.models.generation.Sampler` says what each holds
 
 
@@ -22,11 +24,15 @@ class KVCache:
     Attributes:
         keys: `[B, H, F, d]` of the last F frames.
         values: likewise.
+        mean: of each channel of the context, `[B, D, 1]`; with `std`, what all latents are normalised with.
+        std: standard deviation of each channel of the context, `[B, D, 1]`.
         end: index of the next frame, counted from the first frame of the context.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
+    mean: Tensor
+    std: Tensor
     end: int = 0
 
     @property
@@ -71,8 +77,10 @@ class ContinuationTransformer(nn.Module):
     be generated in one pass (`forward`), as training does.
 
     A block is `(1 + gate) · prior + residual` in normalised latents, where the output projection gives one gate and one
-    residual per channel and frame. Latents are normalised per channel with `mean` and `std`, both `[D, 1]`, on the way
-    in and denormalised on the way out; these are buffers and therefore part of every checkpoint.
+    residual per channel and frame. Latents are normalised per channel with mean and standard deviation of the item's own
+    context (`statistics`) on the way in and denormalised on the way out (Kim et al. 2022), so that a residual is as loud
+    as the music it is added to: a quieter context has an equally quieter continuation. The corpus' deviations, the
+    buffer `std` `[D, 1]`, bound those of a context from below.
 
     Args:
         latent_dim: D, channels of the latents.
@@ -88,7 +96,6 @@ class ContinuationTransformer(nn.Module):
         recompute: keep only each layer's input for the backward pass, and compute the rest of the layer again there.
     """
 
-    mean: Tensor
     std: Tensor
     frequencies: Tensor
 
@@ -103,7 +110,6 @@ class ContinuationTransformer(nn.Module):
         start_at_prior: bool = False,
     ):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(latent_dim, 1))
         self.register_buffer("std", torch.ones(latent_dim, 1))
         half = d_model // nhead // 2
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(half).double() / half), persistent=False)
@@ -129,10 +135,17 @@ class ContinuationTransformer(nn.Module):
         if start_at_prior:
             nn.init.zeros_(self.out_proj.weight)
 
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Sets the normalisation, `[D]` each; a constant channel is not scaled."""
-        self.mean.copy_(mean[:, None])
+    def set_statistics(self, std: Tensor) -> None:
+        """Sets the standard deviations of the corpus, `[D]`; that of a constant channel is taken to be 1."""
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std))[:, None])
+
+    def statistics(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel of `context [B, D, T]`, `[B, D, 1]` each.
+
+        The deviation is at least a thousandth (−60 dB) of the corpus'.
+        """
+        std, mean = torch.std_mean(context, -1, correction=0, keepdim=True)
+        return mean, torch.maximum(std, LEAST_STD * self.std)
 
     def forward(
         self,
@@ -142,6 +155,7 @@ class ContinuationTransformer(nn.Module):
         prior: Tensor | None = None,
         starts: Sequence[int] | None = None,
         level: Tensor | None = None,
+        context_frames: int | None = None,
     ) -> Tensor:
         """Generates the frames that follow `context [B, D, T]`, or several blocks within it, in one pass.
 
@@ -155,16 +169,23 @@ class ContinuationTransformer(nn.Module):
                 to what comes before it. Default: one block, after the context.
             level: standard deviation of the noise that was added to the context, relative to each channel's, `[B]`;
                 default: 0.
+            context_frames: frames, the first ones, whose statistics normalise all; default: those before every block.
 
         Returns:
             The blocks in the order of `starts`, `[R, D, n · steps]`; R = B where neither noise nor prior is given.
         """
         starts = [context.shape[-1]] if starts is None else starts
-        cache = self.prefill(context[..., : max(starts)], level=level, first=min(starts) - self.window)
+        statistics = self.statistics(context[..., : min(starts) if context_frames is None else context_frames])
+        cache = self.prefill(context[..., : max(starts)], None, level, min(starts) - self.window, statistics)
         return self.decode_block(cache, steps, noise, prior, starts)
 
     def prefill(
-        self, latents: Tensor, cache: KVCache | None = None, level: Tensor | None = None, first: int | None = None
+        self,
+        latents: Tensor,
+        cache: KVCache | None = None,
+        level: Tensor | None = None,
+        first: int | None = None,
+        statistics: tuple[Tensor, Tensor] | None = None,
     ) -> KVCache:
         """Appends frames `[B, D, F]` to a cache (default: an empty one).
 
@@ -174,11 +195,16 @@ class ContinuationTransformer(nn.Module):
             level: as in `forward`.
             first: first frame that later ones attend to, counted from the first frame of the context. Earlier frames
                 are not kept, nor is anything computed that only they would need. Default: `window` before the end.
+            statistics: mean and standard deviation that an empty cache begins with; default: those of `latents`.
         """
+        if cache is None:
+            mean, std = self.statistics(latents) if statistics is None else statistics
+        else:
+            mean, std = cache.mean, cache.std
         start = 0 if cache is None else cache.end
         end = start + latents.shape[-1]
         first = max(0, end - self.window if first is None else first)
-        normal = (latents - self.mean) / self.std
+        normal = _clipped((latents - mean) / std)
         noisy = torch.zeros_like(normal[:, :1]) if level is None else level[:, None, None].expand_as(normal[:, :1])
         # Each layer looks `window` frames further back than the next one.
         needed = [max(start, first - (self.window - 1) * later) for later in reversed(range(len(self.blocks)))]
@@ -192,7 +218,7 @@ class ContinuationTransformer(nn.Module):
             kept = max(0, first - (end - k.shape[2]))
             keys.append(k[:, :, kept:])
             values.append(v[:, :, kept:])
-        return KVCache(keys, values, end)
+        return KVCache(keys, values, mean, std, end)
 
     def _prefill_layer(
         self, block: Block, x: Tensor, angles: Tensor, past: tuple[Tensor, Tensor] | None, skipped: int | None
@@ -214,23 +240,26 @@ class ContinuationTransformer(nn.Module):
         starts: Sequence[int] | None = None,
     ) -> Tensor:
         """Generates blocks of `steps` frames at `starts` (default: one, at the cache's end); see `forward`."""
-        device, dtype = self.mean.device, self.mean.dtype
+        device, dtype = self.std.device, self.std.dtype
         starts = [cache.end] if starts is None else list(starts)
         frames = (torch.tensor(starts, device=device)[:, None] + torch.arange(steps, device=device)).flatten()
         rows = next((len(part) for part in (prior, noise) if part is not None), len(cache.keys[0]))
+        mean, std = (part.repeat_interleave(rows // len(part), 0) for part in (cache.mean, cache.std))
         if prior is None:
-            normal = torch.zeros(rows, len(self.mean), len(frames), device=device, dtype=dtype)
+            prior, normal = mean, torch.zeros(rows, len(self.std), len(frames), device=device, dtype=dtype)
         else:
-            normal = (prior - self.mean) / self.std
+            normal = (prior - mean) / std
         if noise is None:
             noise = torch.zeros(rows, NOISE_CHANNELS, len(frames), device=device, dtype=dtype)
-        x, angles = self.block_in_proj(torch.cat([normal, noise], 1).transpose(1, 2)), self._angles(frames)
+        x, angles = self.block_in_proj(torch.cat([_clipped(normal), noise], 1).transpose(1, 2)), self._angles(frames)
         pasts = [slice(max(0, start - self.window - cache.start), start - cache.start) for start in starts]
         for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x = self._run(self._decode_layer, block, x, angles, keys, values, pasts)
         gate, residual = self.out_proj(self.norm(x)).transpose(1, 2).chunk(2, 1)
-        change = (gate * normal + residual) * self.std
-        return change + (self.mean if prior is None else prior)
+        return prior + self.change(normal, gate, residual) * std
+
+    def change(self, normal, gate, residual):
+        return gate * normal + residual
 
     def _decode_layer(
         self, block: Block, x: Tensor, angles: Tensor, keys: Tensor, values: Tensor, pasts: Sequence[slice]
@@ -252,3 +281,7 @@ class ContinuationTransformer(nn.Module):
     def _angles(self, frames: Tensor) -> Tensor:
         """Rotary angles in radians; double precision until reduced to one turn, as a continuation can be hours long."""
         return (frames.double()[:, None] * self.frequencies.double()).remainder(2 * torch.pi).float()
+
+
+def _clipped(normal: Tensor) -> Tensor:
+    return normal.clamp(-MOST_NORMAL, MOST_NORMAL)
