@@ -131,6 +131,24 @@ def generate(model: ContinuationTransformer, sampler: Sampler, frames: int, prec
     return torch.cat(list(itertools.islice(generate_blocks(model, sampler, precision), count)), -1)[..., :frames]
 
 
+def generate_prior(sampler: Sampler, frames: int) -> Tensor:
+    """The prior's guesses alone, `[R, D, frames]`, drawn as in `generate`: what an untrained model gives.
+
+    Raises:
+        ValueError: the prior is empty.
+    """
+    steps, blocks = sampler.config.block_frames, list[Tensor]()
+    history = sampler.recent(sampler.context.latents)
+    for start in range(0, frames, steps):
+        sampler.noise(steps)  # a row has one generator for its noise and its prior
+        guess = sampler.prior(start, steps, history)
+        if guess is None:
+            raise ValueError(f"the prior {sampler.config.prior!r} makes no guesses")
+        blocks.append(guess)
+        history = sampler.recent(torch.cat([history, guess], -1))
+    return torch.cat(blocks, -1)[..., :frames]
+
+
 def _repeat_rows(cache: KVCache, times: int) -> KVCache:
     """Each row `times` times, its copies next to one another."""
     keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (cache.keys, cache.values))

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from encore.codecs import Codec
 from encore.data.dataset import Batch
-from encore.models.generation import GenerationConfig, Sampler, generate, make_generators
+from encore.models.generation import GenerationConfig, Sampler, generate, generate_prior, make_generators
 from encore.models.precision import FP32, autocast
 from encore.models.priors import REPLAY, Context
 
@@ -148,14 +148,8 @@ class Synthesizer:
     def prior_alone(self, batch: Batch) -> Tensor:
         """The prior's guesses that `sample` starts from, with the same draws: what an untrained model gives."""
         context = batch.context.repeat_interleave(self.samples, 0)
-        sampler, size = self._sampler(self.generation, batch, seeded=True), self.generation.block_frames
-        played, frames = context, context.shape[-1]
-        for start in range(0, frames, size):
-            sampler.noise(size)  # a row has one generator for its noise and its prior
-            block = sampler.prior(start, size, sampler.recent(played))
-            assert block is not None
-            played = torch.cat([played, block], -1)
-        return self.codec.decode_continuation(context, played[..., frames : 2 * frames], self.margin)
+        latents = generate_prior(self._sampler(self.generation, batch, seeded=True), context.shape[-1])
+        return self.codec.decode_continuation(context, latents, self.margin)
 
     def _sampler(self, generation: GenerationConfig, batch: Batch, seeded: bool = False) -> Sampler:
         latents = batch.context.repeat_interleave(self.samples, 0)

@@ -80,7 +80,7 @@ def onset_strength(audio: Tensor | ArrayLike, sample_rate: int) -> Values:
     Raises:
         EncoreError: less than 0.4 s of audio.
     """
-    librosa = _librosa()
+    librosa = load_librosa()
     samples = signal(audio)
     if samples.shape[-1] < 2 * PULSE_SECONDS[0] * sample_rate:
         raise EncoreError(
@@ -95,7 +95,7 @@ def onset_strength(audio: Tensor | ArrayLike, sample_rate: int) -> Values:
 
 def onset_rate(audio: Tensor | ArrayLike, sample_rate: int) -> float:
     """Onsets per second in `audio [C, N]`: the number of peaks that librosa's `onset_detect` picks; 0 in silence."""
-    librosa = _librosa()
+    librosa = load_librosa()
     hop = round(ONSET_HOP_SECONDS * sample_rate)
     strength = onset_strength(audio, sample_rate)
     onsets = librosa.onset.onset_detect(onset_envelope=strength, sr=sample_rate, hop_length=hop, sparse=True)
@@ -142,7 +142,7 @@ def chroma(audio: Tensor | ArrayLike, sample_rate: int) -> Values:
     Raises:
         EncoreError: less audio than one window.
     """
-    librosa = _librosa()
+    librosa = load_librosa()
     samples = signal(audio)
     n_fft = window_length(sample_rate, CHROMA_WINDOW_SECONDS)
     if samples.shape[-1] < n_fft:
@@ -172,7 +172,7 @@ def framewise_chroma_similarity(audio: Tensor | ArrayLike, truth: Tensor | Array
 
 
 @lru_cache(maxsize=1)
-def _librosa() -> Any:
+def load_librosa() -> Any:
     """librosa, imported by one process at a time.
 
     Its first import compiles functions into numba's cache on disk; two processes that fill it at once can mix up its
