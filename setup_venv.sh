@@ -89,6 +89,7 @@ install() {
     echo "Installing $requirements into .venv; the first time this downloads several GB."
     # The mark stays where the install is cut short: what lies half unpacked then is not built upon.
     touch .venv/.installing
+    rm -f .venv/.installed-*
     "${installer[@]}" -r "$requirements" ||
         fail "could not install $requirements, see above; check the network and the disk (8 GB), and run this again"
     stamp_of requirements.txt >.venv/.installed-requirements.txt

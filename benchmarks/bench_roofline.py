@@ -36,10 +36,10 @@ from encore.codecs import Codec, load_codec
 TIMES = 5
 
 
-def fastest(function: Callable[[], Any], device: torch.device, times: int = TIMES) -> float:
+def fastest(function: Callable[[], Any], device: torch.device) -> float:
     """Seconds of the fastest of several calls, after one that does not count."""
     best = math.inf
-    for _ in range(times + 1):
+    for _ in range(TIMES + 1):
         start = _seconds(device)
         function()
         now = _seconds(device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,8 +25,16 @@ class Interval:
         return Interval(function(self.value), low, high)
 
 
+BLOCK = 2**14  # items that are drawn at a time, where a statistic takes several draws
+
+
 def bootstrap(
-    statistic: Callable[..., float], *arrays: ArrayLike, draws: int = 1000, level: float = 0.95, seed: int = 0
+    statistic: Callable[..., Any],
+    *arrays: ArrayLike,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    vectorized: bool = False,
 ) -> Interval:
     """Percentile bootstrap over items (Efron & Tibshirani 1993, chapter 13).
 
@@ -36,6 +46,7 @@ def bootstrap(
         statistic: `statistic(*arrays)`, called with arrays resampled from the given ones.
         arrays: at least one, all with the same number of items.
         level: coverage of the interval.
+        vectorized: whether the statistic takes several draws at a time, `[draws, items]`, and reduces the last axis.
 
     Raises:
         ValueError: no items, or arrays with different numbers of items.
@@ -50,9 +61,9 @@ def bootstrap(
         return Interval(value, None, None)
     random = np.random.default_rng(seed)
     drawn = np.empty(draws)
-    for draw in range(draws):
-        chosen = random.integers(count, size=count)
-        drawn[draw] = statistic(*(array[chosen] for array in data))
+    for part in np.array_split(drawn, math.ceil(draws * count / BLOCK)) if vectorized else drawn[:, None]:
+        chosen = random.integers(count, size=(len(part), count))
+        part[:] = statistic(*(array[chosen if vectorized else chosen[0]] for array in data))
     defined = drawn[np.isfinite(drawn)]
     if len(defined) <= draws / 2:
         return Interval(value, None, None)
@@ -71,4 +82,4 @@ def group_sums(values: Sequence[float], groups: Sequence[str]) -> NDArray[np.flo
 def group_mean(values: Sequence[float], groups: Sequence[str]) -> Interval:
     """The mean over all values; the bootstrap draws whole groups, because values within a group are alike."""
     sums, counts = group_sums(values, groups), group_sums([1.0] * len(values), groups)
-    return bootstrap(lambda part, count: float(part.sum() / count.sum()), sums, counts)
+    return bootstrap(lambda part, count: part.sum(-1) / count.sum(-1), sums, counts, vectorized=True)

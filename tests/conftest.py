@@ -8,13 +8,17 @@ import importlib
 import io
 import json
 import os
+import runpy
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -25,6 +29,7 @@ import typer
 import losses
 from encore.config import cli
 from encore.registry import CODECS, DATASETS, METRICS, PRIORS, TRACKERS
+from encore.training.distributed import Ranks, end_process
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_RATE = 24000
@@ -48,7 +53,19 @@ MODULES = {
     "encore.tracking": "encore.tracking.__main__",
     "losses": "losses.__main__",
 }
+# What commands import only when they need it; the process that makes the forks has it before it makes one.
+MLFLOW = (
+    *("mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store", "mlflow.system_metrics.system_metrics_monitor"),
+    *("alembic.command", "sqlalchemy.dialects.sqlite"),
+)
+LATE_IMPORTS = {
+    "train_worker.py": ("torch._dynamo", "encore.reporting.spectrograms", *MLFLOW),
+    "evaluate.py": (*MLFLOW, "librosa.feature", "librosa.onset"),
+    "step_case.py": ("torch._dynamo", "encore.commands.train_worker"),
+    "rank": ("torch._dynamo",),
+}
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 Finished = subprocess.CompletedProcess[str]
 Command = Callable[..., Finished]
 
@@ -110,7 +127,7 @@ def call_command() -> Command:
 def unchanged_process(folder: Path, environment: dict[str, str]) -> Iterator[None]:
     """This process in another folder, with more in its environment; all that commands change is put back."""
     before, variables, path = Path.cwd(), dict(os.environ), list(sys.path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     os.chdir(folder)
     os.environ.update(environment)
     try:
@@ -144,130 +161,185 @@ def own_plugins(app: typer.Typer) -> Iterator[None]:
             app.build()
 
 
-# Reads jobs, runs the commands of each at the same time in forks of this process, and answers with their exit statuses.
-FORKS = """
-import gc, importlib, json, os, sys
-import torch._dynamo
-from encore.config import cli
-from encore.training.distributed import end_process
-
-modules, loaded = json.loads(sys.argv[1]), {}
-
-def run(job):
-    os.chdir(job["folder"])
-    os.environ.update(job["environment"])
-    sys.stdout.flush()
-    for number, name in ((1, "output"), (2, "errors")):
-        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.close(0)
-    sys.argv = job["argv"]
-    cli.run(loaded[job["argv"][0]].app, job["argv"][1:])
-
-for line in sys.stdin:
-    jobs, children = json.loads(line), []
-    for name in {job["argv"][0] for job in jobs} - loaded.keys():
-        loaded[name] = importlib.import_module(modules[name])
-    for job in jobs:
-        children.append(os.fork())
-        if not children[-1]:
-            end_process(lambda: run(job))
-    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
-"""
-
-
 class Forks:
-    """Runs commands in forks of a process that has imported them, at a tenth of what a process of its own costs.
+    """Runs commands in forks of the tests' process, at a tenth of what a process of its own costs.
 
     For commands that are killed or are ranks of one run. Start, launcher and pipes are not those of a user.
+
+    The forks are made by a process that is itself forked when all tests are imported and none has run: PyTorch can no
+    more be used in a fork once it has threads.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        program = [sys.executable, "-c", FORKS, json.dumps(MODULES)]
-        self.process = subprocess.Popen(
-            program, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        jobs, answers = os.pipe(), os.pipe()
+        self.process = os.fork()
+        if not self.process:
+            for end in (jobs[1], answers[0]):
+                os.close(end)
+            os.setsid()
+            serve(jobs[0], answers[1])
+        for end in (jobs[0], answers[1]):
+            os.close(end)
+        self.jobs, self.answers = os.fdopen(jobs[1], "w"), os.fdopen(answers[0])
+        self.lock = threading.Lock()
 
     def __call__(self, script: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Finished:
         return self.run([env or {}], script, *arguments, cwd=cwd)[0]
 
-    def ranks(self, count: int, *flags: object, cwd: Path) -> list[Finished]:
+    def ranks(self, count: int, *flags: object, cwd: Path, env: dict[str, str] | None = None) -> list[Finished]:
         """The ranks of a training run, without a launcher."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = str(free.getsockname()[1])
-        run = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        run = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port, **(env or {})}
         environments = [{**run, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
         return self.run(environments, "train_worker.py", *flags, cwd=cwd)
+
+    def results_of_two_ranks(self, function: Callable[[Ranks, Path], Any], folder: Path) -> list[Any]:
+        """What `function(ranks, folder)`, which its module holds by this name, returns on each of two ranks."""
+        name = f"{function.__module__}:{function.__qualname__}"
+        environments = [{"RANK": str(rank)} for rank in range(2)]
+        done = self.run(environments, "rank", name, cwd=folder)
+        assert not any(rank.returncode for rank in done), "".join(rank.stderr for rank in done)
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     def run(self, environments: list[dict[str, str]], script: str, *arguments: object, cwd: Path) -> list[Finished]:
         """The same command at the same time in each of the environments."""
         argv = [script, *map(str, arguments)]
-        files = [[str(self.folder / f"{n}.{kind}") for kind in ("output", "errors")] for n in range(len(environments))]
-        jobs = [
-            {"argv": argv, "folder": str(cwd), "environment": environment, "output": output, "errors": errors}
-            for environment, (output, errors) in zip(environments, files, strict=True)
-        ]
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(jobs) + "\n")
-        self.process.stdin.flush()
-        statuses = json.loads(self.process.stdout.readline())
-        return [
-            subprocess.CompletedProcess(argv, status, *(Path(file).read_text() for file in texts))
-            for status, texts in zip(statuses, files, strict=True)
-        ]
+        with self.lock:
+            files = [[str(self.folder / f"{n}.{kind}") for kind in ("out", "err")] for n in range(len(environments))]
+            jobs = [
+                {"argv": argv, "folder": str(cwd), "environment": environment, "output": output, "errors": errors}
+                for environment, (output, errors) in zip(environments, files, strict=True)
+            ]
+            self.jobs.write(json.dumps(jobs) + "\n")
+            self.jobs.flush()
+            statuses = json.loads(self.answers.readline())
+            return [
+                subprocess.CompletedProcess(argv, status, *(Path(file).read_text() for file in texts))
+                for status, texts in zip(statuses, files, strict=True)
+            ]
 
     def close(self) -> None:
         """Ends the process, and commands that run."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
+        os.killpg(self.process, signal.SIGKILL)
+        os.waitpid(self.process, 0)
+        self.jobs.close()
+        self.answers.close()
+        shutil.rmtree(self.folder)
+
+
+def serve(jobs: int, answers: int) -> NoReturn:
+    """Reads jobs, runs those of a line at the same time in forks of this process, and answers with their statuses."""
+    status = 1
+    try:
+        os.environ.update(ENVIRONMENT)
+        torch.set_num_threads(1)
+        with os.fdopen(jobs) as lines, os.fdopen(answers, "w") as out:
+            for line in lines:
+                children, jobs_of_line = [], json.loads(line)
+                script = jobs_of_line[0]["argv"][0]
+                for name in (
+                    *LATE_IMPORTS.get(Path(script).name, ()),
+                    *([MODULES[script]] if script in MODULES else []),
+                ):
+                    importlib.import_module(name)
+                for job in jobs_of_line:
+                    children.append(os.fork())
+                    if not children[-1]:
+                        end_process(lambda: run_job(job))  # noqa: B023
+                statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+                print(json.dumps(statuses), file=out, flush=True)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def run_job(job: dict[str, Any]) -> None:
+    """Runs a command, or a function as one of two ranks, within this process."""
+    for number, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    os.chdir(job["folder"])
+    os.environ.update(job["environment"])
+    sys.argv = job["argv"]
+    script, *arguments = job["argv"]
+    if script.endswith(".py") and script not in MODULES:
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(script, run_name="__main__")
+        return
+    if script != "rank":
+        cli.run(importlib.import_module(MODULES[script]).app, arguments)
+        return
+    module, _, function = arguments[0].partition(":")
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group(
+        "gloo", init_method="file://" + os.path.abspath("meeting"), rank=rank, world_size=2
+    )
+    result = getattr(importlib.import_module(module), function)(Ranks(rank, 2, torch.device("cpu")), Path.cwd())
+    torch.save(result, f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+FORKS: list[Forks] = []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if not session.config.option.collectonly:
+        gc.collect()
+        gc.freeze()  # what is imported stays: going through it again and again would take a tenth of all time
+        FORKS.append(Forks())
+
+
+def pytest_sessionfinish() -> None:
+    while FORKS:
+        FORKS.pop().close()
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def forks() -> Forks:
     """Runs commands in forks: `forks("prepare_data.py", "--flag", 1, cwd=folder)`, `forks.ranks(2, ...)`."""
-    with contextlib.closing(Forks(tmp_path_factory.mktemp("forks"))) as forks:
-        yield forks
+    return FORKS[0]
 
 
-# Two ranks: forks of one process, which has imported what they need. The program before it defines `main`.
-TWO_RANKS = """
-import os as _os, sys as _sys
-import torch as _torch, torch._dynamo, torch.distributed as _dist
-from encore.training.distributed import Ranks as _Ranks, end_process as _end
-
-def _rank(number, folder):
-    _dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
-    result = main(_Ranks(number, 2, _torch.device("cpu")), folder)
-    _torch.save(result, f"{folder}/{number}.pt")
-    _dist.destroy_process_group()
-
-_children = []
-for _number in range(2):
-    _children.append(_os.fork())
-    if not _children[-1]:
-        _end(lambda: _rank(_number, _sys.argv[1]))
-_sys.exit(max(_os.waitstatus_to_exitcode(_os.waitpid(child, 0)[1]) != 0 for child in _children))
+# Reads programs and runs each in a fork of this process, which has imported PyTorch and nothing else that is slow.
+BARE = """
+import json, os, sys
+import torch
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if not child:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv[1:] = job["arguments"]
+        exec(job["program"])
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def results_of_two_ranks(program: str, folder: Path) -> list[Any]:
-    """What `main(ranks, folder)`, which the program defines, returns on each of two ranks."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", program + TWO_RANKS, str(folder)],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        problems = process.communicate(timeout=240)[1]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, problems
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+@pytest.fixture(scope="session")
+def run_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Finished]]:
+    """Runs a program in an interpreter that has imported nothing of the repository: `run_program("import losses")`."""
+    folder = tmp_path_factory.mktemp("programs")
+    out, err = folder / "out", folder / "err"
+    interpreter = [sys.executable, "-c", BARE]
+    with subprocess.Popen(
+        interpreter, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def run(program: str, *arguments: object) -> Finished:
+            assert process.stdin is not None and process.stdout is not None
+            job = {"program": program, "arguments": [*map(str, arguments)], "out": str(out), "err": str(err)}
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            status = int(process.stdout.readline())
+            return subprocess.CompletedProcess(program, status, out.read_text(), err.read_text())
+
+        yield run
 
 
 def melody(seconds: float, seed: int) -> np.ndarray:
@@ -317,7 +389,7 @@ def train_flags(tiny_pairs: Path, store: str) -> list[object]:
     return [
         *("--dataset_folder", tiny_pairs, "--codec", "starter", "--batch_size", 2, "--num_workers", 0),
         *("--d_model", 32, "--nhead", 2, "--num_layers", 1, "--warmup_steps", 2, "--lr", 1e-2, "--decode_seconds", 0.5),
-        *("--block_seconds", 0.4, "--mlflow_uri", store),
+        *("--block_seconds", 0.4, "--mlflow_uri", store, "--artifact_every", 4),
     ]
 
 

@@ -1,9 +1,10 @@
-"""A tracker of the tests' own, a plugin: writes a run's metrics to a file, and can kill ranks after an epoch."""
+"""A tracker of the tests' own, a plugin: writes a run's metrics to a file, and can send the ranks a signal."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from encore.config.schema import TrackingConfig
 from encore.tracking import Tracker, register_tracker
 
 FLAGS = ("--plugins", "tests.json_tracker", "--tracker", "json")
-KILL_AFTER = "KILL_AFTER_EPOCH"  # environment variable
+SIGNAL = "SIGNAL_AFTER_FIRST_EPOCH"  # environment variable
 
 
 @register_tracker("json")
 class JsonTracker(Tracker):
     """Appends a line `[step, metrics]` to `metrics.jsonl` in the run's folder; never sends anything.
 
-    After the epoch that the environment names it kills the other ranks of this machine, unless they are restarted ones.
+    After the first epoch it sends this machine's ranks the signal that the environment names; of SIGKILL the others.
     """
 
     def __init__(self, settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]):
@@ -29,10 +30,11 @@ class JsonTracker(Tracker):
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps([step, dict(values)]) + "\n")
-        if str(step) == os.environ.get(KILL_AFTER) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if step == 1 and SIGNAL in os.environ:
+            number = signal.Signals[os.environ[SIGNAL]]
             for rank in psutil.Process(os.getppid()).children():
-                if rank.pid != os.getpid():
-                    rank.kill()
+                if rank.pid != os.getpid() or number != signal.SIGKILL:
+                    rank.send_signal(number)
 
 
 def tracked(folder: Path) -> dict[str, list[float]]:

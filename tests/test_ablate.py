@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 import losses
+from encore.ablation import runner
 from encore.ablation.plan import computable_losses, runs_of_each_loss
+from encore.ablation.runner import EVALUATE, TRAIN, ChildProcesses
 from encore.config.components import WEIGHT
 from encore.config.schema import TrainConfig
-from tests.conftest import ENVIRONMENT, ROOT, Command, command
+from tests.conftest import ONE_RANK, ROOT, Command, Forks
 from tests.test_page import Page
 
 COMMON = {"codec": "starter", "batch_size": 4, "num_workers": 0, "warmup_steps": 1, "lr": 1e-2, "decode_seconds": 0.5}
@@ -42,16 +46,31 @@ def experiment(store: str, name: str) -> dict[str, Any]:
     return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
 
 
+class ForkedProcesses(ChildProcesses):
+    """Runs trainings, without a launcher, and evaluations in forks."""
+
+    forks: Forks
+
+    def run(self, command: Sequence[str | Path], log: Path, env: Mapping[str, str]) -> int:
+        script = {TRAIN: "train_worker.py", EVALUATE: "evaluate.py"}[str(command[2])]
+        done = self.forks(script, *command[3:], cwd=Path.cwd(), env={**ONE_RANK, **env})
+        log.write_text(done.stdout + done.stderr)
+        return done.returncode
+
+
 @pytest.fixture(scope="module")
 def ablated(
-    tmp_path_factory: pytest.TempPathFactory, call_command: Command, tiny_pairs: Path, store: str
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    tmp_path_factory: pytest.TempPathFactory, call_command: Command, forks: Forks, tiny_pairs: Path, store: str
+) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
     """The folder and the output of an ablation of two runs that succeed, at the same time, and one that fails."""
     folder = tmp_path_factory.mktemp("ablated")
     broken = {"objective": "regression", "loss_weight_sum_and_difference_stft": 1}  # of stereo, and the codec is mono
     path = grid(folder, COMMON, {**RUNS, "broken": broken})
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "ablated", "--parallel", 2)
-    return folder, call_command("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ForkedProcesses, "forks", forks, raising=False)
+        patch.setattr(runner, "ChildProcesses", ForkedProcesses)
+        yield folder, call_command("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
 
 
 @pytest.mark.slow
@@ -103,29 +122,28 @@ def test_runs_are_nested_in_mlflow(ablated: Any, store: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_ablation_saves_its_state(tmp_path: Path, tiny_pairs: Path, store: str) -> None:
+def test_a_stopped_ablation_saves_its_state(
+    tmp_path: Path, tiny_pairs: Path, store: str, call_command: Command
+) -> None:
+    """The command runs within this process; the training and its launcher are real processes."""
     common = {**COMMON, "max_steps": 100000, "epochs": 100000}
     path = grid(tmp_path, common, {"long": {"objective": "regression"}, "never": {}})
     flags = ("--dataset_folder", tiny_pairs, "--mlflow_uri", store, "--experiment", "stopped", *EVALUATION)
-    stop = subprocess.Popen(
-        command("ablate.py", "--grid", path, *flags),
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    checkpoint, wait = tmp_path / "ablation" / "long" / "checkpoints" / "last.pt", threading.Event()
-    try:
-        while stop.poll() is None and not checkpoint.is_file():
-            wait.wait(0.05)
-        stop.send_signal(signal.SIGINT)
-        out, error = stop.communicate(timeout=120)
-    finally:
-        stop.kill()
-    assert stop.returncode == 130, error
-    assert "stopped by SIGINT; the same command resumes the ablation" in error and "Traceback" not in error
-    assert "long: training stopped" in out and "never" not in out
+    checkpoint, ended = tmp_path / "ablation" / "long" / "checkpoints" / "last.pt", threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.05):
+            if checkpoint.is_file():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    (thread := threading.Thread(target=interrupt)).start()
+    result = call_command("ablate.py", "--grid", path, *flags, cwd=tmp_path)
+    ended.set()
+    thread.join()
+    assert result.returncode == 130, result.stderr
+    assert "stopped by SIGINT; the same command resumes the ablation" in result.stderr
+    assert "long: training stopped" in result.stdout and "never" not in result.stdout
     log = (tmp_path / "ablation" / "long" / "training.log").read_text()
     assert "--resume auto" in log
     runs = experiment(store, "stopped")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from encore.training.distributed import Ranks
 from losses import Adversary, discriminator
-from tests.conftest import results_of_two_ranks
+from tests.conftest import Forks
 
 LENGTHS = {"msstft": 2048, "mpd": 400, "msstft+mpd": 2048}
 
@@ -208,24 +209,20 @@ class TestSteps:
         assert not equal(weights(adversary), before)
 
 
-# What the weights of each of two ranks are after each of several steps.
-RANK = """
-import torch
-from losses import Adversary, discriminator
-
-def main(ranks, folder):
+def snapshots(ranks: Ranks, folder: Path) -> list[list[Tensor]]:
+    """On each of two ranks: the weights after each of several steps."""
     rank = ranks.rank
     torch.manual_seed(rank)
     adversary = Adversary(discriminator("mpd", 24000, 1, filters=2))
     adversary.synchronise()
-    snapshots = []
+    found = []
 
-    def end_step(skip=False):
+    def end_step(skip: bool = False) -> None:
         adversary.step(skip)
-        snapshots.append([weight.detach().clone() for weight in adversary.parameters()])
+        found.append(weights(adversary))
 
     end_step(skip=True)
-    prediction, target = (part[rank] for part in torch.load(f"{folder}/signals.pt"))
+    prediction, target = (part[rank] for part in torch.load(folder / "signals.pt"))
     for half in (slice(0, 1), slice(1, 2)):
         adversary.accumulate(prediction[half], target[half], 0.5)
     end_step()
@@ -236,15 +233,14 @@ def main(ranks, folder):
     if rank == 0:
         adversary.accumulate(prediction, target)
     end_step()
-    return snapshots
-"""
+    return found
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_on_the_union(tmp_path: Path) -> None:
+def test_two_ranks_train_as_one_on_the_union(tmp_path: Path, forks: Forks) -> None:
     prediction, target = signals()
     torch.save([signal.unflatten(0, (2, 2)) for signal in (prediction, target)], tmp_path / "signals.pt")
-    one, other = results_of_two_ranks(RANK, tmp_path)
+    one, other = forks.results_of_two_ranks(snapshots, tmp_path)
     assert all(map(equal, one, other))
     alone = new_adversary()
     start, trained, after_nan, after_skip, last = one

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
-from torch import distributed as dist
+from torch import Tensor, nn
 
 import losses
+from encore.training.distributed import Ranks
 from losses.balancer import REFERENCE_STEPS, balance
+from tests.conftest import Forks
 from tests.signals import seeded
 
 LINEAR = {"small": 1e-3, "large": 50.0}  # gradients' norms per item
@@ -172,9 +173,9 @@ def test_a_loaded_state_continues_where_it_was_saved(tmp_path: Path) -> None:
     assert other.averages["a"] == first.averages["a"] and other.averages["new"].steps == 0
 
 
-def rank(number: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+def combined_on(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """On each of two ranks: what two steps on its share of the batch give, and the balancer's state after them."""
+    number = ranks.rank
     balancer, seen = losses.LossBalancer({"a": 1.0, "b": 1.0}), []
     for step, items in enumerate([(1, 3), (2, 2)]):
         audio = signal(4, seed=step)[sum(items[:number]) : sum(items[: number + 1])].detach().requires_grad_()
@@ -183,15 +184,12 @@ def rank(number: int, folder: str) -> None:
             values["b"] = values["b"] * math.nan
         combined = balancer(values, audio)
         seen.append((combined.gradient * len(audio), combined.left_out))
-    torch.save({"seen": seen, "state": balancer.state_dict()}, f"{folder}/{number}.pt")
-    dist.destroy_process_group()
-    os._exit(0)  # a thread of gloo's can abort a process that tears down its interpreter
+    return {"seen": seen, "state": balancer.state_dict()}
 
 
 @pytest.mark.slow
-def test_two_ranks_agree_on_averages_and_on_what_is_left_out(tmp_path: Path) -> None:
-    multiprocessing.spawn(rank, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (0, 1))
+def test_two_ranks_agree_on_averages_and_on_what_is_left_out(tmp_path: Path, forks: Forks) -> None:
+    first, second = forks.results_of_two_ranks(combined_on, tmp_path)
     assert first["state"] == second["state"]
     averages = first["state"]["_extra_state"]
     # One item of norm 1 and three of norm 6; then two of each.

@@ -132,7 +132,7 @@ def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: Codec, t
 
 
 def test_too_little_data_is_refused(codec: Codec, tmp_path: Path) -> None:
-    with pytest.raises(EncoreError, match=r"_input.wav: 0\.49 s long; evaluation needs at least 1 s"):
+    with pytest.raises(EncoreError, match=r"_output.wav: 0\.49 s long; evaluation needs at least 1 s"):
         open_set(codec, write_pairs(tmp_path / "short", {"train": 1, "val": 2}, 0.5))
     with pytest.raises(EncoreError, match="there is one validation pair"):
         open_set(codec, write_pairs(tmp_path / "one", {"train": 1, "val": 1}))

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, ROOT
+from benchmarks import bench_roofline, bench_step
+from tests.conftest import ROOT, Finished, Forks, unchanged_process
 
-TINY = ("--d_model", "32", "--num_layers", "1", "--steps", "1")
 SMALL = ("--tracker", "none", "--decode_seconds", 0.2)
+Benchmark = Callable[..., str]
 
 
-def benchmark(name: str, *arguments: object, folder: Path) -> str:
-    """What `python -m benchmarks.NAME` prints."""
-    program = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
-    environment = {**ENVIRONMENT, "TMPDIR": str(folder)}
-    result = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Benchmark:
+    """Runs a benchmark's command line within this process: what it prints."""
+
+    def run(module: ModuleType, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with unchanged_process(ROOT, {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}):
+            module.main()
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.slow
-def test_step_prints_every_part_and_the_ratio_to_another_checkout(tmp_path: Path):
-    cases = ("--cases", "1x2", "--repeats", 1, "--lengths", "1,2", "--against", ROOT, "--", *SMALL)
-    output = benchmark("bench_step", *TINY, *cases, folder=tmp_path)
+def test_step_prints_every_part_and_the_ratio_to_another_checkout(
+    benchmark: Benchmark, forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork(program: list[str], *, cwd: Path, env: dict[str, str], **unused: Any) -> Finished:
+        return forks(program[1], *program[2:], cwd=cwd, env=env)
+
+    monkeypatch.setattr(bench_step, "subprocess", SimpleNamespace(run=fork))
+    tiny = ("--d_model", 32, "--num_layers", 1, "--steps", 1, "--repeats", 1)
+    cases = ("--cases", "1x2", "--lengths", "1,2", "--against", ROOT, "--", *SMALL)
+    output = benchmark(bench_step, *tiny, *cases)
     rows = [line.split("│")[1:-1] for line in output.splitlines() if re.match("│ [12] s × [12]", line)]
     *costs, ratio = sorted(rows, key=len, reverse=True)
     assert len(costs) == 4  # the case, its other checkout, and the two lengths
@@ -42,9 +58,12 @@ def test_step_prints_every_part_and_the_ratio_to_another_checkout(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_roofline_counts_the_operations_of_every_part(tmp_path: Path):
+def test_roofline_counts_the_operations_of_every_part(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_roofline, "TIMES", 2)
+    monkeypatch.setattr(bench_roofline, "matmul_rate", partial(bench_roofline.matmul_rate, rows=256, width=512))
+    monkeypatch.setattr(bench_roofline, "bandwidth", partial(bench_roofline.bandwidth, elements=2**20))
     sizes = ("--d_model", 128, "--num_layers", 1, "--steps", 1, "--cases", "1x2")
-    output = benchmark("bench_roofline", *sizes, "--", *SMALL, folder=tmp_path)
+    output = benchmark(bench_roofline, *sizes, "--", *SMALL)
     rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in output.splitlines() if line.startswith("│")}
     parts = ("transformer forward", "transformer backward", "decoder forward", "decoder backward", "losses")
     amounts = [float(rows[part][0].split()[0]) for part in parts]

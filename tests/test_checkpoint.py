@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def test_a_trained_model_is_loaded_with_its_averaged_weights(trained: Path) -> None:
     path = trained / "checkpoints" / "last.pt"
     content, generator = read(path), load_generator(path, CPU)
-    assert generator.segment_frames == content["segment_frames"] == 75
+    assert generator.context_frames == generator.segment_frames == content["segment_frames"] == 75
     assert generator.config.model.d_model == 32 and not generator.model.training
     assert generator.generation == GenerationConfig(30, generative=True, prior=generator.config.model.prior)
     assert generator.model.window == 45

@@ -150,9 +150,9 @@ def test_a_bad_value_is_named_with_its_flag(changes: dict, flag: str, tmp_path: 
 
 
 @pytest.mark.slow
-def test_all_problems_are_reported_together(run_command: Command, tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(call_command: Command, tmp_path: Path) -> None:
     flags = ("--dataset_folder", "nowhere", "--lr", "-1", "--scheduler", "x", "--objective", "x")
-    result = run_command("train_ddp.py", *flags, cwd=tmp_path)
+    result = call_command("train_ddp.py", *flags, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
     lines = result.stderr.splitlines()

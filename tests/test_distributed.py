@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from encore.errors import EncoreError
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.trainer import Trainer
-from tests.conftest import ENVIRONMENT, Command, results_of_two_ranks
+from tests.conftest import Command, Forks
 
 # Each ending in a fork of its own, with an object that lives until the interpreter is torn down and then aborts the
 # process, as a thread of gloo's may.
@@ -46,10 +45,8 @@ print(json.dumps(statuses))
 
 
 @pytest.mark.slow
-def test_a_rank_ends_with_its_status_and_without_a_teardown(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", RANKS, tmp_path], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
+def test_a_rank_ends_with_its_status_and_without_a_teardown(tmp_path: Path, run_program: Command) -> None:
+    result = run_program(RANKS, tmp_path)
     assert result.returncode == 0, result.stderr
     statuses = json.loads(result.stdout)
     assert statuses == {"return": 0, "exit": 0, "exit 3": 3, "raise": 1}
@@ -59,11 +56,8 @@ def test_a_rank_ends_with_its_status_and_without_a_teardown(tmp_path: Path) -> N
         assert said.endswith("ValueError: what went wrong\n") if ending == "raise" else said == ""
 
 
-# On each of two ranks: blocks in which nobody, one rank, or every rank fails.
-AGREE = """
-from encore.errors import EncoreError
-
-def main(ranks, folder):
+def agreed(ranks: Ranks, folder: Path) -> tuple[list[str], list[int] | None, str]:
+    """On each of two ranks: blocks in which nobody, one rank, or every rank fails."""
     said = []
     for failing in ((), (1,), (0, 1)):
         try:
@@ -74,14 +68,46 @@ def main(ranks, folder):
         except EncoreError as error:
             said.append(str(error))
     return said, ranks.gather(10 * ranks.rank), ranks.broadcast_from_main(lambda: f"from {ranks.rank}")
-"""
 
 
 @pytest.mark.slow
-def test_what_fails_on_one_rank_fails_on_all_with_its_message(tmp_path: Path) -> None:
-    for said, gathered, sent in results_of_two_ranks(AGREE, tmp_path):
+def test_what_fails_on_one_rank_fails_on_all_with_its_message(tmp_path: Path, forks: Forks) -> None:
+    for said, gathered, sent in forks.results_of_two_ranks(agreed, tmp_path):
         assert said == ["", "rank 1 found something", "rank 0 found something"]
         assert gathered == [0, 10] and sent == "from 0"
+
+
+WORKER = """#!/bin/sh
+[ $RANK = 0 ] && [ $ENDING != TERM ] && exit 0
+[ $ENDING != TERM ] && exit $ENDING
+trap 'echo saved > rank$RANK; exit 143' TERM
+touch up$RANK
+[ -e up0 ] && [ -e up1 ] && kill -TERM $PPID
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize(("ending", "status"), [("2", 2), ("7", 7), ("TERM", 143)])
+def test_the_launcher_ends_as_its_workers_do_and_passes_signals_on(
+    ending: str,
+    status: int,
+    tiny_pairs: Path,
+    tmp_path: Path,
+    call_command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two workers that are shell scripts: rank 1 fails, or the launcher gets a SIGTERM."""
+    worker = tmp_path / "worker"
+    worker.write_text(WORKER)
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    flags = ("--dataset_folder", tiny_pairs, "--codec", "starter", "--world_size", 2)
+    result = call_command("train_ddp.py", *flags, cwd=tmp_path, env={"ENDING": ending, "CUDA_VISIBLE_DEVICES": ""})
+    assert result.returncode == status, result.stderr
+    said = {"7": "error: rank 1 ended with status 7; its last lines are above\n", "TERM": "stopped by SIGTERM\n"}
+    assert result.stderr == said.get(ending, "")
+    saved = ["rank0", "rank1"] if ending == "TERM" else []
+    assert sorted(path.name for path in tmp_path.glob("rank?")) == saved
 
 
 @pytest.mark.parametrize("kind", [EncoreError, AgreedError])

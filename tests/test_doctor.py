@@ -43,8 +43,9 @@ def entry(function: Callable[[Tensor, Tensor], Tensor], minimum: float | None = 
 
 
 @pytest.mark.slow
-def test_losses_without_faults_pass(run_command: Command, tmp_path: Path) -> None:
-    result = run_command("-m", "losses", "--only", FEW, "--seconds", 0.2, cwd=tmp_path)
+def test_losses_without_faults_pass(run_program: Command) -> None:
+    program = "import runpy; runpy.run_module('losses', run_name='__main__')"  # python -m losses
+    result = run_program(program, "--only", FEW, "--seconds", 0.2)
     assert result.returncode == 0, result.stdout + result.stderr
     table = rows(result.stdout)
     names = ("value", "music", "mark", "identity", "safe", "least", "channels", "ms", "mb", "gradient")

@@ -78,7 +78,7 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, run_command: Command, plugins: dict[str, Path], music: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, call_command: Command, plugins: dict[str, Path], music: Path) -> Path:
     """A training run with all four at once, of a step that changes almost nothing."""
     folder = tmp_path_factory.mktemp("run")
     own = ("--plugins", ",".join(map(str, plugins.values())), "--codec", "samples", "--prior", "hold")
@@ -86,7 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, run_command: Command, plugins:
     data = ("--dataset_folder", music, "--dataset_format", "table", "--batch_size", 2, "--num_workers", 0)
     size = ("--d_model", 16, "--nhead", 2, "--num_layers", 1, "--block_seconds", 0.4, "--decode_seconds", 0.4)
     steps = ("--max_steps", 1, "--lr", 1e-9, "--tracker", "none")
-    result = run_command("train_ddp.py", *own, *loss, *data, *size, *steps, cwd=folder)
+    result = call_command("train_worker.py", *own, *loss, *data, *size, *steps, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "2 training and 2 validation pairs of 1.00 s" in result.stdout
     assert re.search(r"Val Loss: .*median_error: 0\.\d+", result.stdout)

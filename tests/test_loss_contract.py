@@ -19,7 +19,7 @@ from tests.signals import loss_named, music, noise, shape_for
 pytestmark = pytest.mark.parametrize("name", list(losses.REGISTRY))
 LEAST = {"rms": None, "mrstft": None, "mel": 513, "spectral": 1025, "multi_mel": 2049, "pesq": 7871}  # at 24 kHz
 SAME_CODE = dict.fromkeys(("multi_resolution_stft", "spectral", "mrstft", "smooth_mrstft"), "sum_and_difference_stft")
-SAME_CODE |= {"multi_mel": "mel", "multi_complex_spec": "complex_spec"}
+SAME_CODE |= {"multi_mel": "mel", "multi_complex_spec": "complex_spec", "stft": "mel_stft", "chroma_stft": "mel_stft"}
 HARD = ("silence", "same", "to silence", "from silence", "DC", "to DC", "clipping", "impulse", "to impulse")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from losses import REGISTRY, FunctionLoss, Loss, functional, register
 from losses.__main__ import app
 from losses.doctor import docs
 from losses.doctor.cases import all_entries, synthesised
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import ROOT, Command
 from tests.signals import RATE, noise
 
 PAGE = (ROOT / "docs" / "losses.md").read_text()
@@ -126,15 +125,14 @@ def test_a_file_of_ones_own_is_a_loss_like_the_others(example: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_contract_holds_for_a_loss_of_ones_own(example: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "my_loss", "tests/test_loss_contract.py", "-k", "median_error"],
-        env={**ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{example.parent}"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+def test_the_contract_holds_for_a_loss_of_ones_own(example: Path, run_program: Command) -> None:
+    program = """
+import os, pytest, sys
+os.chdir(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
+sys.exit(pytest.main(["-q", "-p", "my_loss", "tests/test_loss_contract.py", "-k", "median_error"]))
+"""
+    result = run_program(program, ROOT, example.parent)
     assert result.returncode == 0 and re.search(r"\b1\d passed", result.stdout), result.stdout
 
 

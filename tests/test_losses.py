@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import losses
+from encore.training.distributed import Ranks
 from losses import functional, waveform
 from losses.dsp import bank
-from tests.conftest import results_of_two_ranks
+from tests.conftest import Forks
 from tests.signals import RATE, loss_named, noise, second_call, shape_for
 from tests.transforms import CountedTransforms
 
@@ -168,13 +169,8 @@ class TestSharedSpectra:
         assert bank._bank.get() is None
 
 
-# On each of two ranks: the second call of each loss on its half of the batch, value and gradient.
-RANK = """
-import torch
-import losses
-from tests.signals import noise, second_call, shape_for
-
-def main(ranks, folder):
+def second_calls(ranks: Ranks, folder: Path) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """On each of two ranks: the second call of each loss on its half of the batch, value and gradient."""
     torch.manual_seed(ranks.rank)
     half, results = slice(2 * ranks.rank, 2 * ranks.rank + 2), {}
     for name in losses.REGISTRY:
@@ -182,12 +178,11 @@ def main(ranks, folder):
         value, gradient = second_call(name, prediction, target)
         results[name] = value, ranks.sum(value) / 2, gradient
     return results
-"""
 
 
 @pytest.mark.slow
-def test_two_ranks_with_half_a_batch_each_equal_one_with_the_whole(tmp_path: Path) -> None:
-    one, other = results_of_two_ranks(RANK, tmp_path)
+def test_two_ranks_with_half_a_batch_each_equal_one_with_the_whole(tmp_path: Path, forks: Forks) -> None:
+    one, other = forks.results_of_two_ranks(second_calls, tmp_path)
     assert list(one) == list(other) == NAMES
     for name in NAMES:
         # Of random_resolution_stft both ranks draw what one process draws at its second step.

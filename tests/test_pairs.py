@@ -10,11 +10,11 @@ import soundfile
 import torch
 
 from encore.codecs import load_codec
-from encore.data import find_pairs, segment_frames
+from encore.data import PairFrames, find_pairs, segment_frames
 from encore.data.dataset import EpochSampler, PairDataset, collate
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
-from tests.conftest import SAMPLE_RATE, Command, write_pairs
+from tests.conftest import SAMPLE_RATE, Command, Forks, write_pairs
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_pairs_of_a_good_folder(folder: Path) -> None:
     assert [pair.input.name for pair in found["train"]] == [f"pair_{n:04d}_input.wav" for n in range(3)]
     assert found["val"][1].output == folder / "val" / "pair_0001_output.wav"
     assert {pair.samples for pair in found["train"]} == {SAMPLE_RATE // 2}
-    assert segment_frames(found, 320) == 37  # 12000 samples are 37.5 frames
+    assert segment_frames(found, 320) == (37, 37)  # 12000 samples are 37.5 frames
 
 
 def remove_output(folder: Path) -> Path:
@@ -109,15 +109,16 @@ def test_all_damaged_pairs_are_reported_together_without_a_traceback(folder: Pat
 
 
 @pytest.mark.slow
-def test_nan_samples_are_found_when_latents_are_encoded(folder: Path, run_command: Command) -> None:
+def test_nan_samples_are_found_when_latents_are_encoded(folder: Path, forks: Forks) -> None:
     audio, _ = soundfile.read(first(folder))
     audio[100] = np.nan
     soundfile.write(first(folder), audio, SAMPLE_RATE, subtype="FLOAT")
-    flags = ("--dataset_folder", folder, "--codec", "starter", "--world_size", 2, "--block_seconds", 0.4)
-    result = run_command("train_ddp.py", *flags, cwd=folder.parent)
-    assert result.returncode == 2
-    assert f"error: {first(folder)}: holds NaN or infinite samples" in result.stderr
-    assert "Traceback" not in result.stderr
+    flags = ("--dataset_folder", folder, "--codec", "starter", "--block_seconds", 0.4, "--tracker", "none")
+    results = forks.ranks(2, *flags, cwd=folder.parent)
+    assert [result.returncode for result in results] == [2, 2]
+    errors = "".join(result.stderr for result in results)
+    assert errors.count(f"error: {first(folder)}: holds NaN or infinite samples") == 1
+    assert "Traceback" not in errors
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(folder: Path, call_command: Command) -> None:
@@ -134,7 +135,7 @@ def test_items_are_the_cached_latents_and_the_waveforms(folder: Path) -> None:
     segments = pairs["train"].segments
     cache = LatentCache.open(folder / ".latents", codec.identity, segments)
     cache.complete(np.arange(len(segments)), codec, torch.device("cpu"))
-    data = PairDataset(pairs["train"], cache, codec, frames=30)
+    data = PairDataset(pairs["train"], cache, codec, PairFrames(30, 30))
     batch = collate([data[0], data[2]])
     assert batch.number.tolist() == [0, 2] and len(batch) == 2
     audio = torch.from_numpy(soundfile.read(pairs["train"][2].input, dtype="float32")[0])
@@ -145,13 +146,33 @@ def test_items_are_the_cached_latents_and_the_waveforms(folder: Path) -> None:
     expected = codec.encode(audio[None, None])[0, :, 7:37]
     assert torch.allclose(batch.context[1], expected, atol=1e-2, rtol=1e-3)
 
-    unity = PairDataset(pairs["train"], cache, codec, frames=30, unity=True)[1]
+    unity = PairDataset(pairs["train"], cache, codec, PairFrames(30, 30), unity=True)[1]
     assert torch.equal(unity[0], unity[3]) and torch.equal(unity[1], unity[2])
-    shuffled = PairDataset(pairs["train"], cache, codec, frames=30, shuffle_seed=0)
+    shuffled = PairDataset(pairs["train"], cache, codec, PairFrames(30, 30), shuffle_seed=0)
     for number in range(3):
         assert torch.equal(shuffled[number][1], data[number][1])
         assert not torch.equal(shuffled[number][2], data[number][2])
     assert len({shuffled[number][2].sum().item() for number in range(3)}) == 3
+    longer = collate([PairDataset(pairs["train"], cache, codec, PairFrames(30, 10))[2]])
+    assert torch.equal(longer.input_audio[0], batch.input_audio[1]) and torch.equal(longer.context[0], batch.context[1])
+    assert torch.equal(longer.target_audio[0, 0], following[: 10 * 320])
+    assert torch.equal(longer.target_latents[0], batch.target_latents[1, :, :10])
+    assert torch.equal(longer.input_end, longer.input_audio[..., 20 * 320 :])
+
+
+def test_inputs_may_be_longer_than_outputs_and_test_is_optional(folder: Path) -> None:
+    write_pairs(folder, {"test": 2}, seconds=0.6)
+    for path in [*folder.glob("*/*_output.wav"), folder / "train" / "pair_0001_input.wav"]:
+        audio, _ = soundfile.read(path)
+        soundfile.write(path, audio[: 8000 if path.parent.name == "test" else 9000], SAMPLE_RATE)
+    found = find_pairs(folder, SAMPLE_RATE)
+    assert list(found) == ["train", "val", "test"] and len(found["test"]) == 2
+    assert segment_frames(found, 320) == (9000 // 320, 8000 // 320)
+    training = {split: found[split] for split in ("train", "val")}
+    assert segment_frames(training, 320) == (9000 // 320, 9000 // 320)
+    for path in (folder / "test").iterdir():
+        path.unlink()
+    assert list(find_pairs(folder, SAMPLE_RATE)) == ["train", "val"]
 
 
 def test_ranks_share_an_epoch_without_overlap_and_orders_differ_between_epochs() -> None:

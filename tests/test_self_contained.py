@@ -6,12 +6,11 @@ import itertools
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import ROOT, Command
 
 FROM_FILE = re.compile(r"__file__\)?(?:\.(?:resolve|absolute)\(\))?((?:\.parent\b(?!s))+|\.parents\[\d+\])")
 
@@ -69,10 +68,13 @@ def test_no_file_refers_to_a_place_outside(clone: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tests_of_the_losses_pass_with_nothing_beside_the_clone(clone: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_spectra_rows.py"]
-    result = subprocess.run(
-        command, cwd=clone, env={**ENVIRONMENT, "PYTHONPATH": str(clone)}, capture_output=True, text=True, timeout=240
-    )
+def test_tests_of_the_losses_pass_with_nothing_beside_the_clone(clone: Path, run_program: Command) -> None:
+    program = """
+import os, pytest, sys
+os.chdir(sys.argv[1])
+os.environ["PYTHONPATH"] = sys.path[sys.path.index(sys.argv[2])] = sys.argv[1]
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_spectra_rows.py"]))
+"""
+    result = run_program(program, clone, ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     assert " passed" in result.stdout and [path.name for path in clone.parent.iterdir()] == ["clone"]

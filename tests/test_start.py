@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,17 +24,14 @@ from encore.training.baseline_cache import key
 from encore.training.build import build_components
 from encore.training.objective import Objective
 from encore.training.synthesis import Synthesizer
-from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Command, melody, write_pairs
+from tests.conftest import SAMPLE_RATE, Command, melody, write_pairs
 
 CPU = torch.device("cpu")
 LATER = {"mlflow", "pandas", "matplotlib", "librosa", "scipy", "jinja2", "psutil", "sqlalchemy"}
 
 
-def test_launcher_and_worker_import_nothing_that_only_some_runs_need() -> None:
-    program = "import sys, encore.commands.train, encore.commands.train_worker; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
+def test_launcher_and_worker_import_nothing_that_only_some_runs_need(run_program: Command) -> None:
+    result = run_program("import sys, encore.commands.train, encore.commands.train_worker; print(*sys.modules)")
     assert result.returncode == 0, result.stderr
     imported = {name.partition(".")[0] for name in result.stdout.split()}
     assert "torch" in imported and not LATER & imported

@@ -158,6 +158,35 @@ def test_decoded_crops_are_those_of_the_plan(
                 assert relative_db(made, whole[item - 1, :, span]) > -10
 
 
+@pytest.mark.parametrize("shift", [0, 15])
+def test_contexts_longer_than_targets(codec: Codec, batch: Batch, rendering: Tensor, shift: int) -> None:
+    """Blocks follow the whole context, which may end earlier, and are compared with the input's last frames."""
+    frames, plan = 40, CropPlan((20,), 0, 20, shift=shift)
+    shorter = Batch(
+        batch.context,
+        batch.input_audio,
+        batch.target_audio[..., : frames * HOP],
+        batch.target_latents[..., :frames],
+        batch.number,
+    ).shifted(plan.shift)
+    synthesizer, end = new_synthesizer(codec), FRAMES - shift
+    boundary = synthesizer.boundary
+    whole, song = rendering, torch.cat([batch.input_audio, batch.target_audio], -1)
+    truth = Truth(batch)
+    made = synthesizer.predict(truth, shorter, plan)
+    assert torch.equal(truth.given[-1], truth.latents[..., : end + 20])
+    span = slice((end + 20 - boundary) * HOP, (end + 40) * HOP)
+    assert all(relative_db(row, whole[number // 2, :, span]) < -50 for number, row in enumerate(made))
+    target, source = synthesizer.references(shorter, plan)
+    assert torch.equal(target, song[..., span])
+    assert torch.equal(source, song[..., (end - 20) * HOP : end * HOP])
+    sample = synthesizer.sample(truth, shorter)
+    assert sample.shape[-1] == frames * HOP == synthesizer.replay(shorter).shape[-1]
+    assert relative_db(sample[::2], whole[..., end * HOP : (end + frames) * HOP]) < -50
+    assert torch.equal(shorter.target_audio, song[..., end * HOP : (end + frames) * HOP])
+    assert torch.equal(shorter.input_end, song[..., (end - frames) * HOP : end * HOP])
+
+
 def test_decoding_again_in_the_backward_pass_gives_the_same_audio_and_gradient(codec: Codec, batch: Batch) -> None:
     plan, made = CropPlan((0, 40), 0, 20), []
     for recompute in (False, True):
@@ -241,6 +270,8 @@ def test_plans_cover_all_of_a_segment(codec: Codec) -> None:
     assert {plan.starts for plan in whole} == {(0,)} and {plan.first for plan in whole} == set(range(36))
     seeded = [blocks.plan(FRAMES, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2, 3, 4)]
     assert seeded[0] == seeded[1] and len({plan.starts for plan in seeded}) > 1
+    shifted = [blocks.plan(FRAMES, most_shift=5) for _ in range(100)]
+    assert {plan.shift for plan in shifted} == set(range(6)) and {plan.shift for plan in plans} == {0}
     short = new_synthesizer(codec, 20, crop_frames=45).plan(10)
     assert short == CropPlan((0,), 0, 10)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from encore.config.schema import TrainConfig
 from encore.models.generation import GenerationConfig
 from encore.models.loading import load_generator, read
 from encore.tracking import MlflowTracker, register_tracker
-from tests.conftest import ENVIRONMENT, VAL_PAIRS, Command, Forks, command, write_pairs
+from tests.conftest import VAL_PAIRS, Command, Forks, write_pairs
 from tests.json_tracker import FLAGS as JSON
-from tests.json_tracker import KILL_AFTER, tracked
+from tests.json_tracker import SIGNAL, tracked
 
 COMPONENTS = ("rms_input", "rms_target", "spectral", "mel")
 
@@ -212,37 +211,28 @@ def test_a_signal_in_the_last_step_of_a_run_does_not_leave_out_its_validation(
 
 @pytest.mark.slow
 def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
-    trained_flags: list[object], tmp_path: Path, forks: Forks
+    trained_flags: list[object], tmp_path: Path, run_command: Command, forks: Forks
 ) -> None:
-    """Of two ranks one is killed and restarted from the last checkpoint, the run is stopped by SIGTERM and resumed.
+    """Of two ranks one is killed, and the launcher restarts both from the last checkpoint; two are stopped and resumed.
 
     The weights are those of the uninterrupted run, bit for bit.
     """
-    uninterrupted, last = tmp_path / "uninterrupted", tmp_path / "checkpoints" / "last.pt"
-    uninterrupted.mkdir()
-    flags = (*trained_flags, *JSON, "--batch_size", 1)
+    uninterrupted, killed, stopped = (tmp_path / name for name in ("uninterrupted", "killed", "stopped"))
+    for folder in (uninterrupted, killed, stopped):
+        folder.mkdir()
+    flags, last = (*trained_flags, *JSON, "--batch_size", 1, "--epochs", 2), Path("checkpoints/last.pt")
     results = forks.ranks(2, *flags, cwd=uninterrupted)
-    environment = {**ENVIRONMENT, KILL_AFTER: "1"}
-    process = subprocess.Popen(
-        command("train_ddp.py", *flags, "--world_size", 2, "--max_restarts", 1),
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("Epoch 2/4"):
-            process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM
-    assert f"resumed from {last.relative_to(tmp_path)} at epoch 2, step 0\n" in lines
-    progress = read(last)["progress"]
-    assert 2 <= progress["epoch"] < 4 and progress["epoch_step"] > 0  # in the middle of an epoch
-    results += forks.ranks(2, *flags, "--resume", "auto", cwd=tmp_path)
+    launch = (*flags, "--world_size", 2, "--max_restarts", 1)
+    results.append(run_command("train_ddp.py", *launch, cwd=killed, env={SIGNAL: "SIGKILL"}))
+    assert f"resumed from {last} at epoch 2, step 0\n" in results[-1].stdout
+    ended = forks.ranks(2, *flags, cwd=stopped, env={SIGNAL: "SIGTERM"})
+    assert [rank.returncode for rank in ended] == [128 + signal.SIGTERM] * 2, [rank.stderr for rank in ended]
+    progress = read(stopped / last)["progress"]
+    assert (progress["epoch"], progress["epoch_step"]) == (1, 1)  # in the middle of an epoch
+    results += forks.ranks(2, *flags, "--resume", "auto", cwd=stopped)
     assert not any(result.returncode for result in results), [result.stderr for result in results]
-    assert equal_weights(last, uninterrupted / "checkpoints" / "last.pt")
+    assert equal_weights(killed / last, uninterrupted / last)
+    assert equal_weights(stopped / last, uninterrupted / last)
 
 
 @pytest.mark.slow
@@ -293,9 +283,9 @@ def test_whole_segments_without_a_prior_and_more_samples(
 
 @pytest.mark.slow
 def test_unity_reaches_the_codecs_floor(tmp_path: Path, call_command: Command, train_flags: list[object]) -> None:
-    pairs = write_pairs(tmp_path / "pairs", {"train": 8, "val": 1})
+    pairs = write_pairs(tmp_path / "pairs", {"train": 8, "val": 1}, seconds=0.5)
     flags = (*train_flags, *JSON, "--dataset_folder", pairs, "--unity_test", "true", "--dropout", 0, "--batch_size", 1)
-    flags = (*flags, "--epochs", 30, "--save_every", 30, "--artifact_every", 30, "--decode_seconds", 0.25)
+    flags = (*flags, "--epochs", 18, "--save_every", 18, "--artifact_every", 18, "--decode_seconds", 0.1, "--lr", 3e-2)
     flags = (*flags, "--metrics", "rms_input,rms_target")
     result = call_command("train_worker.py", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

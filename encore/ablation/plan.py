@@ -76,7 +76,7 @@ def computable_losses(config: TrainConfig, names: Iterable[str], log: Callable[[
     data = config.data
     assert data.dataset_folder is not None
     pairs = find_pairs(data.dataset_folder, codec.sample_rate, data.dataset_format, data.latent_folder)
-    segment = segment_frames(pairs, codec.hop_length) * codec.hop_length
+    segment = segment_frames(pairs, codec.hop_length).target * codec.hop_length
     step = round((config.objective.decode_seconds or DEFAULT_STEP_SECONDS) * codec.sample_rate)
     silence = torch.zeros(1, codec.channels, min(segment, step))
     built, problems = build_losses(names, config.objective, codec, silence)

@@ -145,7 +145,7 @@ def metadata_of(
     metadata |= {
         "Made": f"{samples / codec.sample_rate:.2f} s",
         "Model": f"run {config.run_id}" if config.checkpoint is None else str(config.checkpoint),
-        "Window": f"{generator.segment_frames / codec.frame_rate:.2f} s",
+        "Window": f"{generator.context_frames / codec.frame_rate:.2f} s",
         "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
     }
     if generator.generation.generative:

@@ -31,7 +31,7 @@ class DataConfig:
     cache_dir: Path | None = knob(None, "folder for encoded latents; default DATASET_FOLDER/.latents", DATA)
     num_workers: int = knob(2, "processes that read audio, per rank", DATA, minimum=0)
     batch_size: int = knob(8, "pairs per step and rank", DATA, minimum=1, common=True)
-    unity_test: bool = knob(False, "make the target the input: checks the whole pipeline", DATA, common=True)
+    unity_test: bool = knob(False, "make the target the end of the input: checks the whole pipeline", DATA, common=True)
     shuffle_targets: bool = knob(False, "give every input another pair's target: a control", DATA)
 
     @property
@@ -75,7 +75,7 @@ class ModelConfig:
     )
     block_seconds: float = knob(1.0, "length of a block", GENERATION, minimum=0)
     context_seconds: float | None = knob(
-        None, "seconds of the past that the model sees; default: a segment", GENERATION, minimum=0
+        None, "seconds of the past that the model sees; default: a whole input", GENERATION, minimum=0
     )
     prior: str = knob(
         "rhythm",

@@ -7,6 +7,6 @@ prepare_data.py writes.
 from __future__ import annotations
 
 from encore.data import folders
-from encore.data.pairs import Pair, Pairs, find_pairs, register_dataset, segment_frames
+from encore.data.pairs import Pair, PairFrames, Pairs, find_pairs, register_dataset, segment_frames
 
-__all__ = ["Pair", "Pairs", "find_pairs", "folders", "register_dataset", "segment_frames"]
+__all__ = ["Pair", "PairFrames", "Pairs", "find_pairs", "folders", "register_dataset", "segment_frames"]

@@ -13,17 +13,17 @@ from torch.utils.data import Dataset, Sampler
 
 from encore.codecs import Codec
 from encore.data.latent_cache import LatentCache
-from encore.data.pairs import Pairs
+from encore.data.pairs import PairFrames, Pairs
 from encore.errors import EncoreError
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs as tensors.
+    """Pairs as tensors: contexts of F frames, and the T frames that follow them, T ≤ F.
 
     Attributes:
-        context: latents of the inputs, `[B, D, T]`.
-        input_audio: `[B, C, T * hop_length]`.
+        context: latents of the inputs, `[B, D, F]`.
+        input_audio: `[B, C, F * hop_length]`.
         target_audio: `[B, C, T * hop_length]`.
         target_latents: `[B, D, T]`.
         number: index of each pair in its data set, `[B]`.
@@ -34,6 +34,23 @@ class Batch:
     target_audio: Tensor
     target_latents: Tensor
     number: Tensor
+
+    @property
+    def input_end(self) -> Tensor:
+        """The end of the inputs' audio, as long as the targets, `[B, C, T * hop_length]`."""
+        return self.input_audio[..., -self.target_audio.shape[-1] :]
+
+    def shifted(self, frames: int) -> Batch:
+        """The same music with the boundary `frames` latent frames earlier.
+
+        The contexts lose their last frames, with which the targets begin; the targets lose as many at their end.
+        """
+        if not frames:
+            return self
+        hop, length = self.input_audio.shape[-1] // self.context.shape[-1], self.target_latents.shape[-1]
+        latents = torch.cat([self.context[..., -frames:], self.target_latents], -1)[..., :length]
+        audio = torch.cat([self.input_audio[..., -frames * hop :], self.target_audio], -1)[..., : length * hop]
+        return Batch(self.context[..., :-frames], self.input_audio[..., : -frames * hop], audio, latents, self.number)
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(part.to(device, non_blocking=True) for part in self._parts()))
@@ -53,14 +70,14 @@ def collate(items: Sequence[tuple[Tensor, ...]]) -> Batch:
 
 
 class PairDataset(Dataset[tuple[Tensor, ...]]):
-    """Pairs as tensors of one length: the last frames of each input and the first ones of each output.
+    """Pairs as tensors of the same lengths: the last frames of each input and the first ones of each output.
 
     Args:
         pairs: to serve.
         cache: with the latents of all their segments.
         codec: gives sample rate, channels and hop length.
-        frames: latent frames of each segment.
-        unity: make the target the input.
+        frames: latent frames of each input and of each output.
+        unity: make the target the input; both must have as many frames.
         shuffle_seed: give every input another pair's output, always the same one for a seed.
     """
 
@@ -69,7 +86,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         pairs: Pairs,
         cache: LatentCache,
         codec: Codec,
-        frames: int,
+        frames: PairFrames,
         unity: bool = False,
         shuffle_seed: int | None = None,
     ):
@@ -88,25 +105,25 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         return len(self.sources)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        source = self._load(int(self.sources[index]), from_end=True)
+        source = self._load(int(self.sources[index]), self.frames.context, from_end=True)
         same = self.targets is self.sources
-        target = source if same else self._load(int(self.targets[index]), from_end=False)
+        target = source if same else self._load(int(self.targets[index]), self.frames.target, from_end=False)
         return source[0], source[1], target[1], target[0], torch.tensor(index)
 
     @property
     def content_hash(self) -> str:
         """Hash of all that the items depend on, except for the codec; takes no file to be read."""
         contents = [self.cache.content_hash(numbers) for numbers in (self.sources, self.targets)]
-        settings = self.frames, self.hop_length, self.sample_rate, self.channels
+        settings = *self.frames, self.hop_length, self.sample_rate, self.channels
         return hashlib.sha256(repr((contents, settings)).encode()).hexdigest()
 
-    def _load(self, number: int, from_end: bool) -> tuple[Tensor, Tensor]:
+    def _load(self, number: int, frames: int, from_end: bool) -> tuple[Tensor, Tensor]:
         latents = self.cache.load(number)
         audio = self.pairs.segments.read(number, self.sample_rate, self.channels)
         # Whole frames only: if a segment ends within a frame, the cached latents of that frame cover padding.
         whole = audio.shape[-1] // self.hop_length
-        first = whole - self.frames if from_end else 0
-        last = first + self.frames
+        first = whole - frames if from_end else 0
+        last = first + frames
         return latents[:, first:last].float(), audio[:, first * self.hop_length : last * self.hop_length]
 
 

@@ -7,6 +7,7 @@ determine the next four.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,7 @@ PATTERNS = ((0, 1, 2, 3), (0, 2, 1, 3), (0, 2, 3, 2), (3, 2, 1, 0))  # notes of 
 Samples = NDArray[np.float64]
 
 
+@lru_cache(maxsize=32)  # a progression has 20 notes, which return
 def pluck(frequency: float, seconds: float, decay: float, brightness: float) -> Samples:
     """A plucked string: `sum_k brightness^(k-1) / k · sin(2π k f t) · exp(-t (1 + k/4) / decay)`, `[N]`.
 
@@ -84,6 +86,10 @@ def compose(seconds: float, rng: Generator) -> Samples:
         stretch = track[start : start + len(sound)]
         stretch += level * sound[: len(stretch)]
 
+    def play_note(at_beat: float, level: float, *settings: float) -> None:
+        if round(at_beat * beat * SAMPLE_RATE) < len(track):
+            play(at_beat, pluck(*settings), level)
+
     def note(degree: int, octave: int) -> float:
         semitones = root + 12 * (octave + degree // 7) + scale[degree % 7]
         return 440 * 2 ** ((semitones - 69) / 12)
@@ -91,15 +97,12 @@ def compose(seconds: float, rng: Generator) -> Samples:
     for chord in range(int(seconds / (2 * beat)) + 1):
         degree, start = progression[chord % 4], 2 * chord
         for eighth in (0, 1.5):
-            play(start + eighth, pluck(note(degree, 0), 1.2 * beat, 0.5, 0.5), 0.5)
+            play_note(start + eighth, 0.5, note(degree, 0), 1.2 * beat, 0.5, 0.5)
         tones = [note(degree + step, 2) for step in (0, 2, 4, 7)]
         for sixteenth in range(8):
             # Levels vary a little from note to note, as when played by hand.
-            play(
-                start + sixteenth / 4,
-                pluck(tones[pattern[sixteenth % 4]], 1.5 * beat, decay, brightness),
-                rng.uniform(0.22, 0.3),
-            )
+            level = rng.uniform(0.22, 0.3)
+            play_note(start + sixteenth / 4, level, tones[pattern[sixteenth % 4]], 1.5 * beat, decay, brightness)
         for at, drum in ((0.0, drums[0]), (1.0, drums[1]), *((half / 2, drums[2]) for half in range(4))):
             play(start + at, drum)
 

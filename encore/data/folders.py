@@ -1,4 +1,4 @@
-"""The dataset format `pairs`: `FOLDER/{train,val}/pair_*_{input,output}.wav`, or shards."""
+"""The dataset format `pairs`: `FOLDER/{train,val,test}/pair_*_{input,output}.wav`, or shards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encore.data.pairs import SPLITS, Pairs, register_dataset
+from encore.data.pairs import SPLITS, TEST, Pairs, register_dataset
 from encore.data.segments import ABSENT, AudioFiles
 from encore.data.shards import INDEX, find_shards
 from encore.errors import EncoreError, listing
@@ -25,21 +25,21 @@ def find_prepared(folder: Path, sample_rate: int) -> dict[str, Pairs]:
 
 
 def find_wavs(folder: Path) -> dict[str, Pairs]:
-    """The pairs of `folder/train` and `folder/val`, by name; their recordings come from `folder/metadata.csv`, if any.
+    """The pairs of `folder/{train,val,test}`, by name; their recordings come from `folder/metadata.csv`, if any.
 
     Raises:
-        EncoreError: no pairs in a split.
+        EncoreError: no pairs in train or val.
     """
     recordings = _recordings(folder / "metadata.csv")
     names: dict[str, list[str]] = {}
     files: list[str] = []
     stamps: list[tuple[int, int]] = []
     problems = []
-    for split in SPLITS:
+    for split in (*SPLITS, TEST):
         found = _list_wavs(folder / split)
         # A file without its partner makes a pair too, so that the missing one is reported.
         names[split] = sorted({name.rpartition("_")[0] for name in found})
-        if not names[split]:
+        if not names[split] and split in SPLITS:
             problems.append(
                 f"{folder / split}: no pair_*_input.wav in it; python prepare_data.py MUSIC --output {folder}"
             )
@@ -50,7 +50,7 @@ def find_wavs(folder: Path) -> dict[str, Pairs]:
         raise EncoreError(listing(problems))
     sizes, times = np.array(stamps, np.int64).T
     segments, first, result = AudioFiles(folder, files, sizes, times), 0, dict[str, Pairs]()
-    for split in SPLITS:
+    for split in [split for split in names if names[split]]:
         inputs = np.arange(first, first + 2 * len(names[split]), 2)
         first += 2 * len(names[split])
         known = [recordings.get((split, name)) for name in names[split]]

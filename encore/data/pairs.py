@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, overload
+from typing import NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +18,8 @@ from encore.registry import DATASETS
 
 T = TypeVar("T", covariant=True)
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val")  # of which a data set must have pairs
+TEST = "test"  # of which it may have some, which training never reads
 
 register_dataset = DATASETS.register
 
@@ -30,10 +31,10 @@ class Pair:
     Attributes:
         name: in tables and reports.
         input: audio file, or where in a shard it is.
-        output: of the same length.
+        output: what follows, as long as the input or shorter.
         recording: the recording that both are cut from, if it is known. Evaluation takes pairs of one recording as
             dependent.
-        samples: length of each; `find_pairs` sets it.
+        samples: length of the output; `find_pairs` sets it.
     """
 
     name: str
@@ -83,13 +84,13 @@ class Pairs(Sequence[Pair]):
             return [self[number] for number in range(*index.indices(len(self)))]
         source, target = (int(numbers[index]) for numbers in (self.inputs, self.outputs))
         place = self.segments.place
-        samples = int(self.segments.samples[source])
+        samples = int(self.segments.samples[target])
         return Pair(self.names[index], place(source), place(target), self.recordings[index], samples)
 
     @property
     def samples(self) -> Numbers:
-        """Length of each pair's segments in samples, `[P]`."""
-        return self.segments.samples[self.inputs]
+        """Length of each pair's output in samples, `[P]`; its input is at least as long."""
+        return self.segments.samples[self.outputs]
 
     @property
     def numbers(self) -> Numbers:
@@ -121,7 +122,7 @@ Finder = Callable[[Path, int], Found]
 def find_pairs(
     folder: Path, sample_rate: int, dataset_format: str = "pairs", cache_dir: Path | None = None
 ) -> dict[str, Pairs]:
-    """The pairs of a data set by split, "train" and "val", checked.
+    """The pairs of a data set by split, checked: "train", "val", and "test" if it has pairs of that.
 
     Args:
         folder: of the data set.
@@ -162,7 +163,7 @@ def _problems(pairs: Pairs, unusable: Mapping[int, str], sample_rate: int) -> It
     """One problem of each pair that cannot be used."""
     lengths = pairs.segments.samples[pairs.numbers].reshape(-1, 2)
     shortest = SHORTEST_SECONDS * sample_rate
-    bad = (lengths[:, 0] != lengths[:, 1]) | (lengths.min(1) < shortest)
+    bad = (lengths[:, 0] < lengths[:, 1]) | (lengths.min(1) < shortest)
     bad |= np.isin(pairs.numbers, list(unusable)).reshape(-1, 2).any(1)
     for index in np.flatnonzero(bad).tolist():
         pair, (before, after) = pairs[index], lengths[index].tolist()
@@ -181,7 +182,10 @@ def _problems(pairs: Pairs, unusable: Mapping[int, str], sample_rate: int) -> It
                 f"at least {SHORTEST_SECONDS:g} s are needed, remove the pair"
             )
         else:
-            yield f"{pair.input}: {before} samples, but {pair.output.name} has {after}; cut both to the same length"
+            yield (
+                f"{pair.input}: {before} samples, but {pair.output.name} has {after}; an input must be as long as its "
+                "output, or longer"
+            )
 
 
 def _as_arrays(folder: Path, found: Found) -> dict[str, Pairs]:
@@ -199,6 +203,15 @@ def _as_arrays(folder: Path, found: Found) -> dict[str, Pairs]:
     return result
 
 
-def segment_frames(pairs: Mapping[str, Pairs], hop_length: int) -> int:
-    """Whole latent frames of the shortest pair."""
-    return min(int(split.samples.min()) for split in pairs.values()) // hop_length
+class PairFrames(NamedTuple):
+    """Latent frames of the inputs of a data set, and of its outputs, which are as long or shorter."""
+
+    context: int
+    target: int
+
+
+def segment_frames(pairs: Mapping[str, Pairs], hop_length: int) -> PairFrames:
+    """Whole latent frames of the shortest input and of the shortest output; all pairs are cut to these."""
+    inputs = min(int(split.segments.samples[split.inputs].min()) for split in pairs.values())
+    outputs = min(int(split.samples.min()) for split in pairs.values())
+    return PairFrames(inputs // hop_length, outputs // hop_length)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from encore.audio import read_audio
 from encore.data.index_files import Bytes, Numbers, load_columns, pack_text, save_columns, unpack_text
-from encore.data.pairs import SPLITS, Pairs
+from encore.data.pairs import SPLITS, TEST, Pairs
 from encore.data.segments import Segments
 from encore.errors import EncoreError, listing
 
@@ -118,7 +118,8 @@ def find_shards(folder: Path) -> dict[str, Pairs]:
             raise ValueError(f"version {version} instead of {VERSION}")
         segments = ShardedSegments(folder, columns)
         recordings = unpack_text(columns["recordings"], int(columns["recording_count"]))
-        return {split: _pairs(segments, columns[split], recordings) for split in SPLITS}
+        splits = [*SPLITS, TEST] if TEST in columns else SPLITS
+        return {split: _pairs(segments, columns[split], recordings) for split in splits}
     except (OSError, ValueError, KeyError) as error:
         raise EncoreError(f"{folder / INDEX}: cannot be used ({error}); copy or prepare the data set again") from error
 

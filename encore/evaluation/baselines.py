@@ -49,10 +49,10 @@ class Continuer:
         Candidate n of a pair is the same for any batch and any number of candidates.
 
         Args:
-            frames: latent frames of a continuation; None for as many as the context has.
+            frames: latent frames of a continuation; None for as many as the target has.
         """
         seeds = seeds_of(batch, 1 if self.deterministic else candidates, seed)
-        audio = self.make(batch, batch.context.shape[-1] if frames is None else frames, seeds)
+        audio = self.make(batch, batch.target_latents.shape[-1] if frames is None else frames, seeds)
         return audio.unflatten(0, (len(batch), -1))
 
 
@@ -98,7 +98,7 @@ class Baselines:
         """Every baseline, from the poorest to the upper bound, and the truth last; other music if there is any."""
         made = [
             Continuer("silence", "Digital silence.", self.silence),
-            Continuer("copy", "The input, played again.", self.copy),
+            Continuer("copy", "The input’s end, played again.", self.copy),
             Continuer(
                 "loop",
                 "The input's last bars, repeated at the lag of its best autocorrelation.",
@@ -124,7 +124,7 @@ class Baselines:
         return batch.input_audio.new_zeros(*batch.input_audio.shape[:2], frames * self.codec.hop_length)
 
     def copy(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
-        audio = batch.input_audio
+        audio = batch.input_end
         lags = torch.full((len(batch),), audio.shape[-1], device=audio.device)
         return replay(audio, lags, 0, frames * self.codec.hop_length)
 

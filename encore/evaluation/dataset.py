@@ -68,12 +68,12 @@ class EvalSet:
                 are known.
         """
         frames, total = segment_frames(pairs, codec.hop_length), len(pairs["val"])
-        if frames < LEAST_SECONDS * codec.frame_rate:
+        if frames.target < LEAST_SECONDS * codec.frame_rate:
             shortest = min(
                 (split[int(split.samples.argmin())] for split in pairs.values()), key=lambda one: one.samples
             )
             raise EncoreError(
-                f"{shortest.input}: {frames / codec.frame_rate:.2f} s long; evaluation needs at least "
+                f"{shortest.output}: {frames.target / codec.frame_rate:.2f} s long; evaluation needs at least "
                 f"{LEAST_SECONDS:g} s, prepare longer pairs"
             )
         if total < 2:

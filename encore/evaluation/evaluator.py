@@ -88,8 +88,9 @@ class Evaluator:
             self.add_memorization(values, accumulators)
         results = self.results(values, accumulators)
         names, recordings = self.data.names, self.data.recordings
+        context = self.data.val.frames.context / self.model.codec.frame_rate
         groups = [
-            sample_group(f"{names[n]} ({recordings[n]}), continued from {results.seconds:.1f} s on", samples)
+            sample_group(f"{names[n]} ({recordings[n]}), continued from {context:.1f} s on", samples)
             for n, samples in self.samples.items()
         ]
         if self.config.long_items:
@@ -190,7 +191,7 @@ class Evaluator:
             metadata=self.metadata(),
             items=len(self.data),
             candidates=self.config.candidates,
-            seconds=self.data.val.frames / self.model.codec.frame_rate,
+            seconds=self.data.val.frames.target / self.model.codec.frame_rate,
             specs=self.specs,
             values=values,
             per_item={

@@ -78,7 +78,7 @@ def continue_song(
     """Continues `song [C, N]` by `round(seconds * sample_rate)` samples, once per seed; see `stream_song`.
 
     Raises:
-        EncoreError: the song is shorter than one second (or a segment, if that is less).
+        EncoreError: the song is shorter than one second (or a context of training, if that is less).
     """
     context, pieces = stream_song(generator, song, seconds, seeds, temperature)
     return Continuation(context, torch.cat(list(pieces), dim=-1))
@@ -92,7 +92,7 @@ def continue_songs(
     A song's continuations do not depend on the other songs, up to rounding.
 
     Raises:
-        EncoreError: a song is shorter than one second (or a segment, if that is less).
+        EncoreError: a song is shorter than one second (or a context of training, if that is less).
     """
     contexts = [context_of(generator, song) for song in songs]
     made: dict[int, Continuation] = {}
@@ -118,7 +118,7 @@ def stream_song(
 ) -> tuple[Tensor, Iterator[Tensor]]:
     """The context `[C, K]` of `song [C, N]`, and an iterator of pieces `[S, C, n]`, one row per seed.
 
-    The context is as long as a training segment, or the whole song if that is shorter, in whole frames up to the end of
+    The context is as long as those of training, or the whole song if that is shorter, in whole frames up to the end of
     the song. The pieces concatenated are context and continuation; the first piece is the context. Memory and time per
     piece are constant; a piece is at least a second long, if the continuation is.
 
@@ -127,7 +127,7 @@ def stream_song(
     decoded from the same latents. The first piece fades in over the end of the song itself.
 
     Raises:
-        EncoreError: the song is shorter than one second (or a segment, if that is less).
+        EncoreError: the song is shorter than one second (or a context of training, if that is less).
     """
     context = context_of(generator, song)
     return context, stream_batch(generator, context[None], Draws(seconds, seeds, temperature))
@@ -201,11 +201,11 @@ def context_of(generator: Generator, song: Tensor) -> Tensor:
     """The end of `song [C, N]` that the model is given, `[C, K]`; see `stream_song`.
 
     Raises:
-        EncoreError: the song is shorter than one second (or a segment, if that is less).
+        EncoreError: the song is shorter than one second (or a context of training, if that is less).
     """
-    codec, segment_frames = generator.codec, generator.segment_frames
-    least = min(segment_frames, math.ceil(LEAST_SECONDS * codec.frame_rate))
-    frames = min(segment_frames, song.shape[-1] // codec.hop_length)
+    codec, context_frames = generator.codec, generator.context_frames
+    least = min(context_frames, math.ceil(LEAST_SECONDS * codec.frame_rate))
+    frames = min(context_frames, song.shape[-1] // codec.hop_length)
     if frames < least:
         raise EncoreError(
             f"the song is {song.shape[-1] / codec.sample_rate:.2f} s long where the continuation begins, but at least "

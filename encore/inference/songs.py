@@ -48,7 +48,7 @@ def read_song(config: SampleConfig, path: Path, generator: Generator) -> Song:
     if start is not None and start * rate > length:
         raise EncoreError(f"--start {start:g}: {path} ends at {length / rate:.2f} s; give an earlier second")
     end = length if start is None else round(start * rate)
-    first = max(0, end - generator.segment_frames * codec.hop_length)
+    first = max(0, end - generator.context_frames * codec.hop_length)
     shown = round(min(config.seconds, SHOWN_SECONDS) * rate)
     audio = read_excerpt(path, rate, channels, first, end if target is not None else end + shown)
     context = context_of(generator, audio[:, : end - first])

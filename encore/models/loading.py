@@ -16,7 +16,7 @@ from encore.models.precision import FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
 from encore.registry import PRIORS
 
-FORMAT = 4
+FORMAT = 5
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -49,7 +49,8 @@ class Generator:
         model: in evaluation mode.
         codec: whose latents it works on.
         config: of the training run.
-        segment_frames: latent frames of the contexts and continuations that it was trained on.
+        context_frames: latent frames of the contexts that it was trained on.
+        segment_frames: likewise of the continuations.
         margin: latent frames to decode in front of a crop (`Codec.margin`), as measured for the training run.
         precision: that the model computes in when it continues songs, "fp32" or "bf16".
     """
@@ -57,6 +58,7 @@ class Generator:
     model: ContinuationTransformer
     codec: Codec
     config: TrainConfig
+    context_frames: int
     segment_frames: int
     margin: int
     precision: str = FP32
@@ -90,7 +92,7 @@ def load_generator(
         raise EncoreError(
             f"{path}: was trained with other weights of --codec {config.codec.name} than the present ones"
         )
-    model = build_model(config, codec, content["segment_frames"])
+    model = build_model(config, codec, content["context_frames"])
     weights = content["model"]
     if content["ema"] is not None:
         prefix = "module."
@@ -98,11 +100,14 @@ def load_generator(
     model.load_state_dict(weights)
     model = model.to(device).eval()
     chosen = choose_precision(precision, model.layers[0].mlp, config.model.d_model, device)
-    return Generator(model, codec, config, content["segment_frames"], content["margin"], chosen)
+    lengths = content["context_frames"], content["segment_frames"]
+    return Generator(model, codec, config, *lengths, content["margin"], chosen)
 
 
-def build_model(config: TrainConfig, codec: Codec, segment_frames: int) -> ContinuationTransformer:
+def build_model(config: TrainConfig, codec: Codec, context_frames: int) -> ContinuationTransformer:
     """A new model for a configuration and the codec whose latents it works on.
+
+    It sees `config.model.context_seconds` of the past, or `context_frames`, the length of the contexts.
 
     Raises:
         EncoreError: no prior of the configured name is registered.
@@ -114,13 +119,13 @@ def build_model(config: TrainConfig, codec: Codec, segment_frames: int) -> Conti
         config.model.nhead,
         config.model.num_layers,
         config.model.dropout,
-        window=segment_frames if seconds is None else max(1, round(seconds * codec.frame_rate)),
+        window=context_frames if seconds is None else max(1, round(seconds * codec.frame_rate)),
         start_at_prior=config.objective.kind == "energy" and not PRIORS.find(config.model.prior).empty,
     )
 
 
 def generation_config(config: TrainConfig, codec: Codec, segment_frames: int) -> GenerationConfig:
-    """How the model of a configuration generates continuations.
+    """How the model of a configuration generates continuations, which are `segment_frames` long in training.
 
     Raises:
         EncoreError: blocks that do not fit the segments, or the codec's own segments.

@@ -50,7 +50,7 @@ class Terms:
 
 
 def crop_frames(config: TrainConfig, codec: Codec, frames: int, has_gpu: bool) -> int:
-    """Latent frames that a training step decodes of segments of `frames` frames."""
+    """Latent frames that a training step decodes of targets of `frames` frames."""
     seconds = config.objective.decode_seconds or (math.inf if has_gpu else CPU_DECODE_SECONDS)
     return int(min(frames, max(1, seconds * codec.frame_rate)))
 
@@ -62,8 +62,8 @@ def build_terms(config: TrainConfig, data: PairData, ranks: Ranks) -> Terms:
         EncoreError: losses or a discriminator that cannot be computed here, blocks that do not fit the segments.
     """
     codec = data.codec
-    generation = generation_config(config, codec, data.frames)
-    frames = crop_frames(config, codec, data.frames, ranks.has_gpu)
+    generation = generation_config(config, codec, data.frames.target)
+    frames = crop_frames(config, codec, data.frames.target, ranks.has_gpu)
     samples = crop_samples(codec, generation, frames)
     silence = torch.zeros(1, codec.channels, samples, device=ranks.device)
     objective = config.objective
@@ -129,7 +129,7 @@ def build_adversary(config: TrainConfig, codec: Codec, silence: Tensor) -> losse
 def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks) -> TrainState:
     """The model, its objective and its optimiser at the start of training, the same on all ranks."""
     torch.manual_seed(config.run.seed)
-    model = build_model(config, data.codec, data.frames)
+    model = build_model(config, data.codec, data.frames.context)
     model.set_statistics(ranks.broadcast_from_main(lambda: data.statistics()[1]))
     model.to(ranks.device)
     model.recompute = config.optim.recompute

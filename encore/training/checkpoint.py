@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from encore.config.knobs import to_flags
 from encore.config.schema import RunConfig, TrainConfig
+from encore.data import PairFrames
 from encore.errors import EncoreError
 from encore.models.loading import FORMAT, read
 from encore.models.precision import AUTO
@@ -58,7 +59,7 @@ class TrainState:
         """The model that is validated: the averaged weights, where they are kept."""
         return self.model if self.ema is None else self.ema.module
 
-    def save(self, path: Path, config: TrainConfig, segment_frames: int) -> None:
+    def save(self, path: Path, config: TrainConfig, frames: PairFrames) -> None:
         """Writes everything to a temporary name and renames it, so that there is never half a checkpoint."""
         synthesizer = self.objective.synthesizer
         codec = synthesizer.codec
@@ -66,7 +67,8 @@ class TrainState:
             "format": FORMAT,
             "config": {**config.to_dict(), "precision": synthesizer.precision},
             "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
-            "segment_frames": segment_frames,
+            "context_frames": frames.context,
+            "segment_frames": frames.target,
             "margin": synthesizer.margin,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,

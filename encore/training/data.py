@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader
 
 from encore.codecs import Codec
 from encore.config.schema import TrainConfig
-from encore.data import Pairs, find_pairs, segment_frames
+from encore.data import PairFrames, Pairs, find_pairs, segment_frames
 from encore.data.dataset import Batch, EpochSampler, PairDataset, collate
 from encore.data.index_files import Numbers
 from encore.data.latent_cache import LatentCache
+from encore.data.pairs import SPLITS
+from encore.errors import EncoreError
 from encore.training.console import TrainConsole
 from encore.training.distributed import Ranks
 
@@ -24,7 +26,7 @@ class PairData:
     """The pairs of a data set. Batches can be had once `encode` has been called.
 
     Attributes:
-        frames: latent frames of every segment.
+        frames: latent frames of every input and of every output.
         train, val: the pairs as tensors.
         sampler: this rank's training batches.
         train_loader, val_loader: this rank's batches.
@@ -40,18 +42,28 @@ class PairData:
         self.pairs, self.codec, self.config = pairs, codec, config
         self.segments = pairs["train"].segments
         self.frames = segment_frames(pairs, codec.hop_length)
+        if config.data.unity_test:  # the target is the input's end
+            self.frames = PairFrames(self.frames.target, self.frames.target)
+        piece = codec.segment_frames
+        if piece is not None and self.frames.context % piece:
+            raise EncoreError(
+                f"--dataset_folder {config.data.dataset_folder}: inputs of {self.frames.context / codec.frame_rate:g} "
+                f"s, but {config.codec.name} works on segments of {piece / codec.frame_rate:g} s; prepare inputs "
+                "(--context_seconds) of a multiple of that"
+            )
 
     @classmethod
     def open(cls, config: TrainConfig, codec: Codec) -> PairData:
-        """Finds the pairs of `config.data` and checks their files' headers.
+        """Finds the pairs of `config.data` and checks their files' headers. Those for `test` are left alone.
 
         Raises:
-            EncoreError: no such data set format, no pairs, or all problems of the files together.
+            EncoreError: no such data set format, no pairs, all problems of the files together, or inputs that the codec
+                cannot be given.
         """
         data = config.data
         assert data.dataset_folder is not None
         pairs = find_pairs(data.dataset_folder, codec.sample_rate, data.dataset_format, data.latent_folder)
-        return cls(pairs, codec, config)
+        return cls({split: pairs[split] for split in SPLITS}, codec, config)
 
     @property
     def steps(self) -> int:
@@ -78,13 +90,27 @@ class PairData:
             self.cache.refresh()
             if ranks.is_main:
                 self.cache.save_index()
-        seconds = self.frames / self.codec.frame_rate
         console.print(
-            f"{len(self.pairs['train'])} training and {len(self.pairs['val'])} validation pairs of {seconds:.2f} s, "
+            f"{len(self.pairs['train'])} training and {len(self.pairs['val'])} validation pairs of {self._lengths}, "
             f"{len(missing)} of {len(numbers)} files newly encoded"
         )
         with ranks.agree():
             self._prepare_batches(ranks)
+
+    @property
+    def most_shift(self) -> int:
+        """Most frames that training moves the boundary between contexts and targets back by.
+
+        At most a target's length and a quarter of the context, and a context stays at least as long as its target. 0
+        for inputs as long as outputs, as in a unity test, and for shuffled targets, which would begin with their input.
+        """
+        context, target = self.frames
+        return 0 if self.config.data.shuffle_targets else min(target, context // 4, context - target)
+
+    @property
+    def _lengths(self) -> str:
+        context, target = (frames / self.codec.frame_rate for frames in self.frames)
+        return f"{target:.2f} s" if context == target else f"{context:.2f} s and the {target:.2f} s after them"
 
     def _hash(self, numbers: Numbers, ranks: Ranks) -> None:
         """Hashes the contents of new segments, each rank its share."""

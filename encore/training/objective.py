@@ -25,7 +25,7 @@ class Component:
         name: of its metrics, `train_<name>` and so on.
         label: its name in the log's lines.
         weight: its factor in the total; 0 means that it is only measured, at validation.
-        against_input: compared with the input's audio instead of the target's.
+        against_input: compared with the end of the input's audio instead of the target's.
         loss: `loss(prediction, reference)`, both `[B, C, N]`, gives one value per item, `[B]`; None for a component of
             the adversary.
         metric: name of the metric that is minus this loss, if there is one.
@@ -166,14 +166,15 @@ class Objective(nn.Module):
         measured = [component for component in self.components if component.loss is not None]
         with shared_spectra():
             target_rows = self._target_rows(audio, batch.target_audio, len(batch))
-            values, parts = self._compare(audio, target_rows, batch.input_audio, measured, len(batch))
+            values, parts = self._compare(audio, target_rows, batch.input_end, measured, len(batch))
         return values | parts
 
     def floor(self, batch: Batch) -> dict[str, Tensor]:
         """The components when the prediction is the codec's reconstruction of the reference itself."""
         codec = self.synthesizer.codec
         with torch.no_grad():
-            through = {True: codec.decode(batch.context), False: codec.decode(batch.target_latents)}
+            end = codec.decode(batch.context)[..., -batch.target_audio.shape[-1] :]
+            through = {True: end, False: codec.decode(batch.target_latents)}
         values = {against_input: self.measure(audio, batch) for against_input, audio in through.items()}
         return {c.name: values[c.against_input][c.name] for c in self.components if c.loss is not None}
 
@@ -209,7 +210,7 @@ class Objective(nn.Module):
     def _compare(
         self, audio: Tensor, target: Tensor, source: Tensor, components: Sequence[Component], items: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The components' values and parts; `source` is the input's audio, for those that are compared with it."""
+        """The components' values and parts; `source` is the input's end, for those that are compared with it."""
         values, parts = dict[str, Tensor](), dict[str, Tensor]()
         samples = len(audio) // len(source)
         left, right = self._pairs(audio, items, samples) if samples > 1 else (None, None)

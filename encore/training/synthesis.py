@@ -20,19 +20,21 @@ MAX_SAMPLES = 1000  # seeds are an item's number times this, plus the sample's
 
 @dataclass(frozen=True)
 class CropPlan:
-    """What of a segment a step generates and decodes.
+    """Where the targets of a step begin, and what of them it generates and decodes.
 
     Attributes:
         starts: first frames of the blocks that are generated, counted from the context's end.
         first: first frame of a block that is decoded.
         frames: frames that are decoded of each block.
         rollout: the frames before the block (there is one then) are generated too, not the true ones.
+        shift: frames that the boundary between context and target is moved back by (`Batch.shifted`).
     """
 
     starts: tuple[int, ...]
     first: int
     frames: int
     rollout: bool = False
+    shift: int = 0
 
 
 class Synthesizer:
@@ -69,10 +71,17 @@ class Synthesizer:
         self.context_noise, self.rollout_blocks, self.recompute = context_noise, rollout_blocks, recompute
         self.boundary = round(BOUNDARY_SECONDS * codec.frame_rate)
 
-    def plan(self, frames: int, rollout: bool = False, generator: torch.Generator | None = None) -> CropPlan:
-        """Draws what to generate and decode of segments of `frames` frames; by default from PyTorch's own generator.
+    def plan(
+        self, frames: int, rollout: bool = False, generator: torch.Generator | None = None, most_shift: int = 0
+    ) -> CropPlan:
+        """Draws what to generate and decode of targets of `frames` frames.
 
-        With `rollout`, a block after up to `rollout_blocks` generated ones.
+        Args:
+            frames: of the targets.
+            rollout: draw a block after up to `rollout_blocks` generated ones.
+            generator: None: PyTorch's default one.
+            most_shift: most frames that the boundary is moved back by, uniformly; whole segments of the codec, where it
+                works on these.
         """
         size = min(self.generation.block_frames, frames)
         count = frames // size
@@ -85,12 +94,16 @@ class Synthesizer:
             )
         decoded = min(self.crop_frames, size)
         first = int(torch.randint(size - decoded + 1, (), generator=generator))
-        return CropPlan(tuple(size * start for start in starts), first, decoded, rollout and bool(self.rollout_blocks))
+        unit, shift = self.codec.segment_frames or 1, 0
+        if most_shift:
+            shift = unit * int(torch.randint(most_shift // unit + 1, (), generator=generator))
+        places = tuple(size * start for start in starts)
+        return CropPlan(places, first, decoded, rollout and bool(self.rollout_blocks), shift)
 
     def predict(self, model: nn.Module, batch: Batch, plan: CropPlan) -> Tensor:
         """The decoded crops of a plan, `[R, C, N]`: for each item its samples, for each sample its blocks."""
         rows, frames = len(batch) * self.samples, batch.context.shape[-1]
-        size = min(self.generation.block_frames, frames)
+        size = min(self.generation.block_frames, batch.target_latents.shape[-1])
         sampler = self._sampler(self.generation, batch)
         history = self._history(model, batch, plan, sampler)
         noise = sampler.noise(size, len(plan.starts))
@@ -114,7 +127,10 @@ class Synthesizer:
         return torch.cat([checkpoint(self.codec.decode_crop, part, *crop, use_reentrant=False) for part in parts])
 
     def references(self, batch: Batch, plan: CropPlan) -> tuple[Tensor, Tensor]:
-        """The target's audio of each block of each item `[B · n, C, N]`, and the input's, which has no boundary."""
+        """The target's audio of each block of each item `[B · n, C, N]`, and the input's, which has no boundary.
+
+        A target is compared with as many frames at the input's end.
+        """
         hop, frames = self.codec.hop_length, batch.context.shape[-1]
         whole = torch.cat([batch.input_audio, batch.target_audio], -1)
         firsts = [start + plan.first for start in plan.starts]
@@ -122,25 +138,27 @@ class Synthesizer:
         target = [
             whole[..., (frames + first - self.boundary) * hop : (frames + first + last) * hop] for first in firsts
         ]
-        source = [batch.input_audio[..., first * hop : (first + last) * hop] for first in firsts]
+        skipped = frames - batch.target_latents.shape[-1]
+        source = [batch.input_audio[..., (skipped + first) * hop : (skipped + first + last) * hop] for first in firsts]
         return torch.stack(target, 1).flatten(0, 1), torch.stack(source, 1).flatten(0, 1)
 
     @torch.no_grad()
     def sample(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Whole continuations, as long as the contexts, each item's samples consecutive: `[B · S, C, N]`.
+        """Whole continuations, as long as the targets, each item's samples consecutive: `[B · S, C, N]`.
 
         Their seeds follow from the items' numbers, so that every validation draws the same noise.
         """
         context = batch.context.repeat_interleave(self.samples, 0)
         sampler = self._sampler(self.generation, batch, seeded=True)
-        return self.codec.decode_continuation(context, self._generate(model, sampler, context.shape[-1]), self.margin)
+        made = self._generate(model, sampler, batch.target_latents.shape[-1])
+        return self.codec.decode_continuation(context, made, self.margin)
 
     @torch.no_grad()
     def replay(self, batch: Batch) -> Tensor:
         """The context repeated at random lags: what `sample` is compared with."""
         context = batch.context.repeat_interleave(self.samples, 0)
         config = GenerationConfig(self.generation.block_frames, generative=True, prior=REPLAY)
-        latents = self._sampler(config, batch, seeded=True).prior(0, context.shape[-1], context)
+        latents = self._sampler(config, batch, seeded=True).prior(0, batch.target_latents.shape[-1], context)
         assert latents is not None
         return self.codec.decode_continuation(context, latents, self.margin)
 
@@ -148,7 +166,7 @@ class Synthesizer:
     def prior_alone(self, batch: Batch) -> Tensor:
         """The prior's guesses that `sample` starts from, with the same draws: what an untrained model gives."""
         context = batch.context.repeat_interleave(self.samples, 0)
-        latents = generate_prior(self._sampler(self.generation, batch, seeded=True), context.shape[-1])
+        latents = generate_prior(self._sampler(self.generation, batch, seeded=True), batch.target_latents.shape[-1])
         return self.codec.decode_continuation(context, latents, self.margin)
 
     def _sampler(self, generation: GenerationConfig, batch: Batch, seeded: bool = False) -> Sampler:

@@ -222,9 +222,9 @@ class Trainer:
         rollout = progress.step >= (1 - ROLLOUT_PHASE) * self.state.schedule.total_steps
         for remaining in reversed(range(accumulation)):
             batch = next(batches).to(self.ranks.device)
-            plan = objective.synthesizer.plan(batch.context.shape[-1], rollout, common)
+            plan = objective.synthesizer.plan(self.data.frames.target, rollout, common, self.data.most_shift)
             with self.model.no_sync() if remaining else contextlib.nullcontext():
-                forward = objective(self.model, batch, plan)
+                forward = objective(self.model, batch.shifted(plan.shift), plan)
                 if not remaining:
                     step.stop = self.ranks.any_async(bool(stop))
                 result = objective.backward(forward, 1 / accumulation, progress.epoch_step % SHARES_EVERY == 0)
@@ -233,7 +233,7 @@ class Trainer:
             step.running.add(result.values, result.total)
             for name, share in result.shares.items():
                 step.running.add_value(SHARE + name, share, len(batch))
-            step.seconds += len(batch) * self.ranks.world_size * batch.input_audio.shape[-1] / objective.sample_rate
+            step.seconds += len(batch) * self.ranks.world_size * batch.target_audio.shape[-1] / objective.sample_rate
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
         step.running.add_value("grad_norm", float(norm), len(batch) * accumulation)
         step.finite = bool(norm.isfinite())  # equal on all ranks, as their gradients are

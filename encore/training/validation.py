@@ -30,12 +30,12 @@ def validate_model(objective: Objective, model: nn.Module, loader: Loader, ranks
 def measure_baselines(objective: Objective, loader: Loader, ranks: Ranks) -> dict[str, Values]:
     """The same for the "floor", the "copy" and, for an objective of several samples, the "replay" and the "prior".
 
-    The floor is the codec's own error, the copy takes the input for the prediction, the replay repeats the context at
-    a lag that is drawn for every sample. The prior alone is what the model starts from: its values are exactly those of
-    the model before training.
+    The floor is the codec's own error, the copy takes the end of the input for the prediction, the replay repeats the
+    context at a lag that is drawn for every sample. The prior alone is what the model starts from: its values are
+    exactly those of the model before training.
     """
     synthesizer = objective.synthesizer
-    measures = {"floor": objective.floor, "copy": lambda batch: objective.measure(batch.input_audio, batch)}
+    measures = {"floor": objective.floor, "copy": lambda batch: objective.measure(batch.input_end, batch)}
     if synthesizer.samples > 1:
         measures["replay"] = lambda batch: objective.measure(synthesizer.replay(batch), batch)
         if not PRIORS.find(synthesizer.generation.prior).empty:
