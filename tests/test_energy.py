@@ -261,8 +261,11 @@ def test_the_first_step_moves(prior: str) -> None:
         forward = terms(model, batch, CropPlan((30,), 0, 30))
         terms.backward(forward, 1.0, measure=False)
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        # A last layer of zeros gives nothing back to the layers before it, until it has moved.
-        expected = {"out_proj.weight", "out_proj.bias"} if prior == "replay" and step == 0 else gradients.keys()
+        # Gains and a scale of zero give nothing back to the layers before them, until they have moved.
+        if prior == "none":  # there is nothing to be louder or softer
+            expected = gradients.keys() - {"gain_proj.weight", "gain_proj.bias", "curves"}
+        else:
+            expected = gradients.keys() if step else {"gain_proj.weight", "gain_proj.bias", "scale"}
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
         moving = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
         assert moving >= expected

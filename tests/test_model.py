@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from encore.models import attention
 from encore.models.attention import rotate, window_attention
-from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache
+from encore.models.transformer import GAINS, NOISE_CHANNELS, ContinuationTransformer, KVCache
 from encore.training.optim import Schedule, adamw, averaged
 
 D, STEPS = 6, 4
@@ -89,7 +89,9 @@ def test_blocks_in_one_pass_equal_those_generated_one_by_one(window: int) -> Non
     chosen = [number for number in (7, 2, 29)]
     parts = [torch.cat([block(values, number) for number in chosen], -1) for values in (noise, prior)]
     with torch.no_grad():
-        some = model(torch.cat([context, following], -1), STEPS, *parts, [starts[number] for number in chosen], None, 20)
+        some = model(
+            torch.cat([context, following], -1), STEPS, *parts, [starts[number] for number in chosen], None, 20
+        )
     for place, number in enumerate(chosen):
         assert (block(some, place) - block(expected, number)).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -195,23 +197,51 @@ def test_an_output_projection_of_zeros_gives_the_prior() -> None:
     assert not torch.allclose(elsewhere, prior, atol=1e-3)
 
 
-def test_the_gate_and_the_residual_act_on_normalised_latents() -> None:
-    model = new_model(start_at_prior=True)
-    gate, residual = torch.randn(D), torch.randn(D)
-    with torch.no_grad():
-        model.out_proj.bias.copy_(torch.cat([gate, residual]))
-    _, prior = inputs(1)
-    context = torch.randn(3, D, 20)
+@torch.no_grad()
+def test_gain_and_residual_act_on_normalised_latents() -> None:
+    model = new_model(start_at_prior=True, lively=False)
+    context, (_, prior), residual = torch.randn(3, D, 20), inputs(1), torch.randn(D)
     mean, std = context.mean(-1, keepdim=True), context.std(-1, correction=0, keepdim=True)
     guess = (prior - mean) / std
-    expected = ((1 + gate[:, None]) * guess + residual[:, None]) * std + mean
+    model.gain_proj.bias.copy_(torch.tensor([0.5, 0.0, 0.3] + [0.0] * (3 * GAINS - 3)))
+    # The same in all channels, and a cosine over the channels.
+    curve = 2**0.5 * torch.cos(2 * torch.pi * (torch.arange(D) + 0.5) / D)
+    gain = torch.exp(0.5 + 0.3 * curve)[:, None]
+    assert torch.allclose(model(context, STEPS, None, prior), gain * guess * std + mean, atol=1e-5)
+    nn.init.zeros_(model.out_proj.weight)
+    model.out_proj.bias.copy_(residual)
+    model.scale.fill_(0.25)
+    expected = (gain * guess + 0.25 * residual[:, None]) * std + mean
     assert torch.allclose(model(context, STEPS, None, prior), expected, atol=1e-5)
+    model.gain_proj.bias.fill_(100.0)
+    assert model(context, STEPS, None, prior).isfinite().all()
+
+
+@torch.no_grad()
+def test_a_blocks_gain_is_constant_and_follows_its_noise() -> None:
+    """The first curve is the same for all channels; its weight is moved by the noise of continuation and block."""
+    model = new_model(start_at_prior=True, lively=False)
+    spread = torch.zeros(3, GAINS)
+    spread[1:, 0] = torch.tensor([0.2, 0.05])
+    model.gain_proj.bias.copy_(spread.flatten())
+    context, prior = torch.randn(1, D, 20), torch.ones(2, D, 2 * STEPS)
+    noise = torch.randn(2, NOISE_CHANNELS, 2).repeat_interleave(STEPS, -1)
+    noise[:, : NOISE_CHANNELS // 4] = noise[..., : NOISE_CHANNELS // 4, :1]
+    mean = context.mean(-1, keepdim=True)
+    gain = ((model(context, STEPS, noise, prior, [20, 20]) - mean) / (prior - mean)).log()
+    expected = 0.2 * noise[:, 0] + 0.05 * noise[:, NOISE_CHANNELS // 4]
+    assert torch.allclose(gain, expected[:, None].expand_as(gain), atol=1e-3)
 
 
 @torch.no_grad()
 def test_a_continuation_is_as_loud_as_its_context(model: ContinuationTransformer) -> None:
     """20 dB quieter in one item and 20 dB louder in another, both off centre: the same of the continuation."""
-    context, following, gain, mean = torch.randn(2, D, 9), torch.randn(2, D, 5 * STEPS), [0.1, 10.0], torch.randn(2, D, 1)
+    context, following, gain, mean = (
+        torch.randn(2, D, 9),
+        torch.randn(2, D, 5 * STEPS),
+        [0.1, 10.0],
+        torch.randn(2, D, 1),
+    )
     noise, prior = inputs(5, rows=2)
 
     def changed(values: Tensor) -> Tensor:

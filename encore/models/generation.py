@@ -11,10 +11,8 @@ from torch import Tensor
 
 from encore.models.precision import FP32, autocast
 from encore.models.priors import Context, Generators
-from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache
+from encore.models.transformer import NOISE_CHANNELS, PER_BLOCK, PER_CONTINUATION, ContinuationTransformer, KVCache
 from encore.registry import PRIORS
-
-PER_CONTINUATION, PER_BLOCK = NOISE_CHANNELS // 4, NOISE_CHANNELS // 4  # channels of noise; the others are per frame
 
 
 @dataclass(frozen=True)

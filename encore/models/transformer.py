@@ -13,8 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from encore.models.attention import block_attention, rotate, window_attention
 
 LEAST_STD = 1e-3  # of a channel in a context, as a share of its standard deviation in the corpus
+GAINS = 8  # curves over the channels
+MOST_GAIN = 3.0  # nepers
+LEAST_POWER = 1e-3  # of normalised latents, in their levels
 MOST_NORMAL = 10.0  # standard deviations: larger inputs are clipped, as after a context in which a channel was silent
-NOISE_CHANNELS = 64  # per frame; `encore.models.generation.Sampler` says what each holds
+NOISE_CHANNELS = 64  # per frame: first those of the continuation, then of the block, then of the frame
+PER_CONTINUATION, PER_BLOCK = NOISE_CHANNELS // 4, NOISE_CHANNELS // 4
 
 
 @dataclass
@@ -76,11 +80,17 @@ class ContinuationTransformer(nn.Module):
     to the `window` frames before it (`decode_block`). So any number of blocks, at different places of one sequence, can
     be generated in one pass (`forward`), as training does.
 
-    A block is `(1 + gate) · prior + residual` in normalised latents, where the output projection gives one gate and one
-    residual per channel and frame. Latents are normalised per channel with mean and standard deviation of the item's own
-    context (`statistics`) on the way in and denormalised on the way out (Kim et al. 2022), so that a residual is as loud
-    as the music it is added to: a quieter context has an equally quieter continuation. The corpus' deviations, the
-    buffer `std` `[D, 1]`, bound those of a context from below.
+    A block is `gain · prior + scale · residual` in normalised latents. Latents are normalised per channel with mean and
+    standard deviation of the item's own context (`statistics`) on the way in and denormalised on the way out (Kim et
+    al. 2022), so that all that is added is as loud as the music around it: a quieter context has an equally quieter
+    continuation. The corpus' deviations, the buffer `std` `[D, 1]`, bound those of a context from below.
+
+    Changes of single channels and frames that are not right in every detail are heard as hiss, however small. So a
+    model learns first how loud a block is: the logarithm of the gain is a sum of `GAINS` curves over the channels
+    (`curves [GAINS, D]`, cosines at first), whose weights are constant in a block and normally distributed. The
+    projection of the block's mean token gives their means, and how far the noise of the continuation and of the block
+    moves them. The residual has a value per channel and frame, and a learned scale per channel that starts at zero
+    (Touvron et al. 2021).
 
     Args:
         latent_dim: D, channels of the latents.
@@ -89,8 +99,8 @@ class ContinuationTransformer(nn.Module):
         num_layers: transformer layers.
         dropout: probability, on both branches of a layer.
         window: past frames that a frame attends to.
-        start_at_prior: initialise the output projection with zeros, so that the first prediction is the prior itself.
-            Not useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
+        start_at_prior: initialise gains and scale with zeros, so that the first prediction is the prior itself. Not
+            useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
 
     Attributes:
         recompute: keep only each layer's input for the backward pass, and compute the rest of the layer again there.
@@ -114,11 +124,12 @@ class ContinuationTransformer(nn.Module):
         half = d_model // nhead // 2
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(half).double() / half), persistent=False)
         self.window, self.recompute = window, False
-        self.in_proj = nn.Linear(latent_dim + 1, d_model)  # the last input is the level of the noise on the latents
-        self.block_in_proj = nn.Linear(latent_dim + NOISE_CHANNELS, d_model)
+        self.in_proj = nn.Linear(2 * latent_dim + 1, d_model)  # the last input is the level of the noise on the latents
+        self.block_in_proj = nn.Linear(2 * latent_dim + NOISE_CHANNELS, d_model)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
-        self.out_proj = nn.Linear(d_model, 2 * latent_dim)
+        self.gain_proj, self.out_proj = nn.Linear(d_model, 3 * GAINS), nn.Linear(d_model, latent_dim)
+        self.curves, self.scale = nn.Parameter(_cosines(latent_dim)), nn.Parameter(torch.ones(latent_dim, 1))
         self._initialise(start_at_prior)
 
     def _initialise(self, start_at_prior: bool) -> None:
@@ -133,7 +144,8 @@ class ContinuationTransformer(nn.Module):
         # There are fewer channels of noise than of the prior; this makes both contribute about equally to a token.
         nn.init.normal_(self.block_in_proj.weight[:, -NOISE_CHANNELS:], std=0.03)
         if start_at_prior:
-            nn.init.zeros_(self.out_proj.weight)
+            nn.init.zeros_(self.gain_proj.weight)
+            nn.init.zeros_(self.scale)
 
     def set_statistics(self, std: Tensor) -> None:
         """Sets the standard deviations of the corpus, `[D]`; that of a constant channel is taken to be 1."""
@@ -204,11 +216,11 @@ class ContinuationTransformer(nn.Module):
         start = 0 if cache is None else cache.end
         end = start + latents.shape[-1]
         first = max(0, end - self.window if first is None else first)
-        normal = _clipped((latents - mean) / std)
+        normal = (latents - mean) / std
         noisy = torch.zeros_like(normal[:, :1]) if level is None else level[:, None, None].expand_as(normal[:, :1])
         # Each layer looks `window` frames further back than the next one.
         needed = [max(start, first - (self.window - 1) * later) for later in reversed(range(len(self.blocks)))]
-        x = self.in_proj(torch.cat([normal, noisy], 1)[..., needed[0] - start :].transpose(1, 2))
+        x = self.in_proj(torch.cat([_features(normal), noisy], 1)[..., needed[0] - start :].transpose(1, 2))
         keys, values = [], []
         for number, block in enumerate(self.layers):
             past = None if cache is None else (cache.keys[number], cache.values[number])
@@ -251,15 +263,24 @@ class ContinuationTransformer(nn.Module):
             normal = (prior - mean) / std
         if noise is None:
             noise = torch.zeros(rows, NOISE_CHANNELS, len(frames), device=device, dtype=dtype)
-        x, angles = self.block_in_proj(torch.cat([_clipped(normal), noise], 1).transpose(1, 2)), self._angles(frames)
+        x, angles = self.block_in_proj(torch.cat([_features(normal), noise], 1).transpose(1, 2)), self._angles(frames)
         pasts = [slice(max(0, start - self.window - cache.start), start - cache.start) for start in starts]
         for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x = self._run(self._decode_layer, block, x, angles, keys, values, pasts)
-        gate, residual = self.out_proj(self.norm(x)).transpose(1, 2).chunk(2, 1)
-        return prior + self.change(normal, gate, residual) * std
+        with torch.autocast(device.type, enabled=False):  # rounded to bfloat16, gains would add hiss
+            x = self.norm(x.float())
+            gain = self._log_gain(x, noise, steps)
+            residual = self.scale * self.out_proj(x).transpose(1, 2)
+            return prior + (gain.expm1() * normal + residual) * std
 
-    def change(self, normal, gate, residual):
-        return gate * normal + residual
+    def _log_gain(self, x: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """The logarithm of the gain `[R, D, n · steps]`, of the last layer's output `[R, n · steps, d_model]`."""
+        mean, of_continuation, of_block = self.gain_proj(x.unflatten(1, (-1, steps)).mean(2)).chunk(3, -1)
+        first = noise[..., ::steps].transpose(1, 2)  # these channels are constant in a block
+        weights = mean + of_continuation * first[..., :GAINS]
+        weights = weights + of_block * first[..., PER_CONTINUATION : PER_CONTINUATION + GAINS]
+        gain = (weights @ self.curves).clamp(-MOST_GAIN, MOST_GAIN)
+        return gain.repeat_interleave(steps, 1).transpose(1, 2)
 
     def _decode_layer(
         self, block: Block, x: Tensor, angles: Tensor, keys: Tensor, values: Tensor, pasts: Sequence[slice]
@@ -283,5 +304,13 @@ class ContinuationTransformer(nn.Module):
         return (frames.double()[:, None] * self.frequencies.double()).remainder(2 * torch.pi).float()
 
 
-def _clipped(normal: Tensor) -> Tensor:
-    return normal.clamp(-MOST_NORMAL, MOST_NORMAL)
+def _cosines(channels: int) -> Tensor:
+    """The first `GAINS` functions of the orthogonal cosine transform over the channels, of mean square 1."""
+    phase = torch.pi * (torch.arange(channels) + 0.5) / channels
+    return torch.stack([torch.ones(channels), *(2**0.5 * torch.cos(k * phase) for k in range(1, GAINS))])
+
+
+def _features(normal: Tensor) -> Tensor:
+    """The tokens' inputs: normalised latents `[B, D, T]`, clipped, and their levels in nepers, `[B, 2 D, T]`."""
+    levels = 1 + 0.5 * (normal.square() + LEAST_POWER).log()
+    return torch.cat([normal.clamp(-MOST_NORMAL, MOST_NORMAL), levels], 1)
