@@ -36,7 +36,7 @@ def test_a_trained_model_is_loaded_with_its_averaged_weights(trained: Path) -> N
 
 
 def test_the_margin_is_kept_with_the_latents_and_in_checkpoints(trained: Path, tmp_path: Path) -> None:
-    generator = load_generator(trained / "checkpoints" / "best_model.pt", CPU)
+    generator = load_generator(trained / "checkpoints" / "last.pt", CPU)
     kept = generator.config.data.latent_folder / generator.codec.identity / MARGIN_FILE
     assert json.loads(kept.read_text()) == generator.margin == generator.codec.margin
     assert stored(kept, lambda: pytest.fail("measured again")) == generator.margin

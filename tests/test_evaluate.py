@@ -35,7 +35,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(trained: Path) -> Path:
-    return trained / "checkpoints" / "best_model.pt"
+    return trained / "checkpoints" / "last.pt"
 
 
 @pytest.fixture(scope="module")

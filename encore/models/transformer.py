@@ -129,7 +129,7 @@ class ContinuationTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
         self.gain_proj, self.out_proj = nn.Linear(d_model, 3 * GAINS), nn.Linear(d_model, latent_dim)
-        self.curves, self.scale = nn.Parameter(_cosines(latent_dim)), nn.Parameter(torch.ones(latent_dim, 1))
+        self.curves, self.scale = nn.Parameter(cosines(latent_dim)), nn.Parameter(torch.ones(latent_dim, 1))
         self._initialise(start_at_prior)
 
     def _initialise(self, start_at_prior: bool) -> None:
@@ -304,7 +304,7 @@ class ContinuationTransformer(nn.Module):
         return (frames.double()[:, None] * self.frequencies.double()).remainder(2 * torch.pi).float()
 
 
-def _cosines(channels: int) -> Tensor:
+def cosines(channels: int) -> Tensor:
     """The first `GAINS` functions of the orthogonal cosine transform over the channels, of mean square 1."""
     phase = torch.pi * (torch.arange(channels) + 0.5) / channels
     return torch.stack([torch.ones(channels), *(2**0.5 * torch.cos(k * phase) for k in range(1, GAINS))])
