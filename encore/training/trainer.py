@@ -144,11 +144,14 @@ class Trainer:
             self.start_from(measured[PRIOR])
 
     def start_from(self, prior: Values) -> None:
-        """Takes the untrained model, whose continuations are the prior's, for the best one until another is better."""
+        """Takes the untrained model, whose continuations are the prior's, for the best one until another is better.
+
+        It is saved without the tracker's id of the run, which may take seconds to come.
+        """
         self.state.progress.best = prior["loss"]
         if self.tracker is not None:
             self.tracker.metrics(named_metrics("val", prior, self.state.objective.components), step=0)
-            self.save("best_model.pt")
+            self.state.save(self.folder / "best_model.pt", self.config, self.data.frames)
 
     @property
     def finished(self) -> bool:
