@@ -26,10 +26,9 @@ from encore.evaluation.dataset import EvalSet
 from encore.evaluation.metrics.energy_score import energy_score, skill
 from encore.models.generation import GenerationConfig, Sampler, generate_prior, make_generators
 from encore.models.priors import Context
-from encore.models.transformer import cosines
 
 DISTANCES = ("spectral_energy", "mel")
-AMOUNT, SMOOTH = 0.05, 31  # frames
+AMOUNT, SMOOTH, CURVES = 0.05, 31, 8  # of the latents; frames; cosines
 Change = Callable[[Tensor], Tensor]  # white noise [R, D, T] to a factor less 1 of the same shape, or one that expands
 
 
@@ -39,9 +38,10 @@ def smooth(noise: Tensor) -> Tensor:
 
 
 def curves(noise: Tensor) -> Tensor:
-    """Of the first channels, the sum of as many cosines over the channels."""
-    shapes = cosines(noise.shape[1])
-    return torch.einsum("rkt,kd->rdt", noise[:, : len(shapes)], shapes) / len(shapes) ** 0.5
+    """The first `CURVES` channels as weights of as many cosines over the channels, of the same deviation."""
+    phase = torch.pi * (torch.arange(noise.shape[1]) + 0.5) / noise.shape[1]
+    shapes = torch.stack([torch.ones_like(phase), *(2**0.5 * torch.cos(k * phase) for k in range(1, CURVES))])
+    return torch.einsum("rkt,kd->rdt", noise[:, :CURVES], shapes) / CURVES**0.5
 
 
 CHANGES: dict[str, Change] = {

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from encore.models import attention
 from encore.models.attention import rotate, window_attention
-from encore.models.transformer import GAINS, NOISE_CHANNELS, ContinuationTransformer, KVCache
+from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache
 from encore.training.optim import Schedule, adamw, averaged
 
 D, STEPS = 6, 4
@@ -203,10 +203,8 @@ def test_gain_and_residual_act_on_normalised_latents() -> None:
     context, (_, prior), residual = torch.randn(3, D, 20), inputs(1), torch.randn(D)
     mean, std = context.mean(-1, keepdim=True), context.std(-1, correction=0, keepdim=True)
     guess = (prior - mean) / std
-    model.gain_proj.bias.copy_(torch.tensor([0.5, 0.0, 0.3] + [0.0] * (3 * GAINS - 3)))
-    # The same in all channels, and a cosine over the channels.
-    curve = 2**0.5 * torch.cos(2 * torch.pi * (torch.arange(D) + 0.5) / D)
-    gain = torch.exp(0.5 + 0.3 * curve)[:, None]
+    model.gain_proj.bias.copy_(torch.tensor([0.5, 0.0, 0.0]))
+    gain = math.exp(0.5)
     assert torch.allclose(model(context, STEPS, None, prior), gain * guess * std + mean, atol=1e-5)
     nn.init.zeros_(model.out_proj.weight)
     model.out_proj.bias.copy_(residual)
@@ -219,11 +217,8 @@ def test_gain_and_residual_act_on_normalised_latents() -> None:
 
 @torch.no_grad()
 def test_a_blocks_gain_is_constant_and_follows_its_noise() -> None:
-    """The first curve is the same for all channels; its weight is moved by the noise of continuation and block."""
     model = new_model(start_at_prior=True, lively=False)
-    spread = torch.zeros(3, GAINS)
-    spread[1:, 0] = torch.tensor([0.2, 0.05])
-    model.gain_proj.bias.copy_(spread.flatten())
+    model.gain_proj.bias.copy_(torch.tensor([0.0, 0.2, 0.05]))
     context, prior = torch.randn(1, D, 20), torch.ones(2, D, 2 * STEPS)
     noise = torch.randn(2, NOISE_CHANNELS, 2).repeat_interleave(STEPS, -1)
     noise[:, : NOISE_CHANNELS // 4] = noise[..., : NOISE_CHANNELS // 4, :1]

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from encore.models.attention import block_attention, rotate, window_attention
 
 LEAST_STD = 1e-3  # of a channel in a context, as a share of its standard deviation in the corpus
-GAINS = 8  # curves over the channels
 MOST_GAIN = 3.0  # nepers
 LEAST_POWER = 1e-3  # of normalised latents, in their levels
 MOST_NORMAL = 10.0  # standard deviations: larger inputs are clipped, as after a context in which a channel was silent
@@ -85,12 +84,11 @@ class ContinuationTransformer(nn.Module):
     al. 2022), so that all that is added is as loud as the music around it: a quieter context has an equally quieter
     continuation. The corpus' deviations, the buffer `std` `[D, 1]`, bound those of a context from below.
 
-    Changes of single channels and frames that are not right in every detail are heard as hiss, however small. So a
-    model learns first how loud a block is: the logarithm of the gain is a sum of `GAINS` curves over the channels
-    (`curves [GAINS, D]`, cosines at first), whose weights are constant in a block and normally distributed. The
-    projection of the block's mean token gives their means, and how far the noise of the continuation and of the block
-    moves them. The residual has a value per channel and frame, and a learned scale per channel that starts at zero
-    (Touvron et al. 2021).
+    Changes that differ from channel to channel are heard as hiss, however small, unless they are right in every detail.
+    So a model learns first how loud a block is: the gain is the same for all of its channels and frames, and its
+    logarithm normally distributed; the projection of the block's mean token gives the mean, and how far the noise of
+    the continuation and of the block moves it. The residual has a value per channel and frame, and a learned scale per
+    channel that starts at zero (Touvron et al. 2021).
 
     Args:
         latent_dim: D, channels of the latents.
@@ -99,7 +97,7 @@ class ContinuationTransformer(nn.Module):
         num_layers: transformer layers.
         dropout: probability, on both branches of a layer.
         window: past frames that a frame attends to.
-        start_at_prior: initialise gains and scale with zeros, so that the first prediction is the prior itself. Not
+        start_at_prior: initialise gain and scale with zeros, so that the first prediction is the prior itself. Not
             useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
 
     Attributes:
@@ -128,8 +126,8 @@ class ContinuationTransformer(nn.Module):
         self.block_in_proj = nn.Linear(2 * latent_dim + NOISE_CHANNELS, d_model)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
-        self.gain_proj, self.out_proj = nn.Linear(d_model, 3 * GAINS), nn.Linear(d_model, latent_dim)
-        self.curves, self.scale = nn.Parameter(cosines(latent_dim)), nn.Parameter(torch.ones(latent_dim, 1))
+        self.gain_proj, self.out_proj = nn.Linear(d_model, 3), nn.Linear(d_model, latent_dim)
+        self.scale = nn.Parameter(torch.ones(latent_dim, 1))
         self._initialise(start_at_prior)
 
     def _initialise(self, start_at_prior: bool) -> None:
@@ -274,13 +272,11 @@ class ContinuationTransformer(nn.Module):
             return prior + (gain.expm1() * normal + residual) * std
 
     def _log_gain(self, x: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """The logarithm of the gain `[R, D, n · steps]`, of the last layer's output `[R, n · steps, d_model]`."""
+        """The logarithm of the gain `[R, 1, n · steps]`, of the last layer's output `[R, n · steps, d_model]`."""
         mean, of_continuation, of_block = self.gain_proj(x.unflatten(1, (-1, steps)).mean(2)).chunk(3, -1)
         first = noise[..., ::steps].transpose(1, 2)  # these channels are constant in a block
-        weights = mean + of_continuation * first[..., :GAINS]
-        weights = weights + of_block * first[..., PER_CONTINUATION : PER_CONTINUATION + GAINS]
-        gain = (weights @ self.curves).clamp(-MOST_GAIN, MOST_GAIN)
-        return gain.repeat_interleave(steps, 1).transpose(1, 2)
+        gain = mean + of_continuation * first[..., :1] + of_block * first[..., PER_CONTINUATION : PER_CONTINUATION + 1]
+        return gain.clamp(-MOST_GAIN, MOST_GAIN).repeat_interleave(steps, 1).transpose(1, 2)
 
     def _decode_layer(
         self, block: Block, x: Tensor, angles: Tensor, keys: Tensor, values: Tensor, pasts: Sequence[slice]
@@ -302,12 +298,6 @@ class ContinuationTransformer(nn.Module):
     def _angles(self, frames: Tensor) -> Tensor:
         """Rotary angles in radians; double precision until reduced to one turn, as a continuation can be hours long."""
         return (frames.double()[:, None] * self.frequencies.double()).remainder(2 * torch.pi).float()
-
-
-def cosines(channels: int) -> Tensor:
-    """The first `GAINS` functions of the orthogonal cosine transform over the channels, of mean square 1."""
-    phase = torch.pi * (torch.arange(channels) + 0.5) / channels
-    return torch.stack([torch.ones(channels), *(2**0.5 * torch.cos(k * phase) for k in range(1, GAINS))])
 
 
 def _features(normal: Tensor) -> Tensor:
