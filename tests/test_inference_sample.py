@@ -47,7 +47,7 @@ def continued(
     folder = tmp_path_factory.mktemp("continued")
     flags = ("--input", song, "--start", START, "--seconds", SECONDS, "--output", folder / "new" / "out")
     result = call_command(
-        "inference_sample.py", "--checkpoint", trained / "checkpoints" / "last.pt", *flags, cwd=folder
+        "inference_sample.py", "--checkpoint", trained / "checkpoints" / "best_model.pt", *flags, cwd=folder
     )
     assert result.returncode == 0, result.stderr
     return folder / "new" / "out", result.stdout
@@ -98,7 +98,7 @@ def test_the_table_holds_the_runs_losses_against_the_truth(
     continued: tuple[Path, str], trained: Path, song: Path
 ) -> None:
     folder, printed = continued
-    generator = load_generator(trained / "checkpoints" / "last.pt", torch.device("cpu"))
+    generator = load_generator(trained / "checkpoints" / "best_model.pt", torch.device("cpu"))
     audio = read_audio(song, SAMPLE_RATE, 1)
     end = round(START * SAMPLE_RATE)
     truth, count = audio[:, end:], audio.shape[1] - end
@@ -139,7 +139,7 @@ def test_the_page_has_players_and_spectrograms_of_all_signals(continued: tuple[P
 def test_the_table_has_the_losses_of_training_or_those_of_metrics(trained: Path) -> None:
     config = TrainConfig.from_flags(loss_weight_gan=1.0, loss_weight_esr=0.5, metrics="rms_input,phase")
     assert config.objective.loss_names == {"rms", "esr", "phase"}
-    generator = load_generator(trained / "checkpoints" / "last.pt", torch.device("cpu"))
+    generator = load_generator(trained / "checkpoints" / "best_model.pt", torch.device("cpu"))
     truth = torch.from_numpy(melody(1, 3))[None]
     assert list(build_table_losses(generator, None, truth)) == ["rms", "spectral", "mel"]
     assert list(build_table_losses(generator, "mel, rms", truth)) == ["rms", "mel"]
@@ -175,7 +175,7 @@ def test_a_run_id_fetches_the_best_checkpoint_of_that_run(
 def test_at_the_songs_end_there_is_no_truth_unless_a_target_is_given(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: Path, song: Path, tmp_path: Path
 ) -> None:
-    flags = ("--checkpoint", trained / "checkpoints" / "last.pt", "--input", song, "--seconds", 1.5)
+    flags = ("--checkpoint", trained / "checkpoints" / "best_model.pt", "--input", song, "--seconds", 1.5)
     assert sample(monkeypatch, *flags, "--output", tmp_path / "end", "--device", "cpu") == 0
     page = Page(tmp_path / "end" / "index.html")
     assert len(page.audio) == len(page.images) == 3
@@ -354,7 +354,7 @@ def test_each_mistake_is_one_line_with_a_remedy(
     places = {"text": text, "short": short, "store": store, "regression": regression}
     monkeypatch.chdir(tmp_path)
     flags = {
-        "--checkpoint": trained / "checkpoints" / "last.pt",
+        "--checkpoint": trained / "checkpoints" / "best_model.pt",
         "--input": song,
         "--seconds": 1,
         "--output": tmp_path / "out",
