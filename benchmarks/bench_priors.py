@@ -51,11 +51,13 @@ def louder_or_softer(audio: Tensor, nepers: float) -> Tensor:
     return audio * torch.exp(nepers * torch.randn(len(audio), 1, 1))
 
 
+DECODED = "rhythm, lags of the decoded context"  # instead of those of the recording
 PRIORS: dict[str, tuple[Prior, float]] = {
     "replay": (replayed, 0.0),
     "replay, gain of 0.35 nepers": (replayed, 0.35),
     "copy": (copied, 0.0),
     "rhythm": (rhythmic, 0.0),
+    DECODED: (rhythmic, 0.0),
     "rhythm, gain of 0.35 nepers": (rhythmic, 0.35),
     "rhythm, all of them": (partial(rhythmic, share=1.0), 0.0),
     "rhythm, a third of them": (partial(rhythmic, share=0.33), 0.0),
@@ -82,7 +84,8 @@ def main() -> None:
         prior, nepers = PRIORS[name]
         torch.manual_seed(int(batch.number[0]))
         context = batch.context.repeat_interleave(options.samples, 0)
-        probs = lag_probs(batch.input_audio, codec.hop_length, codec.frame_rate).repeat_interleave(options.samples, 0)
+        heard = codec.decode(batch.context) if name == DECODED else batch.input_audio
+        probs = lag_probs(heard, codec.hop_length, codec.frame_rate).repeat_interleave(options.samples, 0)
         audio = louder_or_softer(codec.decode_continuation(context, prior(context, probs), margin), nepers)
         candidates = audio.unflatten(0, (len(batch), options.samples))
         for key, distance in distances.items():

@@ -79,7 +79,9 @@ def opened(codec: Codec, folder: Path, **settings: Any) -> Any:
     cache = LatentCache.open(folder / ".latents", codec.identity, pairs.segments)
     new = pairs.segments.unhashed(pairs.numbers)
     cache.know(new, pairs.segments.hash(new))
-    return SimpleNamespace(cache=cache, val=PairDataset(pairs, cache, codec, **{"frames": PairFrames(30, 30), **settings}))
+    return SimpleNamespace(
+        cache=cache, val=PairDataset(pairs, cache, codec, **{"frames": PairFrames(30, 30), **settings})
+    )
 
 
 def objective(codec: Codec, samples: int = 2, margin: int = 8, block: int = 15, **weights: Any) -> Objective:

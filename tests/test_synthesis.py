@@ -15,6 +15,7 @@ from encore.codecs.encodec import SEANetCodec
 from encore.codecs.starter.weights import Architecture
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig
+from encore.models.pointer import Pointer
 from encore.models.priors import Context, Generators, Prior, draw_lags
 from encore.models.transformer import ContinuationTransformer, KVCache
 from encore.registry import PRIORS
@@ -104,6 +105,7 @@ def new_synthesizer(
         samples=samples,
         margin=margin,
         crop_frames=crop_frames,
+        pointer=Pointer() if prior == "pointer" else None,
         **settings,
     )
 
@@ -286,7 +288,7 @@ def test_plans_of_rollouts(codec: Codec) -> None:
     assert not new_synthesizer(codec).plan(FRAMES, rollout=True).rollout  # where there are to be none
 
 
-@pytest.mark.parametrize("prior", ["replay", "none"])
+@pytest.mark.parametrize("prior", ["replay", "none", "pointer"])
 @pytest.mark.slow
 def test_validation_samples_do_not_depend_on_the_rest_of_the_batch(codec: Codec, batch: Batch, prior: str) -> None:
     torch.manual_seed(0)
@@ -305,7 +307,7 @@ def test_validation_samples_do_not_depend_on_the_rest_of_the_batch(codec: Codec,
     assert relative_db(each[0, 0], each[0, 1]) > -40
 
 
-@pytest.mark.parametrize("prior", ["replay", "rhythm"])
+@pytest.mark.parametrize("prior", ["replay", "rhythm", "pointer"])
 def test_an_untrained_model_continues_with_exactly_the_prior_alone(codec: Codec, batch: Batch, prior: str) -> None:
     torch.manual_seed(0)
     model = ContinuationTransformer(128, 16, 2, 1, 0.0, FRAMES, start_at_prior=True).eval()

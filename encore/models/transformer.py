@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encore.models.attention import block_attention, rotate, window_attention
+from encore.models.pointer import Pointer
 
 LEAST_STD = 1e-3  # of a channel in a context, as a share of its standard deviation in the corpus
 MOST_GAIN = 3.0  # nepers
@@ -101,6 +102,7 @@ class ContinuationTransformer(nn.Module):
             useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
 
     Attributes:
+        pointer: of the prior "pointer": part of the checkpoint, but trained by itself; else None.
         recompute: keep only each layer's input for the backward pass, and compute the rest of the layer again there.
     """
 
@@ -122,6 +124,7 @@ class ContinuationTransformer(nn.Module):
         half = d_model // nhead // 2
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(half).double() / half), persistent=False)
         self.window, self.recompute = window, False
+        self.pointer: Pointer | None = None
         self.in_proj = nn.Linear(2 * latent_dim + 1, d_model)  # the last input is the level of the noise on the latents
         self.block_in_proj = nn.Linear(2 * latent_dim + NOISE_CHANNELS, d_model)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))

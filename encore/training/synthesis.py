@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from encore.codecs import Codec
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig, Sampler, generate, generate_prior, make_generators
+from encore.models.pointer import Pointer
 from encore.models.precision import FP32, autocast
 from encore.models.priors import REPLAY, Context
 
@@ -50,6 +51,7 @@ class Synthesizer:
         context_noise: largest standard deviation of noise on the context in training, in units of each latent
             channel's in the context. The model is told the deviation; it is 0 outside of training.
         rollout_blocks: most generated blocks in front of a block, in plans with `rollout`.
+        pointer: the model's, if its prior is one.
         recompute: decode item by item and again in the backward pass, instead of keeping the decoder's activations.
     """
 
@@ -65,10 +67,12 @@ class Synthesizer:
         context_noise: float = 0.0,
         rollout_blocks: int = 0,
         recompute: bool = False,
+        pointer: Pointer | None = None,
     ):
         self.codec, self.generation, self.samples, self.margin = codec, generation, samples, margin
         self.crop_frames, self.precision = crop_frames, precision
         self.context_noise, self.rollout_blocks, self.recompute = context_noise, rollout_blocks, recompute
+        self.pointer = pointer
         self.boundary = round(BOUNDARY_SECONDS * codec.frame_rate)
 
     def plan(
@@ -171,7 +175,7 @@ class Synthesizer:
 
     def _sampler(self, generation: GenerationConfig, batch: Batch, seeded: bool = False) -> Sampler:
         latents = batch.context.repeat_interleave(self.samples, 0)
-        context = Context(latents, self.codec, lambda: batch.input_audio, self.samples)
+        context = Context(latents, self.codec, lambda: batch.input_audio, self.samples, self.pointer)
         generators = None
         if seeded:
             numbers = batch.number.repeat_interleave(self.samples) * MAX_SAMPLES
