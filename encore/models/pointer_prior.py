@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from encore.models.priors import Context, Generators, Prior, register_prior, tak
 
 POINTER = "pointer"
 EXCERPT_SECONDS = 1.0  # after so long at most, it chooses again
+MATCHED_SECONDS = 1.0  # before a place, by which its frame is found
 FADE_SECONDS = 0.04  # from one excerpt to the next
 
 
@@ -26,8 +29,8 @@ class Pointed(Prior):
     """Excerpts of the context, at places that a `Pointer` gives the odds of.
 
     For each block a row draws whether it goes on with its excerpt or where the next one begins, by the softmax of the
-    pointer's log odds. An excerpt that ends with the context is always followed by another one. Two excerpts are joined
-    by `crossfade`.
+    pointer's log odds; the next one begins at that frame around its place whose past matches best. An excerpt that ends
+    with the context is always followed by another one. Two excerpts are joined by `crossfade`.
 
     Args:
         context: R contexts.
@@ -42,6 +45,9 @@ class Pointed(Prior):
         self.rows, _, self.length = context.latents.shape
         stride = min(stride_of(rate), self.length)
         self.places = Places.of(context.latents[:: context.copies], stride).repeat(context.copies)
+        self.fine = replace(self.places, stride=1)
+        self.levels = self.fine.describe(context.latents)[0]  # of frames
+        self.matched = max(1, round(MATCHED_SECONDS * rate))
         self.lookback = (ONSETS + 1) * stride  # the first stride only says whether there is an onset in the second one
         self.played = 0  # frames
         # Frame of the context after each row's excerpt; counts on beyond the context while music itself was played.
@@ -98,7 +104,20 @@ class Pointed(Prior):
         odds[odds.isneginf().all(1), 0] = 0  # a context of one excerpt is repeated
         rows = zip(odds.softmax(1), self.generators, strict=True)
         drawn = torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
-        return torch.where(drawn < len(first), first[drawn.clamp_max(len(first) - 1)], self.end)
+        begin = self._match(first[drawn.clamp_max(len(first) - 1)], size, history)
+        return torch.where(drawn < len(first), begin, self.end)
+
+    def _match(self, begin: Tensor, size: int, history: Tensor) -> Tensor:
+        """The frames within half a stride of `begin [R]` whose past is most like what was just played, `[R]`."""
+        stride = self.places.stride
+        around = begin[:, None] + torch.arange(stride) - stride // 2
+        around = around.clamp(0, max(0, self.length - size))
+        recent = self.fine.describe(history[..., -self.matched :])[0]
+        past = (around[..., None] - torch.arange(recent.shape[1], 0, -1)).clamp_min(0).to(recent.device)
+        rows = torch.arange(self.rows, device=recent.device)[:, None, None]
+        difference = (self.levels[rows, past] - recent[:, None]).abs().mean((2, 3))
+        best = difference.argmin(1).cpu()
+        return around.gather(1, best[:, None])[:, 0]
 
     def _take(self, begin: Tensor, size: int) -> Tensor:
         """Frames of the context from `begin [R]` on; after its end comes its beginning."""

@@ -29,7 +29,7 @@ from encore.models.pointer import (
 from encore.models.pointer_prior import EXCERPT_SECONDS
 
 PAIRS, HELD_OUT = 192, 48  # at most, of training and of validation
-STEPS, BATCH, LEARNING_RATE, DECAY = 100, 24, 0.4, 1e-4
+STEPS, BATCH, LEARNING_RATE, DECAY = 300, 24, 0.4, 1e-5
 BOUNDARIES = (1.0, 0.75)  # of the context
 STEP = 2  # strides from place to place
 VERSION = 1  # of the pointers that are kept
