@@ -60,7 +60,8 @@ def repeating(codec: Codec, frames: int = SEGMENT) -> Generator:
     config = TrainConfig.from_flags(TINY.to_dict(), objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, frames).eval(), codec, config, frames, frames, codec.margin)
-    nn.init.zeros_(generator.model.out_proj.weight)
+    nn.init.zeros_(generator.model.gain_proj.weight)
+    nn.init.zeros_(generator.model.scale)
     return generator
 
 
@@ -74,6 +75,7 @@ def drawing(
     torch.manual_seed(1)
     generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT, SEGMENT, codec.margin)
     nn.init.normal_(generator.model.out_proj.weight, std=0.3)
+    nn.init.ones_(generator.model.scale)
     return generator
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from encore.errors import EncoreError
 from encore.evaluation.dataset import EvalSet, partners_elsewhere
 from encore.evaluation.metrics.log_mel import power_spectrogram, window_length
 from encore.evaluation.metrics.repetition import best_lag
-from encore.inference.continuation import Contexts, continue_latents
+from encore.inference.continuation import Contexts, continue_latents, faded_contexts
 from encore.models.generation import make_generators
 from encore.models.loading import Generator
 from encore.models.priors import draw_lags, replay, take
@@ -48,6 +49,7 @@ class Continuer:
         reference: the continuer that the critic takes for real music: the truth through the same codec, so that the
             sound of the codec is no cue. What is recorded goes through the codec for the critic.
         prior: the name of the continuer that is its prior alone, if it is a model with one.
+        before: the input as it is heard before the continuation, `[B, C, K]`; its end fades into a codec's output.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Continuer:
     recorded: bool = False
     reference: str = CODEC
     prior: str | None = None
+    before: Callable[[Batch], Tensor] = field(default=lambda batch: batch.input_audio)
 
     @torch.no_grad()
     def draw(self, batch: Batch, candidates: int, seed: int, frames: int | None = None) -> Tensor:
@@ -101,7 +104,10 @@ def model_continuers(name: str, generator: Generator, temperature: float, own_co
         return continue_latents(generator, contexts, frames, list(seeds), temperature, prior_alone)
 
     def through_codec(batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
-        return codec.decode_continuation(latents_of(batch), codec.encode(batch.target_audio), generator.margin)
+        return truth_through(codec, Contexts(latents_of(batch), batch.input_audio), batch, generator.margin)
+
+    def before(batch: Batch) -> Tensor:
+        return faded_contexts(codec, Contexts(latents_of(batch), batch.input_audio), generator.margin)
 
     note = "A model that draws continuations." if generative else "A model that was trained by regression."
     own_prior = prior_name(name) if has_prior else None
@@ -113,7 +119,7 @@ def model_continuers(name: str, generator: Generator, temperature: float, own_co
     if own_codec:
         note = f"The truth through the codec of {name}: the best that its latents allow."
         made.append(Continuer(ceiling, note, through_codec, reference=TRUTH))
-    return made
+    return [dataclasses.replace(continuer, before=before) for continuer in made]
 
 
 def prior_name(model: str) -> str:
@@ -147,7 +153,7 @@ class Baselines:
         note = "The input's latents in random pieces of a tenth of a second."
         shards = Continuer("shards", note, self.shards, deterministic=False)
         note = "The truth through the codec: the best that its latents allow."
-        return [
+        made = [
             Continuer("silence", "Digital silence.", self.silence, recorded=True),
             noise,
             shards,
@@ -158,6 +164,10 @@ class Baselines:
             Continuer(CODEC, note, self.through_codec, reference=TRUTH),
             Continuer(TRUTH, "The music that really follows.", self.truth, recorded=True, reference=TRUTH),
         ]
+        return [one if one.recorded else dataclasses.replace(one, before=self.before) for one in made]
+
+    def before(self, batch: Batch) -> Tensor:
+        return faded_contexts(self.codec, Contexts(batch.context, batch.input_audio), self.margin)
 
     def silence(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         return batch.input_audio.new_zeros(*batch.input_audio.shape[:2], frames * self.codec.hop_length)
@@ -198,10 +208,18 @@ class Baselines:
         return self.data.load(self.partners[number] for number in batch.number.tolist()).target_audio
 
     def through_codec(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
-        return self.codec.decode_continuation(batch.context, batch.target_latents, self.margin)
+        return truth_through(self.codec, Contexts(batch.context, batch.input_audio), batch, self.margin)
 
     def truth(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         return batch.target_audio
+
+
+def truth_through(codec: Codec, contexts: Contexts, batch: Batch, margin: int) -> Tensor:
+    """The targets through a codec `[B, C, N]`, encoded with the end of the input in front, as music that goes on."""
+    lead = 0 if codec.segment_frames is not None else min(margin, contexts.latents.shape[-1])
+    past = batch.input_audio[..., batch.input_audio.shape[-1] - lead * codec.hop_length :]
+    latents = codec.encode(torch.cat([past, batch.target_audio], -1))[..., lead:]
+    return codec.decode_continuation(contexts.latents, latents, margin)
 
 
 def coloured(white: Tensor, music: Tensor, sample_rate: int) -> Tensor:

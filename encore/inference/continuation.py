@@ -93,6 +93,16 @@ def continue_latents(
     return generator.codec.decode_continuation(latents, made, generator.margin)
 
 
+@torch.no_grad()
+def faded_contexts(codec: Codec, contexts: Contexts, margin: int) -> Tensor:
+    """What is heard before a continuation, `[B, C, K]`: its last 30 ms fade into the codec's output (`stream_song`)."""
+    fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), contexts.latents.shape[-1])
+    samples = fade * codec.hop_length
+    decoded = codec.decode_crop(contexts.latents, contexts.latents.shape[-1] - fade, fade, margin)
+    faded = crossfade(contexts.audio[..., -samples:], decoded.to(contexts.audio.device))
+    return torch.cat([contexts.audio[..., :-samples], faded], -1)
+
+
 def continue_song(
     generator: Generator, song: Tensor, seconds: float, seeds: Sequence[int] = (0,), temperature: float = 1.0
 ) -> Continuation:
