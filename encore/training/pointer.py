@@ -179,7 +179,7 @@ def fit(pointer: Pointer, cases: Sequence[Case], seed: int) -> None:
         loss.backward()
         optimizer.step()
     pointer.requires_grad_(False)
-    pointer.stay += CONTINUITY
+    pointer.stay.add_(CONTINUITY)
 
 
 @torch.no_grad()
