@@ -32,7 +32,7 @@ from tests.conftest import SAMPLE_RATE, melody
 
 HOP = 320
 SEGMENT = 100  # frames
-FADE = 2 * HOP
+FADE = 4 * HOP
 TINY = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=2, dropout=0.0)
 
 
