@@ -22,6 +22,7 @@ from encore.codecs.starter.trainer import (
     CodecTraining,
     CropSampler,
     Loss,
+    below,
     log_relative_error,
     mean_metrics,
     split_files,
@@ -170,13 +171,6 @@ def objective(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     spectral = mel.mean() / len(MEL_SIZES) + functional.spectral(prediction, target).mean()
     low = below(prediction, CUTOFF / sample_rate), below(target, CUTOFF / sample_rate)
     return spectral + 0.15 * (log_relative_error(prediction, target) + log_relative_error(*low))
-
-
-def below(audio: Tensor, frequency: float) -> Tensor:
-    """Audio `[..., N]` without its frequencies from `frequency` on, in cycles per sample."""
-    spectrum = torch.fft.rfft(audio)
-    kept = torch.arange(spectrum.shape[-1], device=audio.device) < frequency * audio.shape[-1]
-    return torch.fft.irfft(spectrum * kept, n=audio.shape[-1])
 
 
 app = cli.new_app()

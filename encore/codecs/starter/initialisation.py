@@ -54,28 +54,36 @@ def initialise(encoder: StarterEncoder, decoder: StarterDecoder, recordings: Seq
 def block_basis(recordings: Sequence[Tensor], count: int) -> Tensor:
     """An orthonormal basis of blocks, `[320, 320]`, whose first `count` rows describe music with little error.
 
-    The Karhunen-Loève transform of the covariance of blocks, averaged over segments of 2 s with weights that are the
+    The Karhunen-Loève transform of the autocovariance of music, averaged over segments of 2 s with weights that are the
     inverse of each one's error in the DCT-II of `count` coefficients. The DCT is nearly optimal for bright music; dull
     music, whose spectrum falls steeply, loses in it by the ends of blocks, where its cosines have no slope.
 
     Raises:
         EncoreError: no segment is louder than −80 dBFS.
     """
-    covariances = []
+    segments = []
     for recording in recordings:
         blocks = recording.flatten().double()
         length = BLOCK * SEGMENT_FRAMES
         for segment in blocks[: len(blocks) // length * length].view(-1, SEGMENT_FRAMES, BLOCK):
             power = segment.square().mean()
             if power > LEAST_POWER:
-                covariances.append(segment.T @ segment / (power * segment.numel()))
-    if not covariances:
+                segments.append(stationary(segment.T @ segment / (power * segment.numel())))
+    if not segments:
         raise EncoreError("no training file has 2 s of sound: use longer or louder music")
-    average, cosines = torch.stack(covariances), dct_basis(BLOCK, count)
-    kept = torch.stack([(cosines @ covariance * cosines).sum() for covariance in average])
+    covariances, cosines = torch.stack(segments), dct_basis(BLOCK, count)
+    kept = torch.stack([(cosines @ covariance * cosines).sum() for covariance in covariances])
     weights = 1 / ((1 - kept).clamp_min(0) + LEAST_ERROR)
-    _, vectors = torch.linalg.eigh(torch.einsum("n,nij->ij", weights, average))
+    _, vectors = torch.linalg.eigh(torch.einsum("n,nij->ij", weights, covariances))
     return vectors.T.flip(0).float()
+
+
+def stationary(covariance: Tensor) -> Tensor:
+    """A covariance `[N, N]` that depends on the distance of two samples alone: the means along its diagonals."""
+    n = torch.arange(len(covariance))
+    distance = (n[:, None] - n).abs().flatten()
+    total = torch.zeros(len(n), dtype=covariance.dtype).index_add(0, distance, covariance.flatten())
+    return (total / torch.bincount(distance))[distance].view_as(covariance)
 
 
 def dct_basis(block: int, count: int) -> Tensor:

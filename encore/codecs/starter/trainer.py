@@ -110,6 +110,13 @@ def log_relative_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (error / (target.square().sum(-1) + floor)).log().mean()
 
 
+def below(audio: Tensor, frequency: float) -> Tensor:
+    """Audio `[..., N]` without its frequencies from `frequency` on, in cycles per sample."""
+    spectrum = torch.fft.rfft(audio)
+    kept = torch.arange(spectrum.shape[-1], device=audio.device) < frequency * audio.shape[-1]
+    return torch.fft.irfft(spectrum * kept, n=audio.shape[-1])
+
+
 @dataclass(frozen=True)
 class CodecTraining:
     """Settings of the training loop. The learning rate warms up over 100 steps, then decays along a cosine to a 50th.
