@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from encore.codecs.starter.network import BLOCK, PARTS, StarterDecoder, StarterEncoder
 from encore.errors import EncoreError
 
-SEGMENT_FRAMES = 150  # whose covariance is one item of the basis's statistics
+SEGMENT_FRAMES = 150  # whose autocorrelation is one item of the basis's statistics
 LEAST_POWER = 1e-8  # of a segment that counts, −80 dBFS
 LEAST_ERROR = 1e-7  # relative error of a segment, −70 dB, below which it gets no more weight
 PARTS_WEIGHT = 2.0  # of the powers of parts of a block among those of bands
@@ -63,27 +63,31 @@ def block_basis(recordings: Sequence[Tensor], count: int) -> Tensor:
     """
     segments = []
     for recording in recordings:
-        blocks = recording.flatten().double()
+        audio = recording.flatten().double()
         length = BLOCK * SEGMENT_FRAMES
-        for segment in blocks[: len(blocks) // length * length].view(-1, SEGMENT_FRAMES, BLOCK):
-            power = segment.square().mean()
-            if power > LEAST_POWER:
-                segments.append(stationary(segment.T @ segment / (power * segment.numel())))
+        for segment in audio[: len(audio) // length * length].view(-1, length):
+            if segment.square().mean() > LEAST_POWER:
+                segments.append(autocorrelation(segment, BLOCK))
     if not segments:
         raise EncoreError("no training file has 2 s of sound: use longer or louder music")
-    covariances, cosines = torch.stack(segments), dct_basis(BLOCK, count)
-    kept = torch.stack([(cosines @ covariance * cosines).sum() for covariance in covariances])
-    weights = 1 / ((1 - kept).clamp_min(0) + LEAST_ERROR)
-    _, vectors = torch.linalg.eigh(torch.einsum("n,nij->ij", weights, covariances))
+    distance = (torch.arange(BLOCK)[:, None] - torch.arange(BLOCK)).abs()
+    correlations, cosines = torch.stack(segments), dct_basis(BLOCK, count)
+    # The share of a block's energy in the first cosines is the sum of (cosines' cosines)_ij r(|i − j|) / N over i, j.
+    pairs = torch.zeros(BLOCK, dtype=torch.float64).index_add(0, distance.flatten(), (cosines.T @ cosines).flatten())
+    weights = 1 / ((1 - correlations @ pairs / BLOCK).clamp_min(0) + LEAST_ERROR)
+    _, vectors = torch.linalg.eigh((weights @ correlations)[distance])
     return vectors.T.flip(0).float()
 
 
-def stationary(covariance: Tensor) -> Tensor:
-    """A covariance `[N, N]` that depends on the distance of two samples alone: the means along its diagonals."""
-    n = torch.arange(len(covariance))
-    distance = (n[:, None] - n).abs().flatten()
-    total = torch.zeros(len(n), dtype=covariance.dtype).index_add(0, distance, covariance.flatten())
-    return (total / torch.bincount(distance))[distance].view_as(covariance)
+def autocorrelation(audio: Tensor, lags: int) -> Tensor:
+    """`r(0) = 1` to `r(lags − 1)` of `audio [N]`, `[lags]`: the transform of its power spectrum under a Hann window.
+
+    Steep spectra need the window: the ends of a bare segment leak more than is in their quiet part.
+    """
+    window = torch.hann_window(len(audio), dtype=audio.dtype)
+    power = torch.fft.rfft(audio * window, n=2 * len(audio)).abs().square()
+    correlation = torch.fft.irfft(power)[:lags]
+    return correlation / correlation[0]
 
 
 def dct_basis(block: int, count: int) -> Tensor:
