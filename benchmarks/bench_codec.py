@@ -7,6 +7,7 @@ of decoded silence, and what decoding costs.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -60,15 +61,23 @@ def mean_card_metrics(codec: Codec, latents: list[Tensor], recordings: list[Tens
 
 
 @torch.no_grad()
-def untrained_codec(recordings: Sequence[Tensor], texture: bool = True) -> Codec:
-    """The initialisation of a starter codec by recordings `[1, N]`, with or without texture, as it would be stored."""
+def untrained_codec(recordings: Sequence[Tensor]) -> Codec:
+    """The initialisation of a starter codec by recordings `[1, N]`, in half precision as it would be stored."""
     torch.manual_seed(0)
     architecture = Architecture()
     encoder, decoder = StarterEncoder(architecture), StarterDecoder(architecture)
     initialise(encoder, decoder, recordings)
-    if not texture:
-        decoder.carrier.weight.zero_()
     return stored_codec(architecture, encoder, decoder)
+
+
+@torch.no_grad()
+def coefficients_alone(codec: StarterCodec) -> StarterCodec:
+    """A copy that decodes its coefficients and nothing else."""
+    codec = copy.deepcopy(codec)
+    for layer in (codec.decoder.rest, codec.decoder.carrier):
+        for parameter in layer.parameters():
+            parameter.zero_()
+    return codec
 
 
 def processor_time(codec: Codec, latents: Tensor, gradient: bool) -> float:
@@ -108,11 +117,10 @@ def main(
     recordings = [middle(read_audio(path, model.sample_rate, model.channels), length)[None] for path in files]
     console = Console(width=140)
     console.print(f"{len(files)} files, {sum(r.shape[-1] for r in recordings) / model.sample_rate / 60:.1f} minutes")
-    codecs = {"trained": model}
+    codecs: dict[str, Codec] = {"trained": model}
     if isinstance(model, StarterCodec):
-        mono = [recording[0] for recording in recordings]
-        codecs["untrained start"] = untrained_codec(mono)
-        codecs["coefficients alone"] = untrained_codec(mono, texture=False)
+        codecs["untrained start"] = untrained_codec([recording[0] for recording in recordings])
+        codecs["coefficients alone"] = coefficients_alone(model)
     with torch.no_grad():
         console.print(metrics_table(codecs, recordings))
         silence = model.decode(model.encode(torch.zeros(1, model.channels, 2 * model.sample_rate)))
