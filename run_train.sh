@@ -16,7 +16,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 python=.venv/bin/python
 
 [ -e demo/music/demo_11.wav ] || $python -m encore.data.demo demo/music
-[ -e demo/pairs/metadata.csv ] || $python prepare_data.py demo/music --output demo/pairs --segment_seconds 4 --val_fraction 0.17
+[ -e demo/pairs/metadata.csv ] || $python prepare_data.py demo/music --output demo/pairs \
+    --context_seconds 4 --segment_seconds 4 --val_fraction 0.17 --test_fraction 0
 
 ranks=()
 if [ "$($python -c 'import torch; print(torch.cuda.device_count())')" = 0 ]; then

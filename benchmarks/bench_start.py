@@ -115,7 +115,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         run(folder, "-m", "encore.data.demo", "music", "--files", 6)
-        run(folder, ROOT / "prepare_data.py", "music", "--output", "pairs", "--segment_seconds", 4, "--num_workers", 0)
+        lengths = ("--context_seconds", 4, "--segment_seconds", 4, "--test_fraction", 0)
+        run(folder, ROOT / "prepare_data.py", "music", "--output", "pairs", *lengths, "--num_workers", 0)
         for tracker in TRACKERS:  # fill the caches, and create the tracker's store
             run(folder, ROOT / "train_ddp.py", *flags(tracker))
         for _ in range(options.repeats):

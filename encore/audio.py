@@ -147,7 +147,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise EncoreError(f"{path}: cannot be read as audio ({error})") from error
 
 
-def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
+def resample(audio: Tensor, from_rate: float, to_rate: float) -> Tensor:
     """`[C, N]` at `from_rate` Hz to about `N * to_rate / from_rate` samples at `to_rate` Hz (soxr, high quality)."""
     if from_rate == to_rate:
         return audio.contiguous()

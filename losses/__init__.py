@@ -39,6 +39,8 @@ from losses.spectrograms import (
     PhaseLoss,
     SpectralEnergyLoss,
 )
+from losses.audible import AudibleEnergyLoss, FlooredMelLoss
+from losses.variogram import VariogramLoss
 from losses.transport import SpectralOptimalTransportLoss
 from losses.pesq import PESQLoss
 from losses.embedding import EmbeddingLoss
@@ -54,6 +56,7 @@ from losses.time_frequency import TimeFrequencyLoss
 __all__ = [
     "REGISTRY",
     "Adversary",
+    "AudibleEnergyLoss",
     "BalancedGradient",
     "ChromaSTFTLoss",
     "ComplexSTFTLoss",
@@ -65,6 +68,7 @@ __all__ = [
     "Entry",
     "FIRFilter",
     "FeatureMatchingLoss",
+    "FlooredMelLoss",
     "FunctionLoss",
     "GeneratorLoss",
     "LogCoshLoss",
@@ -94,6 +98,7 @@ __all__ = [
     "SumAndDifference",
     "SumAndDifferenceSTFTLoss",
     "TimeFrequencyLoss",
+    "VariogramLoss",
     "WaveformL1Loss",
     "WaveformMSELoss",
     "WeightedGradient",

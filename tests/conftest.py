@@ -9,6 +9,7 @@ import io
 import json
 import os
 import runpy
+import select
 import shutil
 import signal
 import socket
@@ -217,6 +218,9 @@ class Forks:
             ]
             self.jobs.write(json.dumps(jobs) + "\n")
             self.jobs.flush()
+            if not select.select([self.answers], [], [], 240)[0]:
+                os.killpg(self.process, signal.SIGKILL)
+                raise TimeoutError(f"{' '.join(argv)} has not ended within 240 s")
             statuses = json.loads(self.answers.readline())
             return [
                 subprocess.CompletedProcess(argv, status, *(Path(file).read_text() for file in texts))
@@ -225,7 +229,8 @@ class Forks:
 
     def close(self) -> None:
         """Ends the process, and commands that run."""
-        os.killpg(self.process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process, signal.SIGKILL)
         os.waitpid(self.process, 0)
         self.jobs.close()
         self.answers.close()

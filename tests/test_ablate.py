@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class ForkedProcesses(ChildProcesses):
 @pytest.fixture(scope="module")
 def ablated(
     tmp_path_factory: pytest.TempPathFactory, call_command: Command, forks: Forks, tiny_pairs: Path, store: str
-) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder and the output of an ablation of two runs that succeed, at the same time, and one that fails."""
     folder = tmp_path_factory.mktemp("ablated")
     broken = {"objective": "regression", "loss_weight_sum_and_difference_stft": 1}  # of stereo, and the codec is mono
@@ -70,7 +70,7 @@ def ablated(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ForkedProcesses, "forks", forks, raising=False)
         patch.setattr(runner, "ChildProcesses", ForkedProcesses)
-        yield folder, call_command("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
+        return folder, call_command("ablate.py", "--grid", path, *flags, *EVALUATION, cwd=folder)
 
 
 @pytest.mark.slow

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_roofline, bench_step
-from tests.conftest import ROOT, Finished, Forks, unchanged_process
+from benchmarks import bench_roofline, bench_step, bench_yardstick
+from encore.evaluation.metrics.registry import short_name
+from encore.evaluation.per_item import DISTANCES
+from tests.conftest import ROOT, Finished, Forks, unchanged_process, write_pairs
 
 SMALL = ("--tracker", "none", "--decode_seconds", 0.2)
 Benchmark = Callable[..., str]
@@ -73,3 +75,27 @@ def test_roofline_counts_the_operations_of_every_part(benchmark: Benchmark, monk
     assert least < amounts[0] < 2 * least
     assert amounts[1] == pytest.approx(2 * amounts[0], rel=0.2)
     assert float(rows["step"][3]) > float(rows["step"][2]) > 0, "a step takes longer than its floor"
+
+
+@pytest.mark.slow
+def test_yardstick_prints_the_skill_of_every_change_of_the_truth(benchmark: Benchmark, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", {"train": 1, "val": 1, "test": 3})
+    output = benchmark(bench_yardstick, pairs)
+    head, *rows = [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in output.splitlines() if line[:1] in "│┃"
+    ]
+    assert head == ["continuation", *map(short_name, DISTANCES), "codec"]
+    skills, shares = (
+        {row[0]: row[1:] for row in rows if len(row) == size and row[0] != head[0]}
+        for size in (len(head), len(head) + 2)
+    )
+    assert skills.keys() == shares.keys() and len(skills) == 13
+    for name, cells in skills.items():
+        for cell in cells:
+            skill, low, high = (float(number) for number in re.findall(r"([+-]\d+)%", cell))
+            assert low <= skill <= high
+            assert skill == {"truth": 100, "replay": 0}.get(name, skill)
+    for name in ("truth, 1 dB louder", "truth, MP3 at 128 kb/s"):
+        assert float(skills[name][1].split("%")[0]) > 50, "the audible distance"
+    assert float(shares["truth"][-2]) > float(shares["white noise"][-2]), "the pulse"
+    assert float(shares["silence"][-1]) > 1 > float(shares["replay"][-1]), "the patch distance"

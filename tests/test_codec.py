@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from encodec import EncodecModel
+from encodec.modules.conv import SConv1d, pad1d
 from torch import nn
 
 from encore.codecs import Codec, load_codec
 from encore.codecs.elu import ELU
+from encore.codecs.padding import ReflectConv1d, reflect
 from encore.codecs.starter.network import Architecture, StarterDecoder, StarterEncoder
 from encore.codecs.starter.weights import STARTER_WEIGHTS, load_codec_file, save_codec
 from encore.errors import EncoreError
@@ -212,3 +214,28 @@ def test_the_fast_elu_is_pytorchs_with_its_gradients() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
     assert torch.autograd.gradcheck(ELU(), torch.randn(50, dtype=torch.float64, requires_grad=True))
     assert not any(isinstance(module, nn.ELU) for module in random_seanet().modules())
+
+
+@pytest.mark.parametrize(
+    ("length", "left", "right"), [(9, 4, 2), (9, 8, 0), (5, 0, 3), (5, 0, 0), (3, 4, 1), (1, 2, 0)]
+)
+def test_the_fast_padding_is_that_of_the_encodec_package(length: int, left: int, right: int) -> None:
+    x = torch.randn(2, 3, length, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(reflect(x, left, right), pad1d(x, (left, right), "reflect"))
+    assert torch.autograd.gradcheck(lambda x: reflect(x, left, right), x)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_fast_convolution_is_that_of_the_encodec_package(causal: bool) -> None:
+    for kernel, stride, dilation in ((7, 1, 1), (3, 1, 2), (8, 4, 1), (5, 3, 1)):
+        original = SConv1d(2, 3, kernel, stride, dilation, causal=causal)
+        fast = ReflectConv1d(original)
+        assert fast.state_dict().keys() == original.state_dict().keys()
+        for length in (2, 50, 51):
+            x = torch.randn(2, 2, length)
+            assert torch.equal(fast(x), original(x))
+
+
+def test_no_slow_padding_is_left() -> None:
+    kinds = [type(module) for module in random_seanet().modules()]
+    assert ReflectConv1d in kinds and SConv1d not in kinds

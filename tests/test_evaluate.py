@@ -20,7 +20,7 @@ from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Command
 from tests.test_extending import example
 from tests.test_page import Page
 
-DISTANCES = ("spectral_energy", "mel", "codec")
+DISTANCES = ("spectral_energy", "audible_energy", "mel", "floored_mel", "variogram", "codec")
 FAST = ("--candidates", 2, "--long_seconds", 3, "--long_items", 2, "--memorisation", 4)
 
 

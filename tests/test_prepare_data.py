@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from encore.audio import read_audio
 from encore.commands.prepare import app
-from encore.data import find_pairs
+from encore.data import find_pairs, segment_frames
 from encore.errors import EncoreError
 from tests.conftest import Command, Forks
 
@@ -33,7 +33,8 @@ def tune(path: Path, seconds: float, rate: int = 24_000, channels: int = 1, seed
 
 def prepare(music: Path, output: Path, *flags: str) -> str:
     """Runs the command in this process and returns its output; an EncoreError is raised."""
-    arguments = [str(music), "--output", str(output), "--segment_seconds", "1", "--num_workers", "0", *flags]
+    lengths = ["--context_seconds", "1", "--segment_seconds", "1"]
+    arguments = [str(music), "--output", str(output), *lengths, "--test_fraction", "0", "--num_workers", "0", *flags]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -101,10 +102,111 @@ def test_whole_files_go_to_one_split(tmp_path: Path) -> None:
     assert splits[0][0] == splits[0][1] != splits[1][0]
 
 
+LONG = ("--context_seconds", "3", "--segment_seconds", "1.5")
+
+
+@pytest.mark.parametrize("kind", ["wavs", "shards"])
+def test_inputs_longer_than_outputs(tmp_path: Path, kind: str) -> None:
+    """Every second after the first input is in one output; a file that is too short for a pair is named."""
+    lengths = {"a": 9.2, "b": 4.5, "c": 6.0, "short": 4.4}
+    files = {name: tune(tmp_path / f"music/{name}.wav", lengths[name], seed=k) for k, name in enumerate(lengths)}
+    text = prepare(tmp_path / "music", tmp_path / "pairs", *LONG, *["--shards", "true"] * (kind == "shards"))
+    assert "short.wav: 4.40 s long, shorter than an input and an output, 4.5 s" in text
+    found, starts = find_pairs(tmp_path / "pairs", 24_000), dict[str, list[float]]()
+    assert segment_frames(found, 320) == (225, 112)
+    metadata = rows(tmp_path / "pairs")
+    for split, pairs in found.items():
+        known = [row for row in metadata if row["split"] == split]
+        for index, row in enumerate(known):
+            source = read_audio(files[row["source_file"][:-4]], 24_000, 1)
+            begin = round(float(row["start_second"]) * 24_000)
+            starts.setdefault(row["source_file"], []).append(float(row["start_second"]))
+            before, after = pairs.audio(index, 24_000, 1)
+            assert (before - source[:, begin : begin + 72_000]).abs().max() < STEP
+            assert (after - source[:, begin + 72_000 : begin + 108_000]).abs().max() < STEP
+    assert starts == {"a.wav": [0, 1.5, 3, 4.5], "b.wav": [0], "c.wav": [0, 1.5]}
+    if kind == "shards":  # each second once, in pieces of the greatest common length
+        assert len(np.load(tmp_path / "pairs/index.npz")["places"]) == 6 + 3 + 4
+    prepare(tmp_path / "music", tmp_path / "dense", *LONG, "--hop_seconds", "0.5")
+    dense = [float(row["start_second"]) for row in rows(tmp_path / "dense") if row["source_file"] == "c.wav"]
+    assert dense == [0, 0.5, 1, 1.5]
+
+
+def test_test_is_held_out_by_folder_or_by_file(tmp_path: Path) -> None:
+    """One file of pairs each; a folder larger than a share of the files is not held out while a smaller one is."""
+    names = [*(f"large/deep/{k}" for k in range(5)), *(f"b/{k}" for k in range(2)), *(f"c/{k}" for k in range(2)), "d"]
+    for seed, name in enumerate(names):
+        tune(tmp_path / f"music/{name}.wav", 2.1, seed=seed)
+    fractions = ("--val_fraction", "0.2", "--test_fraction", "0.2")
+    folders = []
+    for seed in range(4):
+        prepare(tmp_path / "music", tmp_path / f"{seed}", *fractions, "--seed", str(seed))
+        files: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
+        for row in rows(tmp_path / f"{seed}"):
+            files[row["split"]].add(row["source_file"].removesuffix(".wav"))
+        tops = [{name.partition("/")[0] for name in of_split} for of_split in files.values()]
+        assert all(tops) and sum(map(len, tops)) == 4 and set.union(*files.values()) == set(names)
+        assert "large" in tops[0]
+        folders.append(tops[2])
+        assert {split: len(pairs) for split, pairs in find_pairs(tmp_path / f"{seed}", 24_000).items()} == {
+            split: len(of_split) for split, of_split in files.items()
+        }
+    assert len({tuple(sorted(tops)) for tops in folders}) > 1  # the seed chooses
+    prepare(tmp_path / "music", tmp_path / "files", *fractions, "--val_group", "file", "--shards", "true")
+    counts = [sum(row["split"] == split for row in rows(tmp_path / "files")) for split in ("train", "val", "test")]
+    assert counts == [6, 2, 2]
+    assert {split: len(pairs) for split, pairs in find_pairs(tmp_path / "files", 24_000).items()} == dict(
+        zip(("train", "val", "test"), counts, strict=True)
+    )
+    for name in names[5:]:
+        (tmp_path / f"music/{name}.wav").unlink()
+    with pytest.raises(EncoreError, match="one folder or file gives pairs, and train, val and test need .*file$"):
+        prepare(tmp_path / "music", tmp_path / "pairs", "--test_fraction", "0.1")
+
+
+@pytest.mark.parametrize("kind", ["wavs", "shards"])
+def test_altered_copies_are_for_training_alone(tmp_path: Path, kind: str) -> None:
+    for k in range(5):
+        tune(tmp_path / f"music/{k}.wav", 3.5, seed=k)
+    flags = ["--augment", "2", *["--shards", "true"] * (kind == "shards"), *LONG[2:], "--context_seconds", "1.5"]
+    text = prepare(tmp_path / "music", tmp_path / "pairs", *flags)
+    altered = [row for row in rows(tmp_path / "pairs") if row["altered"]]
+    assert f"Pairs of altered copies (--augment), in train: {len(altered)}" in text
+    assert {row["split"] for row in altered} == {"train"} and len({row["altered"] for row in altered}) == 4 * 2
+    held_out = {row["source_file"] for row in rows(tmp_path / "pairs") if row["split"] == "val"}
+    assert not any(f"with {name}" in row["altered"] for name in held_out for row in altered)
+    pairs = find_pairs(tmp_path / "pairs", 24_000)["train"]
+    of_train = [row for row in rows(tmp_path / "pairs") if row["split"] == "train"]
+    checked = 0
+    for index, row in enumerate(of_train):
+        if row["altered"] and "with" not in row["altered"]:
+            # The tone of the recording is as many semitones higher, and half the power is the tone's.
+            tone = 220 + 50 * int(row["source_file"][0])
+            semitones = float(row["altered"].partition(" ")[0])
+            audio = pairs.audio(index, 24_000, 1)[0][0].numpy()
+            spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
+            assert abs(spectrum.argmax() / 1.5 - tone * 2 ** (semitones / 12)) < 1.5
+            checked += 1
+    assert checked > 3
+
+
 @pytest.mark.slow
 def test_workers_give_the_same_bytes_as_one_process(music: Path, forks: Forks, tmp_path: Path) -> None:
     prepare(music, tmp_path / "alone", "--seed", "3")
-    flags = ("--output", "new/pairs", "--segment-seconds", 1, "--num_workers", 2, "--seed", 3)
+    flags = (
+        "--output",
+        "new/pairs",
+        "--context-seconds",
+        1,
+        "--segment-seconds",
+        1,
+        "--test_fraction",
+        0,
+        "--num_workers",
+        2,
+        "--seed",
+        3,
+    )
     done = forks("prepare_data.py", "my music", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "alone") == contents(tmp_path / "new/pairs")
@@ -141,7 +243,7 @@ def test_pairs_with_a_silent_segment_are_dropped_and_counted(tmp_path: Path) -> 
 def test_start_seconds_of_a_fractional_segment(tmp_path: Path) -> None:
     for k in range(2):
         tune(tmp_path / f"music/{k}.wav", 2, seed=k)
-    prepare(tmp_path / "music", tmp_path / "pairs", "--segment_seconds", "0.4")
+    prepare(tmp_path / "music", tmp_path / "pairs", "--context_seconds", "0.4", "--segment_seconds", "0.4")
     starts = [row["start_second"] for row in rows(tmp_path / "pairs") if row["source_file"] == "0.wav"]
     assert starts == ["0", "0.4", "0.8", "1.2"]
 
@@ -192,7 +294,7 @@ def test_unusable_files_are_listed_and_the_rest_is_prepared(music: Path, tmp_pat
         "latin\ufffd.wav: its name is not UTF-8; rename it",
     ):
         assert f"\n  {start}" in text
-    assert "Files left out: 1\n  short.wav: 1.50 s long, shorter than two segments of 1 s" in text
+    assert "Files left out: 1\n  short.wav: 1.50 s long, shorter than an input and an output, 2 s" in text
     assert "notes.txt" not in text
     assert len(rows(tmp_path / "pairs")) == 3 + 2 + 2 + 2 + 1
 
@@ -235,6 +337,8 @@ def test_an_output_folder_that_is_not_empty_is_left_alone(music: Path, tmp_path:
         (("--segment_seconds", "nan"), "--segment_seconds nan: must be a finite number of at least 0.2"),
         (("--min_rms", "-1"), "--min_rms -1.0: must be a finite number of at least 0"),
         (("--val_fraction", "0"), "--val_fraction 0.0: must be between 0 and 1"),
+        (("--test_fraction", "0.9"), "--test_fraction 0.9: with --val_fraction it leaves nothing to train on"),
+        (("--context_seconds", "0.5"), "--context_seconds 0.5 --segment_seconds 1: an input must be as long"),
         (("--output", "{music}/pairs"), "lies inside the music folder"),
         (("--output", "{music}/a.wav"), "is a file"),
         (("--output", "/proc/pairs"), "--output /proc/pairs: cannot be written"),

@@ -14,7 +14,7 @@ import encore.data.prepare
 from tests.conftest import Command, Finished, Forks
 from tests.test_prepare_data import contents, tune
 
-FLAGS = ("--segment_seconds", 1)
+FLAGS = ("--context_seconds", 1, "--segment_seconds", 1, "--test_fraction", 0)
 SHARD_BYTES = 10_000  # one recording each
 # A plugin that sends this process a signal just before the nth time that a file or folder gets a name that begins so.
 # Python reports renamings to audit hooks.
@@ -78,6 +78,9 @@ MOMENTS = [
     # It has its name, but what is in it is not noted.
     (SHARDS, "shard-000001.json", 1, "SIGKILL", "1 of 6"),
     (SHARDS, "shard-000003.tar", 1, "SIGINT", "3 of 6"),
+    # The files themselves are done, and some of the altered copies of the four for training.
+    (("--augment", "1"), "source.json", 8, "SIGKILL", "1 of 4"),
+    ((*SHARDS, "--augment", "1"), "altered-000001.json", 1, "SIGKILL", "1 of 4"),
     # All is done but the last renaming.
     (SHARDS, "pairs", 1, "SIGKILL", "5 of 6"),
 ]

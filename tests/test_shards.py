@@ -39,7 +39,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, call_command: Command) ->
     for number, name in enumerate(["a", "b", "deep/c.d", "e", "f"]):
         audio = melody(4.3, number) * (3 if number == 1 else 1)
         soundfile.write(root / "music" / f"{name}.wav", audio, SAMPLE_RATE, subtype="FLOAT")
-    flags = ("--segment_seconds", SECONDS, "--num_workers", 0, "--val_fraction", 0.4)
+    lengths = ("--context_seconds", SECONDS, "--segment_seconds", SECONDS)
+    flags = (*lengths, "--num_workers", 0, "--val_fraction", 0.4, "--test_fraction", 0)
     for kind, more in (("wavs", ()), ("shards", ("--shards",))):
         done = call_command("prepare_data.py", root / "music", "--output", root / kind, *flags, *more, cwd=root)
         assert done.returncode == 0, done.stderr

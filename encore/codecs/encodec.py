@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from encore.codecs.base import Codec, hash_tensors, register_codec
 from encore.codecs.elu import replace_elu
+from encore.codecs.padding import replace_padding
 from encore.errors import EncoreError
 
 PRETRAINED = {"encodec_24khz": "encodec_24khz-d7cc33bc.th", "encodec_48khz": "encodec_48khz-7e698e3e.th"}
@@ -63,6 +64,7 @@ class SEANetCodec(Codec):
             if hasattr(module, "weight_g"):
                 nn.utils.remove_weight_norm(module)
         replace_elu(self)
+        replace_padding(self)
         self.requires_grad_(False)
         self.train(False)
 

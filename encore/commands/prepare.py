@@ -1,4 +1,4 @@
-"""Makes pairs to train on from a folder of music: cuts it into segments, each with the segment that follows it."""
+"""Makes pairs to train on from a folder of music: cuts it into inputs, each with the output that follows it."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Bar:
 
 
 def main(config: PrepareConfig) -> None:
-    """Cut a folder of music into pairs of a segment and the segment that follows it.
+    """Cut a folder of music into pairs: --context_seconds, and the --segment_seconds that follow them.
 
-    Each file is cut into segments without overlap; every segment is the input of a pair, and the next one its output.
+    The outputs of a file follow each other without a gap, their inputs overlap. Shorter files are left out and listed.
     If it is stopped, the same command goes on from there.
     """
     if config.output is None:
@@ -81,14 +81,18 @@ def print_report(report: PrepareReport, output: Path, console: Console) -> None:
     for name, split in report.splits.items():
         table.add_row(name, str(split.files), str(split.pairs), f"{split.minutes:.1f}")
     console.print(table)
-    silent = sum(source.silent for source in report.sources)
+    altered = sum(split.altered for split in report.splits.values())
+    if altered:
+        console.print(f"Pairs of altered copies (--augment), in train: {altered}")
+    originals = [source for source in report.sources if not source.altered]
+    silent = sum(source.silent for source in originals)
     if silent:
         console.print(f"Pairs dropped as silent (--min_rms): {silent}")
-    attenuated = [source for source in report.sources if source.scale < 1]
+    attenuated = [source for source in originals if source.scale < 1]
     if attenuated:
         console.print(f"Files attenuated, because their peaks would have clipped: {len(attenuated)}")
     for heading, unreadable in (("Files that cannot be read", True), ("Files left out", False)):
-        chosen = [source for source in report.sources if source.problem and source.unreadable == unreadable]
+        chosen = [source for source in originals if source.problem and source.unreadable == unreadable]
         if chosen:
             console.print(f"{heading}: {len(chosen)}")
         for source in chosen:

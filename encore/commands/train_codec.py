@@ -33,7 +33,7 @@ from encore.codecs.starter.weights import save_codec
 from encore.config import cli
 from encore.config.knobs import knob, problems_of
 from encore.errors import EncoreError, make_folder
-from losses import MelLoss, SpectralLoss, functional
+from losses import AudibleEnergyLoss, MelLoss, SpectralLoss, functional
 
 MEL_SIZES = ((2048, 160), (1024, 80), (512, 48), (256, 24))  # FFT size, bands
 CUTOFF = 4800.0  # Hz; the waveform's relative error counts below it, too
@@ -126,6 +126,7 @@ def train(
         "si_sdr": lambda prediction, target: -functional.si_sdr(prediction, target, zero_mean=False).mean(),
         "spectral": SpectralLoss(),
         "mel": MelLoss(architecture.sample_rate),
+        "audible": AudibleEnergyLoss(architecture.sample_rate),
     }
     started, done = time.monotonic(), 0
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
@@ -161,16 +162,18 @@ def read_music(config: TrainCodecConfig, architecture: Architecture, console: Co
 
 
 def objective(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
-    """Log-mel L1 at four resolutions, the multi-resolution STFT loss, and 0.15 of the `log_relative_error`, twice.
+    """What is minimised, the mean over items: how unlike the spectra are, and how far the waveforms are apart.
 
-    Once for the waveform and once below 4.8 kHz, where it is exact but for the latents that are left out.
+    Log-mel L1 at four resolutions + the multi-resolution STFT loss + 2 audible energy + 0.15 `log_relative_error` of
+    the waveform + 0.15 of that below 4.8 kHz.
     """
     mel = prediction.new_zeros(len(prediction))
     for size, bands in MEL_SIZES:
         mel = mel + functional.mel(prediction, target, sample_rate, size, size // 4, bands, 0.0, sample_rate / 2)
-    spectral = mel.mean() / len(MEL_SIZES) + functional.spectral(prediction, target).mean()
+    spectral = mel / len(MEL_SIZES) + functional.spectral(prediction, target)
+    spectral = spectral + 2 * functional.audible_energy(prediction, target, sample_rate)
     low = below(prediction, CUTOFF / sample_rate), below(target, CUTOFF / sample_rate)
-    return spectral + 0.15 * (log_relative_error(prediction, target) + log_relative_error(*low))
+    return spectral.mean() + 0.15 * (log_relative_error(prediction, target) + log_relative_error(*low))
 
 
 app = cli.new_app()

@@ -13,7 +13,7 @@ ADVERSARIAL = {  # a discriminator's losses, which cannot be computed by themsel
     "gan": "generator's adversarial loss",
     "feature_matching": "L1 of the discriminator's features",
 }
-COMMON_LOSSES = ("input", "target", "spectral", "mel", "spectral_energy")  # that --help shows
+COMMON_LOSSES = ("input", "target", "spectral", "mel", "spectral_energy", "audible_energy")  # that --help shows
 
 
 def loss_knobs() -> list[Knob]:

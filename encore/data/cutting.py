@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -22,22 +23,43 @@ from torch import Tensor
 
 from encore.audio import SHORTEST_SECONDS, read_audio, write_wav
 from encore.config.knobs import knob
+from encore.data.augmentation import Alteration, alter
 from encore.data.shards import as_flac
-from encore.data.staging import write_json
 from encore.errors import EncoreError
+from encore.json_files import write_json
 
 T = TypeVar("T")
+
+FILE, FOLDER = "file", "folder"
 
 
 @dataclass(frozen=True)
 class SegmentConfig:
     """How files are cut into pairs."""
 
+    context_seconds: float = knob(16.0, "length of an input in seconds", minimum=SHORTEST_SECONDS, common=True)
     segment_seconds: float = knob(
-        16.0, "length of an input and of an output, in seconds", minimum=SHORTEST_SECONDS, common=True
+        8.0, "length of an output in seconds; at most that of an input", minimum=SHORTEST_SECONDS, common=True
     )
-    val_fraction: float = knob(0.1, "share of the files that goes to val; whole files, at least one", common=True)
-    seed: int = knob(0, "seed of the choice of files for val", common=True)
+    hop_seconds: float | None = knob(
+        None,
+        "seconds from one pair of a file to the next; default: --segment_seconds, so that all but the beginning of a "
+        "file is an output once",
+        minimum=SHORTEST_SECONDS,
+    )
+    val_fraction: float = knob(0.1, "share of the files that goes to val; at least one group", common=True)
+    test_fraction: float = knob(
+        0.1, "share of the files that goes to test, likewise; 0: no test", minimum=0, common=True
+    )
+    val_group: str = knob(
+        FOLDER,
+        "what is never divided between train, val and test: folder, all files of a top folder (an artist, a "
+        "collection), files in none being groups of their own; or file",
+        choices=(FILE, FOLDER),
+        common=True,
+    )
+    augment: int = knob(0, "altered copies of each training file to cut as well", minimum=0, common=True)
+    seed: int = knob(0, "seed of the choice of files for val and test, and of what is altered", minimum=0, common=True)
     min_rms: float = knob(
         0.001,
         "drop pairs with a segment of less RMS, full scale being 1; 0.001 is −60 dBFS",
@@ -51,9 +73,46 @@ class SegmentConfig:
     )
 
     @property
-    def segment_samples(self) -> int:
-        """Length of a segment in samples."""
+    def context_samples(self) -> int:
+        """Length of an input in samples."""
+        return round(self.context_seconds * self.sample_rate)
+
+    @property
+    def target_samples(self) -> int:
+        """Length of an output in samples."""
         return round(self.segment_seconds * self.sample_rate)
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples from one pair to the next."""
+        seconds = self.segment_seconds if self.hop_seconds is None else self.hop_seconds
+        return round(seconds * self.sample_rate)
+
+    @property
+    def piece_samples(self) -> int:
+        """Length of what shards are made of: inputs, outputs and hops are multiples of it."""
+        return math.gcd(self.context_samples, self.target_samples, self.hop_samples)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A file to cut, as it is or altered.
+
+    Attributes:
+        path: of the file.
+        name: its path relative to the music folder.
+        key: hash of the file and of what is done to it.
+        copy: number of the altered copy, from 1; 0: the file as it is.
+        alteration: what is done to it.
+        other: file that is mixed in.
+    """
+
+    path: Path
+    name: str
+    key: str
+    copy: int = 0
+    alteration: Alteration | None = None
+    other: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +127,7 @@ class Source:
         starts: first samples of its pairs' inputs.
         silent: number of pairs dropped as silent.
         scale: gain that keeps it from clipping, at most 1.
+        altered: what was done to it; empty: nothing.
     """
 
     name: str
@@ -77,6 +137,7 @@ class Source:
     starts: tuple[int, ...] = ()
     silent: int = 0
     scale: float = 1.0
+    altered: str = ""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Source:
@@ -84,38 +145,53 @@ class Source:
         return cls(**{**values, "starts": tuple(values["starts"])})
 
 
-def cut(path: Path, name: str, config: SegmentConfig) -> tuple[Source, Tensor]:
-    """Cuts one file; its segments are `[S, C, segment_samples]`.
+def cut(job: Cut, config: SegmentConfig) -> tuple[Source, Tensor]:
+    """Reads a file and finds its pairs; the audio is `[C, N]`.
 
     A file whose peak is above full scale after resampling is attenuated as a whole, so that nothing clips. A file that
     cannot be read gives a `Source` with its problem.
     """
-    none = torch.zeros(0)
+    none, name = torch.zeros(0), job.name
     try:
-        audio = read_audio(path, config.sample_rate, config.channels)
+        audio = read_audio(job.path, config.sample_rate, config.channels)
+        if job.alteration is not None:
+            other = None if job.other is None else read_audio(job.other, config.sample_rate, config.channels)
+            audio = alter(audio, config.sample_rate, job.alteration, other)
     except EncoreError as error:
-        return Source(name, str(error).removeprefix(f"{path}: "), unreadable=True), none
+        return Source(name, str(error).removeprefix(f"{job.path}: "), unreadable=True), none
     except UnicodeError:
         return Source(name, "its name is not UTF-8; rename it", unreadable=True), none
     except MemoryError:
         return Source(name, "does not fit into memory; cut it into shorter files", unreadable=True), none
-    size, length = config.segment_samples, audio.shape[-1]
-    if length < 2 * size:
-        seconds = length / config.sample_rate
-        return Source(name, f"{seconds:.2f} s long, shorter than two segments of {config.segment_seconds:g} s"), none
+    length, needed = audio.shape[-1], config.context_samples + config.target_samples
+    altered = "" if job.alteration is None else str(job.alteration)
+    if length < needed:
+        seconds, least = length / config.sample_rate, config.context_seconds + config.segment_seconds
+        problem = f"{seconds:.2f} s long, shorter than an input and an output, {least:g} s"
+        return Source(name, problem, altered=altered), none
     content = hashlib.sha256(audio.numpy().tobytes()).hexdigest()
     scale = 1 / max(1.0, audio.abs().max().item())
-    segments = (audio[:, : length // size * size] * scale).unfold(1, size, size).transpose(0, 1)
-    loud = segments.square().mean((1, 2)).sqrt() >= config.min_rms
-    audible = (loud[:-1] & loud[1:]).nonzero().flatten().tolist()
-    silent = len(segments) - 1 - len(audible)
-    if not audible:
-        return Source(name, f"every pair has a segment below --min_rms {config.min_rms:g}", silent=silent), none
-    source = Source(name, content=content, starts=tuple(k * size for k in audible), silent=silent, scale=scale)
-    return source, segments
+    audio = audio * scale
+    places = range(0, length - needed + 1, config.hop_samples)
+    starts = tuple(start for start in places if all(_audible(part, config) for part in pair(audio, start, config)))
+    silent = len(places) - len(starts)
+    if not starts:
+        problem = f"every pair has a segment below --min_rms {config.min_rms:g}"
+        return Source(name, problem, silent=silent, altered=altered), none
+    return Source(name, content=content, starts=starts, silent=silent, scale=scale, altered=altered), audio
 
 
-def cut_to_wavs(path: Path, name: str, folder: Path, config: SegmentConfig) -> Source:
+def pair(audio: Tensor, start: int, config: SegmentConfig) -> tuple[Tensor, Tensor]:
+    """The input that begins at sample `start` of `audio [C, N]`, and its output."""
+    boundary = start + config.context_samples
+    return audio[:, start:boundary], audio[:, boundary : boundary + config.target_samples]
+
+
+def _audible(segment: Tensor, config: SegmentConfig) -> bool:
+    return bool(segment.square().mean().sqrt() >= config.min_rms)
+
+
+def cut_to_wavs(job: Cut, folder: Path, config: SegmentConfig) -> Source:
     """Writes the pairs of one file as `folder/START_{input,output}.wav`, START in samples, and `folder/source.json`.
 
     The folder has its name only when it is complete.
@@ -123,13 +199,12 @@ def cut_to_wavs(path: Path, name: str, folder: Path, config: SegmentConfig) -> S
     Raises:
         EncoreError: the pairs cannot be written.
     """
-    source, segments = cut(path, name, config)
+    source, audio = cut(job, config)
     temporary = folder.with_name(f"{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
         for start in source.starts:
-            k = start // config.segment_samples
-            for role, segment in (("input", segments[k]), ("output", segments[k + 1])):
+            for role, segment in zip(("input", "output"), pair(audio, start, config), strict=True):
                 write_wav(temporary / f"{start}_{role}.wav", segment, config.sample_rate)
         write_json(temporary / "source.json", asdict(source))
         temporary.rename(folder)
@@ -138,12 +213,12 @@ def cut_to_wavs(path: Path, name: str, folder: Path, config: SegmentConfig) -> S
     return source
 
 
-def cut_to_flac(path: Path, name: str, config: SegmentConfig) -> tuple[Source, list[tuple[int, bytes]]]:
-    """The segments of one file's pairs, each once: its first sample, and its FLAC."""
-    source, segments = cut(path, name, config)
-    size = config.segment_samples
-    starts = sorted({*source.starts, *(start + size for start in source.starts)})
-    return source, [(start, as_flac(segments[start // size], config.sample_rate)) for start in starts]
+def cut_to_flac(job: Cut, config: SegmentConfig) -> tuple[Source, list[tuple[int, bytes]]]:
+    """The pieces of one file's pairs, each once: its first sample, and its FLAC."""
+    source, audio = cut(job, config)
+    size, length = config.piece_samples, config.context_samples + config.target_samples
+    starts = sorted({first for start in source.starts for first in range(start, start + length, size)})
+    return source, [(start, as_flac(audio[:, start : start + size], config.sample_rate)) for start in starts]
 
 
 def _start_worker() -> None:

@@ -13,7 +13,7 @@ from encore.data.segments import ABSENT, AudioFiles
 from encore.data.shards import INDEX, find_shards
 from encore.errors import EncoreError, listing
 
-COLUMNS = ("pair", "source_file", "start_second", "split")  # of metadata.csv
+COLUMNS = ("pair", "source_file", "start_second", "split", "altered")  # of metadata.csv
 READ = {"pair", "source_file", "split"}  # of these
 ROLES = ("input", "output")
 

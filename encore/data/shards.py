@@ -1,9 +1,10 @@
 """Shards: the segments of a data set as FLAC in a few tar files (WebDataset's layout), and an index of the pairs.
 
-`FOLDER/shard-000000.tar` holds `RECORDING/START.flac` for each segment, START in samples; a segment that is the output
-of one pair and the input of the next is stored once. Any tar program and the package webdataset read the shards.
-`FOLDER/index.npz` says where each segment begins, so that any of them is read without the others, and which segments
-are the pairs of each split.
+`FOLDER/shard-000000.tar` holds `RECORDING/START.flac` for each piece of music, START in samples. Inputs and outputs
+consist of one or more pieces that follow each other, so that music that is in several of them is stored once; those of
+altered copies are in `altered-000000.tar`. Any tar program and the package webdataset read the shards.
+`FOLDER/index.npz` says where each piece begins, so that any of them is read without the others, which pieces make each
+segment, and which segments are the pairs of each split.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from torch import Tensor
 
 from encore.audio import read_audio
@@ -27,10 +29,12 @@ from encore.data.segments import Segments
 from encore.errors import EncoreError, listing
 
 INDEX = "index.npz"
-VERSION = 1
+VERSION = 2
 SHARD_BYTES = 2**27  # of audio, about an hour and a quarter of 24 kHz mono
 
-Member = tuple[int, int, int, str]  # first sample in the recording, first byte and bytes in the shard, SHA-256
+Member = tuple[
+    int, int, int, str
+]  # of a piece: first sample in the recording, first byte and bytes in the shard, SHA-256
 
 
 class ShardedSegments(Segments):
@@ -45,10 +49,10 @@ class ShardedSegments(Segments):
         self.folder = folder
         self.rate, self.samples, self.digests = int(columns["rate"]), columns["samples"], columns["digests"]
         self.shards = unpack_text(columns["shards"], len(columns["shard_sizes"]))
-        self.shard_sizes, self.places = columns["shard_sizes"], columns["places"]
+        self.shard_sizes, self.places, self.pieces = columns["shard_sizes"], columns["places"], columns["pieces"]
 
     def place(self, number: int) -> Path:
-        shard, first, _ = self.places[number].tolist()
+        shard, first, _ = self.places[self.pieces[number, 0]].tolist()
         return self.folder / f"{self.shards[shard]}, byte {first}"
 
     def check(self, sample_rate: int, cache_dir: Path) -> dict[int, str]:
@@ -69,21 +73,28 @@ class ShardedSegments(Segments):
         return {}
 
     def read(self, number: int, sample_rate: int, channels: int) -> Tensor:
-        shard, first, size = self.places[number].tolist()
+        piece, count = self.pieces[number].tolist()
+        places = self.places[piece : piece + count].tolist()
+        shard = places[0][0]  # a recording lies in one shard
         try:
             with open(self.folder / self.shards[shard], "rb", buffering=0) as file:
-                content = os.pread(file.fileno(), size, first)
+                contents = [os.pread(file.fileno(), size, first) for _, first, size in places]
         except OSError as error:
             raise EncoreError(f"{self.place(number)}: cannot be read ({error.strerror}); copy it again") from error
-        if hashlib.sha256(content).digest() != self.digests[number].tobytes():
+        if segment_digest([hashlib.sha256(content).digest() for content in contents]) != self.digests[number].tobytes():
             raise EncoreError(f"{self.place(number)}: damaged, its checksum is another; copy the shard again")
-        return read_audio(self.place(number), sample_rate, channels, content)
+        return torch.cat([read_audio(self.place(number), sample_rate, channels, content) for content in contents], -1)
 
     def hash(self, numbers: Numbers) -> Bytes:
         return self.digests[numbers]
 
     def remember(self, cache_dir: Path) -> None:
         """Does nothing: the index knows all."""
+
+
+def segment_digest(pieces: Sequence[bytes]) -> bytes:
+    """SHA-256 of a segment from those of its pieces: of the only one, or of all one after the other."""
+    return pieces[0] if len(pieces) == 1 else hashlib.sha256(b"".join(pieces)).digest()
 
 
 class NumberedNames:
@@ -135,11 +146,12 @@ class ShardIndex:
 
     Attributes:
         rate: sample rate, Hz.
-        samples: length of a segment.
+        samples: length of a piece.
         shards: names of the shards.
         sizes: of these, in bytes.
-        places: number of the shard, first byte and bytes of each segment, `[S, 3]`.
-        digests: SHA-256 of each segment's FLAC, `[S, 32]`.
+        places: number of the shard, first byte and bytes of each piece, `[N, 3]`.
+        digests: SHA-256 of each piece's FLAC, `[N, 32]`.
+        pieces: number of the first piece of each segment, and how many it has, `[S, 2]`.
         recordings: names of the recordings.
         pairs: for each split the input, the output and the recording of each pair, `[P, 3]`.
     """
@@ -150,19 +162,26 @@ class ShardIndex:
     sizes: Sequence[int]
     places: Numbers
     digests: Bytes
+    pieces: Numbers
     recordings: Sequence[str]
     pairs: dict[str, Numbers]
 
     def save(self, folder: Path) -> None:
         """Writes `folder/index.npz`."""
+        digests = self.digests[self.pieces[:, 0]]
+        for number in np.flatnonzero(self.pieces[:, 1] > 1).tolist():
+            first, count = self.pieces[number].tolist()
+            each = [digest.tobytes() for digest in self.digests[first : first + count]]
+            digests[number] = np.frombuffer(segment_digest(each), np.uint8)
         columns = {
             "version": np.int64(VERSION),
             "rate": np.int64(self.rate),
-            "samples": np.full(len(self.places), self.samples, np.int64),
+            "samples": self.samples * self.pieces[:, 1],
             "shards": pack_text(self.shards),
             "shard_sizes": np.array(self.sizes, np.int64),
             "places": self.places,
-            "digests": self.digests,
+            "digests": digests,
+            "pieces": self.pieces,
             "recordings": pack_text(self.recordings),
             "recording_count": np.int64(len(self.recordings)),
         }
@@ -186,7 +205,7 @@ class ShardWriter:
         return self._tar.offset
 
     def add(self, recording: str, start: int, flac: bytes) -> Member:
-        """Adds a segment that begins at sample `start` of its recording."""
+        """Adds a piece that begins at sample `start` of its recording."""
         info = tarfile.TarInfo(f"{recording}/{start:012d}.flac")
         info.size = len(flac)
         first = self._tar.offset + len(info.tobuf(self._tar.format, self._tar.encoding, self._tar.errors))

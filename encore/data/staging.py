@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from encore.errors import EncoreError
+from encore.json_files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,3 @@ class Staging:
     def discard(self) -> None:
         """Deletes everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a file; None if it does not exist."""
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file under a temporary name and renames it, so that it is complete or absent."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

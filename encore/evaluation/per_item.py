@@ -32,7 +32,8 @@ from encore.models.loading import Generator
 Distance = Callable[[Tensor, Tensor], Tensor]  # [B, C, N] twice to one value per item, [B]
 Values = Mapping[str, Tensor | Sequence[float]]
 LATENTS = "codec"  # name of the distance between latents
-DISTANCES = ("spectral_energy", "mel")  # losses that are scoring distances; that between latents is the third
+# Losses that are scoring distances; that between latents is one too.
+DISTANCES = ("spectral_energy", "audible_energy", "mel", "floored_mel", "variogram")
 
 
 @dataclass

@@ -16,9 +16,9 @@ from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
 from encore.models.loading import build_model, generation_config
-from encore.models.precision import choose_precision
+from encore.models.precision import AUTO, FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
-from encore.training.checkpoint import TrainState
+from encore.training.checkpoint import TrainState, resume_source
 from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Component, Objective
@@ -155,7 +155,9 @@ def build_synthesizer(
     with ranks.agree():
         if ranks.is_main:
             probe = model.layers[0].mlp
-            precision = choose_precision(config.optim.precision, probe, config.model.d_model, ranks.device)
+            # A resumed run computes as it did before (`TrainState.load`): there is nothing to be measured.
+            name = FP32 if config.optim.precision == AUTO and resume_source(config.run) else config.optim.precision
+            precision = choose_precision(name, probe, config.model.d_model, ranks.device)
             margin = stored(data.cache.folder / MARGIN_FILE, lambda: codec.margin)
     precision, margin = ranks.broadcast_from_main(lambda: (precision, margin))
     return Synthesizer(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from encore.errors import EncoreError
+from encore.json_files import read_json, write_json
 
 T = TypeVar("T")
 MARGIN_FILE = "margin.json"
@@ -35,7 +34,7 @@ def read(path: Path) -> Any:
         EncoreError: the file cannot be read.
     """
     with _explained(path):
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path)
 
 
 def write(path: Path, value: object) -> None:
@@ -44,11 +43,9 @@ def write(path: Path, value: object) -> None:
     Raises:
         EncoreError: the file cannot be written.
     """
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value), encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, value)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from torch import Tensor
 from losses.dsp.compilation import constant
 from losses.dsp.stft import log_ratio
 
+SONES, COMPRESSION = 0.047, 0.2  # of specific loudness: sone per ERB, and the exponent (Moore, Glasberg & Baer 1997)
+
 
 @dataclass(frozen=True)
 class Log:
@@ -112,3 +114,60 @@ class AWeighted:
 def _a_weights(frequencies: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     level = a_weighting(torch.tensor(frequencies, dtype=torch.float64))
     return level.to(device=device, dtype=dtype)
+
+
+def hearing_threshold(frequencies: Tensor) -> Tensor:
+    """The absolute threshold of hearing at `frequencies` in Hz, at least 20 Hz: dB of sound pressure level (SPL).
+
+    `3.64 f^−0.8 − 6.5 exp(−0.6 (f − 3.3)²) + 1e-3 f⁴`, f in kHz: what a young listener can just hear in quiet (Terhardt
+    1979). 83 dB at 20 Hz, 3.4 dB at 1 kHz, −5 dB at 3.3 kHz, 21 dB at 12 kHz.
+    """
+    kilohertz = frequencies.clamp_min(20) / 1000
+    return 3.64 * kilohertz**-0.8 - 6.5 * (-0.6 * (kilohertz - 3.3) ** 2).exp() + 1e-3 * kilohertz**4
+
+
+@dataclass(frozen=True)
+class SpecificLoudness:
+    """Loudness of each band of hearing, `0.047 ((W + F)^0.2 − F^0.2)` sone per ERB, from powers E of the bands.
+
+    `W = A E` is the power heard, A the A-weighting, in units of a sine of 1 kHz at 0 dB SPL. `F = A H + R mean ΣW` is
+    the power at the limit of what can be heard: H the threshold of hearing, and R = `−range_db` below the item's own
+    loudness, its A-weighted power, summed over bands and averaged over channels and frames. Far above F loudness grows
+    with the power's root of fifth degree, doubling with every 15 dB; far below, it is in proportion to E / F^0.8 and
+    soon nothing.
+
+    The loudness of Moore, Glasberg & Baer 1997, formula 5 and its constants, without the spread of excitation over
+    neighbouring bands. A function of one signal alone, so norms of a difference of two are of negative type.
+
+    Attributes:
+        frequencies: centres of the bands, Hz.
+        full_scale: the power E, summed over bands, of a sine of amplitude 1.
+        playback_db: level at which such a sine is played, dB SPL.
+        range_db: dB below the item's own loudness at which sound is no longer heard.
+    """
+
+    frequencies: tuple[float, ...]
+    full_scale: float
+    playback_db: float = 90.0
+    range_db: float = 65.0
+
+    def __call__(self, spectrogram: Tensor) -> Tensor:
+        weights, threshold = _hearing(
+            self.frequencies, self.playback_db, self.full_scale, spectrogram.device, spectrogram.dtype
+        )
+        heard = spectrogram * weights
+        own = heard.sum(-1).flatten(1).mean(1).view(-1, *[1] * (heard.dim() - 1))
+        floor = threshold + 10 ** (-self.range_db / 10) * own
+        return SONES * ((heard + floor) ** COMPRESSION - floor**COMPRESSION)
+
+
+@constant
+def _hearing(
+    frequencies: tuple[float, ...], playback_db: float, full_scale: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Factors from a band's power to the power heard, and the threshold of that; both relative to 0 dB SPL."""
+    hertz = torch.tensor(frequencies, dtype=torch.float64)
+    level = a_weighting(hertz)
+    weights = 10 ** ((level + playback_db) / 10) / full_scale
+    threshold = 10 ** ((level + hearing_threshold(hertz)) / 10)
+    return weights.to(device=device, dtype=dtype), threshold.to(device=device, dtype=dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.dsp.compilation import constant
-from losses.dsp.filterbanks import mel_spectrogram
+from losses.dsp.filterbanks import erb_frequencies, erb_spectrogram, mel_spectrogram
 from losses.dsp.stft import POWER_FLOOR, Resolution, Window, magnitude, window_values
 
 
@@ -87,6 +87,7 @@ class Mel(STFT):
         n_mels: bands.
         f_min: lower end of the lowest, Hz.
         f_max: upper end of the highest, Hz; None for half the sample rate.
+        unit_area: filters of unit area in Hz; otherwise of height 1, so that a band is the sum of its bins.
     """
 
     _: KW_ONLY
@@ -94,9 +95,32 @@ class Mel(STFT):
     n_mels: int = 128
     f_min: float = 0.0
     f_max: float | None = None
+    unit_area: bool = True
 
     def bands(self, spectrogram: Tensor) -> Tensor:
-        return mel_spectrogram(spectrogram, self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max)
+        return mel_spectrogram(
+            spectrogram, self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max, self.unit_area
+        )
+
+
+@dataclass(frozen=True)
+class ERB(STFT):
+    """Bands of an `STFT` as wide as those of hearing, `[B, C, frames, bands]`: each is the sum of its bins.
+
+    Attributes, beside those of `STFT`:
+        sample_rate: Hz.
+    """
+
+    _: KW_ONLY
+    sample_rate: int
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """Centres of the bands, Hz; see `erb_frequencies`."""
+        return erb_frequencies(self.sample_rate, self.n_fft)
+
+    def bands(self, spectrogram: Tensor) -> Tensor:
+        return erb_spectrogram(spectrogram, self.sample_rate, self.n_fft)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,15 @@ GOALS = {
     "one": "1 is best",
     "truth": "the truth’s is best",
 }
-SHORT_NAMES = {"spectral_energy": "spectral", "mel": "log-mel", "log_mel": "log-mel", "codec": "codec"}
+SHORT_NAMES = {
+    "spectral_energy": "spectral",
+    "audible_energy": "audible",
+    "mel": "log-mel",
+    "floored_mel": "log-mel −75 dB",
+    "log_mel": "log-mel",
+    "variogram": "variogram",
+    "codec": "codec",
+}
 
 
 @dataclass(frozen=True)
