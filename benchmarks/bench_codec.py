@@ -48,6 +48,7 @@ def card_metrics(prediction: Tensor, target: Tensor, sample_rate: int) -> dict[s
         "mel 4.5-12 kHz": float(
             functional.mel(prediction, target, sample_rate, n_mels=24, f_min=4500.0, f_max=12000.0)
         ),
+        "audible energy": float(functional.audible_energy(prediction, target, sample_rate)),
     }
 
 
@@ -115,7 +116,7 @@ def main(
     files = find_audio_files(folder)
     length = int(seconds * model.sample_rate)
     recordings = [middle(read_audio(path, model.sample_rate, model.channels), length)[None] for path in files]
-    console = Console(width=140)
+    console = Console(width=160)
     console.print(f"{len(files)} files, {sum(r.shape[-1] for r in recordings) / model.sample_rate / 60:.1f} minutes")
     codecs: dict[str, Codec] = {"trained": model}
     if isinstance(model, StarterCodec):

@@ -293,6 +293,10 @@ def run_job(job: dict[str, Any]) -> None:
 FORKS: list[Forks] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--codec_repository", help="folder with the weights of a pretrained codec, to test it as well")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     if not session.config.option.collectonly:
         gc.collect()
