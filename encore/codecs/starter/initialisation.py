@@ -31,10 +31,10 @@ def initialise(encoder: StarterEncoder, decoder: StarterDecoder, recordings: Seq
     Args:
         encoder: new.
         decoder: new, of the same architecture.
-        recordings: training music, `[1, N]` each; at least 2 s must be louder than −80 dBFS.
+        recordings: training music, `[1, N]` each, not all of it below −80 dBFS.
 
     Raises:
-        EncoreError: too little music.
+        EncoreError: silence alone.
     """
     count = len(encoder.deviation)
     basis = block_basis(recordings, count)
@@ -64,12 +64,12 @@ def block_basis(recordings: Sequence[Tensor], count: int) -> Tensor:
     segments = []
     for recording in recordings:
         audio = recording.flatten().double()
-        length = BLOCK * SEGMENT_FRAMES
+        length = min(BLOCK * SEGMENT_FRAMES, len(audio))
         for segment in audio[: len(audio) // length * length].view(-1, length):
             if segment.square().mean() > LEAST_POWER:
                 segments.append(autocorrelation(segment, BLOCK))
     if not segments:
-        raise EncoreError("no training file has 2 s of sound: use longer or louder music")
+        raise EncoreError("all training files are silent: use louder music")
     distance = (torch.arange(BLOCK)[:, None] - torch.arange(BLOCK)).abs()
     correlations, cosines = torch.stack(segments), dct_basis(BLOCK, count)
     # The share of a block's energy in the first cosines is the sum of (cosines' cosines)_ij r(|i − j|) / N over i, j.
