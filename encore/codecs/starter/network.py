@@ -32,6 +32,7 @@ POWER_FLOOR = 1e-10  # of a band: noise of −100 dBFS over the whole spectrum
 RELATIVE_FLOOR = 1e-7  # of a group's power
 LATENT_FLOOR = 1e-8  # of a group's power, in latents
 EDGE = 24  # coefficients next to those that are left out; their level is the unit in which these are estimated
+LARGEST = 16.0  # of these, in that unit: far above what music has, so that latents of no music do not get loud
 LOUDEST = -1.5  # ln of the texture's amplitude, which stays below: −13 dBFS over the whole spectrum
 KERNEL = 3  # frames
 
@@ -185,7 +186,8 @@ class StarterDecoder(nn.Module):
         signs = self._signs(latents)
         frames = self._frames(signs, group_powers, powers)
         edge = group_powers[:, -EDGE // GROUP :].mean(1).add(1e-14).sqrt()[..., None]
-        rest = edge * self.rest(frames) * self.rest_gain(frames).clamp(-6, 6).exp()
+        rest = self.rest(frames) * self.rest_gain(frames).clamp(-6, 6).exp()
+        rest = edge * LARGEST * (rest / LARGEST).tanh()
         blocks = torch.cat([coefficients.transpose(1, 2), rest], -1) @ self.basis
         return (blocks + self._texture(signs, powers, frames)).flatten(1)[:, None]
 
