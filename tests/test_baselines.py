@@ -1,4 +1,4 @@
-"""The baselines: what each one makes of a context; and the validation pairs of an evaluation."""
+"""The baselines: what each one makes of a context; and the held-out pairs of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from torch import Tensor
 
 from encore.codecs import Codec, load_codec
 from encore.data import find_pairs
@@ -61,8 +62,8 @@ def test_each_baseline_makes_the_waveform_of_its_name(continuers: dict[str, Cont
     batch = data.load([0, 1, 2])
     drawn = {name: continuer.draw(batch, 4, 0) for name, continuer in continuers.items()}
     shape = (3, 1, *batch.target_audio.shape[1:])
-    assert {name: audio.shape for name, audio in drawn.items() if name != "replay"} == dict.fromkeys(
-        set(BASELINES) - {"replay"}, shape
+    assert {name: audio.shape for name, audio in drawn.items() if audio.shape[1] == 1} == dict.fromkeys(
+        set(BASELINES) - {"noise", "shards", "replay"}, shape
     )
     assert not drawn["silence"].any()
     torch.testing.assert_close(drawn["copy"][:, 0], batch.input_audio)
@@ -96,6 +97,39 @@ def test_a_replay_is_the_decoded_context_from_a_lag_on(
     assert not drawn[0, 0].equal(drawn[0, 1])
 
 
+def test_noise_has_the_level_and_the_spectrum_of_the_truth(continuers: dict[str, Continuer], data: EvalSet) -> None:
+    batch = data.load([0, 1])
+    drawn = continuers["noise"].draw(batch, 2, 0)
+    truth = batch.target_audio[:, None].expand_as(drawn)
+    torch.testing.assert_close(drawn.square().mean(-1), truth.square().mean(-1), rtol=1e-4, atol=0)
+    bands = [torch.fft.rfft(audio).abs().square().unfold(-1, 400, 400).mean(-1) for audio in (drawn, truth)]
+    loud = bands[1] > 1e-2 * bands[1].amax(-1, keepdim=True)
+    assert (10 * (bands[0] / bands[1]).log10()).abs()[loud].max() < 3  # dB
+    assert (drawn[:, 0] * drawn[:, 1]).mean().abs() < 0.1 * drawn.square().mean()
+
+
+def test_shards_are_random_pieces_of_the_context(codec: Codec, data: EvalSet) -> None:
+    made: list[Tensor] = []
+
+    class Kept:
+        """A codec that decodes nothing and keeps the latents it is given."""
+
+        frame_rate, hop_length = codec.frame_rate, codec.hop_length
+
+        def decode_continuation(self, context: Tensor, continuation: Tensor, margin: int) -> Tensor:
+            made.append(continuation)
+            return continuation
+
+    batch = data.load([0, 1])
+    Baselines(Kept(), data, margin=0, seed=0).shards(batch, 30, [1, 2, 3, 4])  # type: ignore[arg-type]
+    (latents,) = made
+    assert latents.shape == (4, codec.latent_dim, 30)
+    for row, shards in enumerate(latents):
+        context = batch.context[row // 2].unfold(-1, 8, 1)  # a tenth of a second is 8 frames
+        places = [(context == shard[:, None]).all(-1).all(0).nonzero() for shard in shards[:, :24].split(8, -1)]
+        assert all(len(place) for place in places) and len({int(place[0]) for place in places}) > 1
+
+
 @pytest.mark.slow
 def test_candidates_depend_on_pair_seed_and_number_alone(continuers: dict[str, Continuer], data: EvalSet) -> None:
     together = continuers["replay"].draw(data.load([0, 1, 2]), 3, 7)
@@ -108,7 +142,7 @@ def test_long_continuations_begin_like_short_ones(continuers: dict[str, Continue
     batch = data.load([1])
     for name in ("loop", "replay"):
         audio = continuers[name].draw(batch, 1, 0, frames=400)
-        assert audio.shape[-1] == 400 * data.val.hop_length
+        assert audio.shape[-1] == 400 * data.held_out.hop_length
         first = continuers[name].draw(batch, 1, 0)
         torch.testing.assert_close(audio[..., : first.shape[-1]], first, atol=1e-4, rtol=0)
 
@@ -119,7 +153,7 @@ def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: Codec, t
     assert partners_elsewhere(["a", "a"], 0) is None
     copy = shutil.copytree(folder, tmp_path / "pairs")
     few = open_set(codec, copy, 2, 1)
-    assert [pair.input.name[:9] for pair in few.val.pairs] == ["pair_0000", "pair_0001"]
+    assert [pair.input.name[:9] for pair in few.held_out.pairs] == ["pair_0000", "pair_0001"]
     assert (few.total, len(few.train)) == (3, 1)
     (copy / "metadata.csv").write_text("pair,source_file,start_second,split\npair_0000,a.wav,0,val\n")
     with pytest.raises(EncoreError, match=r"the recording of pair_0001, pair_0002 is unknown"):
@@ -134,7 +168,7 @@ def test_pairs_and_their_recordings(data: EvalSet, folder: Path, codec: Codec, t
 def test_too_little_data_is_refused(codec: Codec, tmp_path: Path) -> None:
     with pytest.raises(EncoreError, match=r"_output.wav: 0\.49 s long; evaluation needs at least 1 s"):
         open_set(codec, write_pairs(tmp_path / "short", {"train": 1, "val": 2}, 0.5))
-    with pytest.raises(EncoreError, match="there is one validation pair"):
+    with pytest.raises(EncoreError, match="there is one pair in val"):
         open_set(codec, write_pairs(tmp_path / "one", {"train": 1, "val": 1}))
 
 

@@ -35,7 +35,7 @@ def test_a_trained_model_is_loaded_with_its_averaged_weights(trained: Path) -> N
 
 
 def test_the_margin_is_kept_with_the_latents_and_in_checkpoints(trained: Path, tmp_path: Path) -> None:
-    generator = load_generator(trained / "checkpoints" / "best_model.pt", CPU)
+    generator = load_generator(trained / "checkpoints" / "last.pt", CPU)
     kept = generator.config.data.latent_folder / generator.codec.identity / MARGIN_FILE
     assert json.loads(kept.read_text()) == generator.margin == generator.codec.margin
     assert stored(kept, lambda: pytest.fail("measured again")) == generator.margin
@@ -111,7 +111,7 @@ def test_block_size_and_window_follow_from_seconds(codec: Codec) -> None:
         settings = {"prior": "replay", "block_seconds": 0.4, **settings}
         config = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=1, **settings).resolved()  # type: ignore[arg-type]
         model = build_model(config, codec, 75)
-        return generation_config(config, codec, 75), model.window, not model.out_proj.weight.any()
+        return generation_config(config, codec, 75), model.window, not model.scale.any()
 
     assert built() == (GenerationConfig(30, True, "replay"), 75, True)
     assert built(block_seconds=0.01, context_seconds=0.5, prior="none") == (

@@ -251,7 +251,7 @@ def test_the_first_step_moves(prior: str) -> None:
     torch.manual_seed(0)
     model = ContinuationTransformer(128, 16, 2, 2, 0.0, window=75, start_at_prior=prior != "none")
     latents = batch.context.transpose(0, 1).flatten(1)
-    model.set_statistics(latents.mean(1), latents.std(1))
+    model.set_statistics(latents.std(1))
     synthesizer = Synthesizer(codec, GenerationConfig(30, True, prior), samples=2, margin=8, crop_frames=30)
     terms = objective(
         synthesizer, Component("e", "e", 1.0, False, losses.create("spectral_energy", 24000), distance=True)
@@ -261,8 +261,10 @@ def test_the_first_step_moves(prior: str) -> None:
         forward = terms(model, batch, CropPlan((30,), 0, 30))
         terms.backward(forward, 1.0, measure=False)
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        # A last layer of zeros gives nothing back to the layers before it, until it has moved.
-        expected = {"out_proj.weight", "out_proj.bias"} if prior == "replay" and step == 0 else gradients.keys()
+        # A gain and a scale of zero give nothing back to the layers before them, until they have moved; without a
+        # prior there is nothing to be louder or softer.
+        gain = {"gain_proj.weight", "gain_proj.bias"}
+        expected = {*gradients} - gain if prior == "none" else {*gradients} if step else {*gain, "scale"}
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
         moving = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
         assert moving >= expected

@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 
 import losses
 from encore.audio import read_audio
 from encore.commands import evaluate
 from encore.config import cli
+from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES
-from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Command
+from encore.evaluation.config import EvalConfig
+from encore.evaluation.metrics import critic
+from encore.evaluation.warnings import warnings_of
+from encore.models.loading import load_generator
+from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Command, write_pairs
 from tests.test_extending import example
 from tests.test_page import Page
 
 DISTANCES = ("spectral_energy", "audible_energy", "mel", "floored_mel", "variogram", "codec")
+CPU = torch.device("cpu")
 FAST = ("--candidates", 2, "--long_seconds", 3, "--long_items", 2, "--memorisation", 4)
 
 
@@ -35,7 +43,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(trained: Path) -> Path:
-    return trained / "checkpoints" / "best_model.pt"
+    return trained / "checkpoints" / "last.pt"  # best_model.pt may be the untrained one
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +54,10 @@ def evaluated(
     folder = tmp_path_factory.mktemp("report")
     (folder / "my_metric.py").write_text(example("A metric"))
     flags = ("--checkpoint", checkpoint, "--against", f"twin={checkpoint}", "--dataset_folder", pairs, *FAST)
-    result = call_command(
-        "evaluate.py",
-        *flags,
-        "--plugins",
-        "my_metric.py",
-        "--mlflow_uri",
-        store,
-        "--output",
-        folder / "new" / "report",
-        cwd=folder,
-    )
+    places = ("--plugins", "my_metric.py", "--mlflow_uri", store, "--output", folder / "new" / "report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(critic, "STEPS", 2)
+        result = call_command("evaluate.py", *flags, *places, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder / "new" / "report", result.stdout
 
@@ -86,7 +87,7 @@ def run_of(store: str) -> Any:
 
 @pytest.mark.slow
 def test_every_continuer_has_its_values(found: dict[str, Any]) -> None:
-    assert list(found["systems"]) == ["model", "twin", *BASELINES]
+    assert list(found["systems"]) == ["model", "prior", "twin", "twin_prior", *BASELINES]
     assert (found["items"], found["candidates"], found["seconds"]) == (VAL_PAIRS, 2, 1.0)
     scores = {f"{kind}_{name}" for kind in ("energy_score", "skill") for name in DISTANCES}
     for name in ("model", "replay", "loop", "copy", "silence", "codec"):
@@ -98,7 +99,7 @@ def test_every_continuer_has_its_values(found: dict[str, Any]) -> None:
     assert scores.isdisjoint(found["systems"]["truth"]) and "onset_rate" in found["systems"]["truth"]
     assert "kernel_distance_codec" not in found["systems"]["other_music"]
     assert {name for name, values in found["systems"].items() if "drift_level" in values} == {
-        *("model", "twin", "loop", "replay")
+        *("model", "prior", "twin", "twin_prior", "loop", "replay")
     }
     for values in found["systems"].values():
         for name, value in values.items():
@@ -131,6 +132,40 @@ def test_values_with_a_known_answer(found: dict[str, Any], pairs: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_headline_has_four_figures_of_every_system(evaluated: tuple[Path, str], found: dict[str, Any]) -> None:
+    headline, systems = found["headline"], found["systems"]
+    assert list(headline["measures"]) == ["skill_floored_mel", "pulse_difference", "critic", "patch_distance"]
+    assert list(headline["systems"]) == list(systems)
+    for name, figures in headline["systems"].items():
+        assert figures == {measure: systems[name][measure] for measure in figures}
+        missing = {"truth": {"skill_floored_mel", "critic", "patch_distance"}, "other_music": {"patch_distance"}}.get(
+            name, set()
+        )
+        assert figures.keys() == headline["measures"].keys() - missing
+        assert "critic" not in figures or 0 <= figures["critic"]["value"] <= 1
+    difference = systems["copy"]["pulse_context"]["value"] - systems["truth"]["pulse_context"]["value"]
+    assert systems["copy"]["pulse_difference"]["value"] == pytest.approx(difference, abs=1e-6)
+    assert "the codec starter is the truth through it (row codec): log-mel skill" in headline["caption"]
+    lines = evaluated[1].splitlines()
+    assert next(line.strip() for line in lines if line.strip()) == "Headline"
+    page = Page(evaluated[0] / "index.html")
+    assert headline["caption"] in page.text and page.rows[0][1].startswith("log-mel skill")
+
+
+@pytest.mark.slow
+def test_skill_against_the_own_prior_compares_with_its_row(found: dict[str, Any]) -> None:
+    systems = found["systems"]
+    for distance in DISTANCES:
+        ratio = (
+            systems["model"][f"energy_score_{distance}"]["value"]
+            / systems["prior"][f"energy_score_{distance}"]["value"]
+        )
+        assert systems["model"][f"skill_prior_{distance}"]["value"] == pytest.approx(1 - ratio, abs=1e-6)
+        assert f"skill_prior_{distance}" in systems["twin"] and f"skill_prior_{distance}" not in systems["replay"]
+    assert systems["prior"] == systems["twin_prior"]
+
+
+@pytest.mark.slow
 def test_a_metric_of_the_users_own_is_in_the_json_the_tables_the_page_and_mlflow(
     evaluated: tuple[Path, str], found: dict[str, Any], pairs: Path, store: str
 ) -> None:
@@ -159,7 +194,8 @@ def test_a_twin_has_the_same_values(found: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_values_not_to_be_trusted_are_warned_of(evaluated: tuple[Path, str], found: dict[str, Any]) -> None:
     warnings = " ".join(found["warnings"])
-    assert "5 validation pairs are few" in warnings and "2 recordings are few" in warnings and "Fréchet" in warnings
+    assert "judged on validation pairs" in warnings
+    assert "5 pairs are few" in warnings and "2 recordings are few" in warnings and "Fréchet" in warnings
     page = Page(evaluated[0] / "index.html")
     assert all(warning in page.text and warning in evaluated[1] for warning in found["warnings"])
 
@@ -167,8 +203,8 @@ def test_values_not_to_be_trusted_are_warned_of(evaluated: tuple[Path, str], fou
 @pytest.mark.slow
 def test_the_page_and_the_tables_show_the_continuers(evaluated: tuple[Path, str]) -> None:
     page = Page(evaluated[0] / "index.html")
-    # Model, twin, loop, replay and truth after each of three pairs; the first four for long.
-    assert len(page.audio) == 3 * 5 + 4
+    # Model, twin, their priors, loop, replay and truth after each of three pairs; all but the truth for long.
+    assert len(page.audio) == 3 * 7 + 6
     assert len(page.images) == 3 + len(page.audio)
     assert page.elsewhere == []
     assert any(row[:1] == ["replay"] for row in page.rows)
@@ -180,6 +216,9 @@ def test_the_training_run_has_the_values(found: dict[str, Any], store: str) -> N
     run = run_of(store)
     value = found["systems"]["model"]["energy_score_mel"]["value"]
     assert run.data.metrics["eval_model_energy_score_mel"] == pytest.approx(value)
+    for measure, figure in found["headline"]["systems"]["model"].items():
+        assert run.data.metrics[f"headline_{measure}"] == pytest.approx(figure["value"])
+        assert run.data.metrics[f"headline_{measure}_high"] == pytest.approx(figure["high"])
     files = {file.path for file in MlflowClient(store).list_artifacts(run.info.run_id, "evaluation")}
     assert files == {"evaluation/evaluation.json", "evaluation/index.html"}
 
@@ -206,6 +245,21 @@ def test_a_name_that_is_taken_is_refused(
             monkeypatch, capsys, "--checkpoint", checkpoint, "--dataset_folder", pairs, "--against", against
         )
         assert "is taken; give it another: other=" in line
+
+
+def test_test_pairs_are_judged_on_if_there_are_any(checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    model = load_generator(checkpoint, CPU)
+    config = EvalConfig(checkpoint, pairs, cache_dir=tmp_path, memorisation=0)
+    with pytest.raises(EncoreError, match="--split test: .* has no pairs for test; use --split val"):
+        evaluate.open_data(replace(config, split="test"), model, CPU)
+    assert any("judged on validation pairs" in text for text in warnings_of(evaluate.open_data(config, model, CPU), {}))
+    more = shutil.copytree(pairs, tmp_path / "pairs", ignore=shutil.ignore_patterns("metadata.csv"))
+    shutil.copytree(write_pairs(tmp_path / "other", {"test": 2}) / "test", more / "test")
+    config = replace(config, dataset_folder=more)
+    data = evaluate.open_data(config, model, CPU)
+    assert (data.split, len(data)) == ("test", 2)
+    assert not any("judged on validation pairs" in text for text in warnings_of(data, {}))
+    assert len(evaluate.open_data(replace(config, split="val"), model, CPU)) == VAL_PAIRS
 
 
 def test_a_missing_run_is_reported_before_anything_is_computed(

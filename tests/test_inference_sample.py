@@ -55,7 +55,7 @@ def continued(
 
 def save_as(trained: Path, path: Path, **settings: object) -> Path:
     """The checkpoint of a run with changed settings."""
-    content = torch.load(trained / "checkpoints" / "best_model.pt", weights_only=True)
+    content = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)
     torch.save({**content, "config": {**content["config"], **settings}}, path)
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -35,9 +36,7 @@ def long_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"unity_test": True}, (75, 75), 0),
     ],
 )
-def test_lengths_and_offsets(
-    long_pairs: Path, flags: dict[str, bool], frames: tuple[int, int], most_shift: int
-) -> None:
+def test_lengths_and_offsets(long_pairs: Path, flags: dict[str, Any], frames: tuple[int, int], most_shift: int) -> None:
     config = TrainConfig.from_flags(dataset_folder=long_pairs, codec="starter", **flags)
     data = PairData.open(config, load_codec("starter"))
     assert data.frames == frames and data.most_shift == most_shift

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,7 +29,7 @@ def new_model(
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(8 if parameter.dim() > 1 else 1)
-    model.set_statistics(torch.randn(D), torch.rand(D) + 0.5)
+    model.set_statistics(torch.rand(D) + 0.5)
     return model.eval()
 
 
@@ -89,7 +89,9 @@ def test_blocks_in_one_pass_equal_those_generated_one_by_one(window: int) -> Non
     chosen = [number for number in (7, 2, 29)]
     parts = [torch.cat([block(values, number) for number in chosen], -1) for values in (noise, prior)]
     with torch.no_grad():
-        some = model(torch.cat([context, following], -1), STEPS, *parts, [starts[number] for number in chosen])
+        some = model(
+            torch.cat([context, following], -1), STEPS, *parts, [starts[number] for number in chosen], None, 20
+        )
     for place, number in enumerate(chosen):
         assert (block(some, place) - block(expected, number)).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -109,12 +111,13 @@ def test_a_block_attends_to_the_past_as_far_as_its_layers_reach(window: int, lay
     model, begin = new_model(window, layers), 30
     history = torch.randn(1, D, 50, requires_grad=True)
     noise, prior = inputs(2, rows=1)
-    made = model(history, STEPS, noise, prior, starts=[begin, begin + 10])
+    made = model(history, STEPS, noise, prior, starts=[begin, begin + 10], context_frames=4)
     (gradient,) = torch.autograd.grad(block(made, 0).square().sum(), history)
     seen = gradient.abs().sum((0, 1)) > 0
     # A block attends to `window` past frames; each further layer adds the `window − 1` frames that these attend to.
     reach = window + (layers - 1) * (window - 1)
-    assert seen.tolist() == [begin - reach <= frame < begin for frame in range(50)]
+    # All latents are normalised with the context's statistics, so the first four frames have a gradient in any case.
+    assert seen.tolist()[4:] == [begin - reach <= frame < begin for frame in range(4, 50)]
 
 
 def test_a_frame_attends_to_its_whole_block_and_to_no_other(model: ContinuationTransformer) -> None:
@@ -186,37 +189,83 @@ def test_recomputing_activations_changes_no_gradient_and_keeps_less() -> None:
 def test_an_output_projection_of_zeros_gives_the_prior() -> None:
     model = new_model(start_at_prior=True, lively=False)
     noise, prior = inputs(1)
-    assert torch.allclose(model(torch.randn(3, D, 20), STEPS, noise, prior), prior, atol=1e-6)
-    silent = model(torch.randn(3, D, 20), STEPS, noise)
-    assert torch.allclose(silent, model.mean.expand_as(silent), atol=1e-6)
+    context = torch.randn(3, D, 20)
+    assert torch.equal(model(context, STEPS, noise, prior), prior)
+    silent = model(context, STEPS, noise)
+    assert torch.allclose(silent, context.mean(-1, keepdim=True).expand_as(silent), atol=1e-6)
     elsewhere = new_model(lively=False)(torch.randn(3, D, 20), STEPS, noise, prior)
     assert not torch.allclose(elsewhere, prior, atol=1e-3)
 
 
-def test_the_gate_and_the_residual_act_on_normalised_latents() -> None:
-    model = new_model(start_at_prior=True)
-    gate, residual = torch.randn(D), torch.randn(D)
-    with torch.no_grad():
-        model.out_proj.bias.copy_(torch.cat([gate, residual]))
-    _, prior = inputs(1)
-    guess = (prior - model.mean) / model.std
-    expected = ((1 + gate[:, None]) * guess + residual[:, None]) * model.std + model.mean
-    assert torch.allclose(model(torch.randn(3, D, 20), STEPS, None, prior), expected, atol=1e-5)
+@torch.no_grad()
+def test_gain_and_residual_act_on_normalised_latents() -> None:
+    model = new_model(start_at_prior=True, lively=False)
+    context, (_, prior), residual = torch.randn(3, D, 20), inputs(1), torch.randn(D)
+    mean, std = context.mean(-1, keepdim=True), context.std(-1, correction=0, keepdim=True)
+    guess = (prior - mean) / std
+    model.gain_proj.bias.copy_(torch.tensor([0.5, 0.0, 0.0]))
+    gain = math.exp(0.5)
+    assert torch.allclose(model(context, STEPS, None, prior), gain * guess * std + mean, atol=1e-5)
+    nn.init.zeros_(model.out_proj.weight)
+    model.out_proj.bias.copy_(residual)
+    model.scale.fill_(0.25)
+    expected = (gain * guess + 0.25 * residual[:, None]) * std + mean
+    assert torch.allclose(model(context, STEPS, None, prior), expected, atol=1e-5)
+    model.gain_proj.bias.fill_(100.0)
+    assert model(context, STEPS, None, prior).isfinite().all()
 
 
-def test_latents_are_normalised_on_input_and_denormalised_on_output(model: ContinuationTransformer) -> None:
-    context, mean, deviation = torch.randn(2, D, 9), torch.randn(D), torch.rand(D) + 0.5
-    noise, prior = inputs(1, rows=2)
-    model.set_statistics(torch.zeros(D), torch.ones(D))
-    plain = model(context, STEPS, noise, prior)
+@torch.no_grad()
+def test_a_blocks_gain_is_constant_and_follows_its_noise() -> None:
+    model = new_model(start_at_prior=True, lively=False)
+    model.gain_proj.bias.copy_(torch.tensor([0.0, 0.2, 0.05]))
+    context, prior = torch.randn(1, D, 20), torch.ones(2, D, 2 * STEPS)
+    noise = torch.randn(2, NOISE_CHANNELS, 2).repeat_interleave(STEPS, -1)
+    noise[:, : NOISE_CHANNELS // 4] = noise[..., : NOISE_CHANNELS // 4, :1]
+    mean = context.mean(-1, keepdim=True)
+    gain = ((model(context, STEPS, noise, prior, [20, 20]) - mean) / (prior - mean)).log()
+    expected = 0.2 * noise[:, 0] + 0.05 * noise[:, NOISE_CHANNELS // 4]
+    assert torch.allclose(gain, expected[:, None].expand_as(gain), atol=1e-3)
 
-    def scaled(values: Tensor) -> Tensor:
-        return values * deviation[:, None] + mean[:, None]
 
-    model.set_statistics(mean, deviation)
-    assert torch.allclose(model(scaled(context), STEPS, noise, scaled(prior)), scaled(plain), atol=1e-4)
-    model.set_statistics(mean, torch.zeros(D))
-    assert model(context, STEPS, noise, prior).isfinite().all()
+@torch.no_grad()
+def test_a_continuation_is_as_loud_as_its_context(model: ContinuationTransformer) -> None:
+    """20 dB quieter in one item and 20 dB louder in another, both off centre: the same of the continuation."""
+    context, following, gain, mean = (
+        torch.randn(2, D, 9),
+        torch.randn(2, D, 5 * STEPS),
+        [0.1, 10.0],
+        torch.randn(2, D, 1),
+    )
+    noise, prior = inputs(5, rows=2)
+
+    def changed(values: Tensor) -> Tensor:
+        return values * torch.tensor(gain)[:, None, None] + mean
+
+    plain, cache = one_by_one(model, context, following, noise, prior)
+    other, later = one_by_one(model, changed(context), changed(following), noise, changed(prior))
+    assert torch.allclose(other, changed(plain), atol=1e-4)
+    # Blocks within the past, in one pass: statistics are of the context alone, not of what has followed it.
+    whole = torch.cat([changed(context), changed(following)], -1)
+    starts = [9 + STEPS * number for number in range(1, 5)]
+    noise, prior = noise[..., STEPS:], changed(prior)[..., STEPS:]
+    together = model(whole, STEPS, noise, prior, starts, context_frames=9)
+    assert torch.allclose(together, other[..., STEPS:], atol=1e-4)
+    assert not torch.allclose(model(whole, STEPS, noise, prior, starts), together, atol=1e-2)
+    assert torch.equal(later.std, model.statistics(changed(context))[1]) and later.std.shape == (2, D, 1)
+
+
+@torch.no_grad()
+def test_silence_in_a_channel_has_a_deviation_of_a_thousandth_of_the_corpus(model: ContinuationTransformer) -> None:
+    context, (noise, prior) = torch.randn(3, D, 20), inputs(1)
+    context[:, 2:] = 0
+    std = model.statistics(context)[1]
+    assert torch.equal(std[:, 2:], (1e-3 * model.std[2:]).expand(3, -1, 1))
+    assert torch.allclose(std[:, :2], context[:, :2].std(-1, correction=0, keepdim=True))
+    made = model(context, STEPS, noise, 100 * prior)
+    assert made.isfinite().all()
+    model.set_statistics(torch.zeros(D))
+    assert model.statistics(context)[1][0, 2] == 1e-3  # a channel that is constant in the corpus too
 
 
 def test_the_model_is_given_the_level_of_the_noise_on_its_context(model: ContinuationTransformer) -> None:
@@ -247,8 +296,9 @@ def test_positions_stay_exact_after_days_of_music(model: ContinuationTransformer
     noise, prior = inputs(5)
     expected, _ = one_by_one(model, context, following, noise, prior)
     with torch.no_grad():
-        nothing = model.prefill(context[..., :0])
-        cache, made = model.prefill(context, KVCache(nothing.keys, nothing.values, 10_000_000)), list[Tensor]()
+        nothing = [part[:, :, :0] for part in model.prefill(context).keys]
+        later = KVCache(nothing, nothing, *model.statistics(context), 10_000_000)
+        cache, made = model.prefill(context, later), list[Tensor]()
         for number in range(5):
             made.append(model.decode_block(cache, STEPS, block(noise, number), block(prior, number)))
             cache = model.prefill(block(following, number), cache)

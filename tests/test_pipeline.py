@@ -19,7 +19,7 @@ from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Command, melody
 
 @pytest.fixture(scope="module")
 def model(trained: Path) -> ContinuationPipeline:
-    return encore.load(trained / "checkpoints" / "best_model.pt", device="cpu", precision="fp32")
+    return encore.load(trained / "checkpoints" / "last.pt", device="cpu", precision="fp32")
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_it_is_what_the_command_writes(
     soundfile.write(tmp_path / "song.wav", melody(1.6, 3), SAMPLE_RATE)
     flags = (
         "--checkpoint",
-        trained / "checkpoints" / "best_model.pt",
+        trained / "checkpoints" / "last.pt",
         "--seconds",
         1.3,
         "--seed",
@@ -135,7 +135,7 @@ def test_loading_a_model_imports_nothing_of_training_data_or_evaluation(trained:
     result = subprocess.run(bare, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert "encore" in result.stdout.split() and not {"torch", "numpy"} & set(result.stdout.split())
     program = "import sys, encore; encore.load(sys.argv[1], device='cpu'); print(*sys.modules)"
-    result = run_program(program, trained / "checkpoints" / "best_model.pt")
+    result = run_program(program, trained / "checkpoints" / "last.pt")
     assert result.returncode == 0, result.stderr
     loaded = result.stdout.split()
     assert "encore.inference.pipeline" in loaded

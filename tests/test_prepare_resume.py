@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-import encore.data.prepare
+import encore.data.to_shards
 from tests.conftest import Command, Finished, Forks
 from tests.test_prepare_data import contents, tune
 
@@ -20,8 +20,8 @@ SHARD_BYTES = 10_000  # one recording each
 # Python reports renamings to audit hooks.
 STOPPER = """
 import os, signal, sys
-import encore.data.prepare
-encore.data.prepare.SHARD_BYTES = {bytes}
+import encore.data.to_shards
+encore.data.to_shards.SHARD_BYTES = {bytes}
 left = [{count}]
 
 def watch(event, arguments):
@@ -48,7 +48,7 @@ def music(tmp_path: Path) -> Path:
 @pytest.fixture
 def prepare(music: Path, call_command: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Prepares the music in this process: `prepare(output, *flags)`."""
-    monkeypatch.setattr(encore.data.prepare, "SHARD_BYTES", SHARD_BYTES)
+    monkeypatch.setattr(encore.data.to_shards, "SHARD_BYTES", SHARD_BYTES)
 
     def run(output: str, *flags: object) -> Finished:
         arguments = (music, "--output", music.parent / output, *FLAGS, "--num_workers", 0, *flags)

@@ -16,7 +16,7 @@ from encore.errors import EncoreError
 from encore.evaluation.catalog import catalogue
 from encore.evaluation.metrics import METRICS, MetricSpec, metric
 from encore.evaluation.report import write_report
-from encore.evaluation.results import Results, format_value, print_tables, write_json
+from encore.evaluation.results import Results, best_of, format_value, print_tables, write_json
 from encore.reporting.html import AudioSample, SampleGroup
 from encore.statistics import Interval
 from tests.test_page import NASTY, RATE, Page
@@ -67,6 +67,29 @@ def test_the_best_is_what_the_goal_says_and_never_the_truth(results: Results) ->
 def test_equally_good_continuers_are_all_best(results: Results) -> None:
     results.values["c"]["is_low"] = Interval(1.0 + 1e-9, None, None)
     assert results.best(results.specs[0]) == {"a", "c"}
+
+
+def test_an_auc_below_a_half_is_as_good_as_a_half() -> None:
+    spec = MetricSpec("critic", "critic", "group", "note", "half")
+    values = {name: {"critic": Interval(auc, None, None)} for name, auc in (("a", 0.4), ("b", 0.5), ("c", 0.6))}
+    assert best_of(spec, values, None) == {"a", "b"}
+
+
+def test_the_headline_comes_first_with_its_own_titles(results: Results, tmp_path: Path) -> None:
+    results.headline, results.caption = {"skill_x": "skill of x", "absent": "absent"}, f"How to read {NASTY}"
+    text = io.StringIO()
+    print_tables(results, Console(file=text, width=100, highlight=False))
+    lines = [line.strip() for line in text.getvalue().splitlines() if line.strip()]
+    assert lines[0] == "Headline" and lines[1] == "skill of x ↑"
+    assert [line.split() for line in lines[3:5]] == [["a", "−9.00", "±1.00"], ["b", "★", "0.250", "±0.188"]]
+    assert f"How to read {NASTY}" in lines[5]
+    write_report(results, [], RATE, tmp_path / "index.html")
+    page = Page(tmp_path / "index.html")
+    assert page.rows[0][:1] == ["System"] and page.rows[0][1].startswith("skill of x")
+    assert f"How to read {NASTY}" in page.text
+    write_json(results, tmp_path / "evaluation.json")
+    headline = json.loads((tmp_path / "evaluation.json").read_text())["headline"]
+    assert headline["systems"]["b"] == {"skill_x": {"value": 0.25, "low": 0.125, "high": 0.5}}
 
 
 def test_json_holds_every_value_and_no_nan(results: Results, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from encore.codecs.encodec import SEANetCodec
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.inference.continuation import (
+    Contexts,
     Continuation,
     continue_latents,
     continue_song,
@@ -58,7 +59,8 @@ def repeating(codec: Codec, frames: int = SEGMENT) -> Generator:
     config = TrainConfig.from_flags(TINY.to_dict(), objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, frames).eval(), codec, config, frames, frames, codec.margin)
-    nn.init.zeros_(generator.model.out_proj.weight)
+    nn.init.zeros_(generator.model.gain_proj.weight)
+    nn.init.zeros_(generator.model.scale)
     return generator
 
 
@@ -72,11 +74,14 @@ def drawing(
     torch.manual_seed(1)
     generator = Generator(build_model(config, codec, SEGMENT).eval(), codec, config, SEGMENT, SEGMENT, codec.margin)
     nn.init.normal_(generator.model.out_proj.weight, std=0.3)
+    nn.init.ones_(generator.model.scale)
     return generator
 
 
 class Oracle(nn.Module):
     """Returns the latents of a known song; counts the frames that it is given."""
+
+    pointer = None
 
     def __init__(self, latents: Tensor) -> None:
         super().__init__()
@@ -187,7 +192,7 @@ def continued(generator: Generator, seeds: Sequence[int], temperature: float = 1
     return continue_song(generator, song(SEGMENT * HOP), 1.3, seeds, temperature)
 
 
-@pytest.mark.parametrize("prior", ["replay", "rhythm", "none"])
+@pytest.mark.parametrize("prior", ["replay", "rhythm", "pointer", "none"])
 @pytest.mark.slow
 def test_a_candidate_depends_on_its_own_seed_only(starter: Codec, prior: str) -> None:
     generator = drawing(starter, prior)
@@ -197,11 +202,13 @@ def test_a_candidate_depends_on_its_own_seed_only(starter: Codec, prior: str) ->
     for one, other in ((0, 1), (1, 2), (2, 0)):
         assert relative_db(three.audio[one], three.audio[other]) > -20
     # Likewise for latents of several contexts.
-    latents = starter.encode(song(SEGMENT * HOP)[None])
-    both = continue_latents(generator, latents, 60, [6, 7])
-    assert relative_db(continue_latents(generator, latents, 60, [7])[0], both[1]) < -80
+    audio = song(SEGMENT * HOP)[None]
+    context = Contexts(starter.encode(audio), audio)
+    both = continue_latents(generator, context, 60, [6, 7])
+    assert relative_db(continue_latents(generator, context, 60, [7])[0], both[1]) < -80
     assert relative_db(both[0], both[1]) > -20
-    four = continue_latents(generator, torch.cat([latents.flip(-1), latents]), 60, [5, 4, 6, 7])
+    two = Contexts(*(torch.cat([part.flip(-1), part]) for part in (context.latents, context.audio)))
+    four = continue_latents(generator, two, 60, [5, 4, 6, 7])
     assert relative_db(four[2:].flatten(), both.flatten()) < -80
 
 
@@ -222,7 +229,7 @@ def living() -> int:
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
-@pytest.mark.parametrize("prior", ["replay", "rhythm"])
+@pytest.mark.parametrize("prior", ["replay", "rhythm", "pointer"])
 @pytest.mark.slow
 def test_time_and_memory_per_block_are_constant(
     monkeypatch: pytest.MonkeyPatch, codec: SEANetCodec, prior: str

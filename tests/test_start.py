@@ -19,6 +19,7 @@ from encore.config.schema import ObjectiveConfig, TrainConfig
 from encore.data import find_pairs
 from encore.data.dataset import PairDataset
 from encore.data.latent_cache import LatentCache
+from encore.data.pairs import PairFrames
 from encore.models.generation import GenerationConfig
 from encore.training.baseline_cache import key
 from encore.training.build import build_components
@@ -78,7 +79,9 @@ def opened(codec: Codec, folder: Path, **settings: Any) -> Any:
     cache = LatentCache.open(folder / ".latents", codec.identity, pairs.segments)
     new = pairs.segments.unhashed(pairs.numbers)
     cache.know(new, pairs.segments.hash(new))
-    return SimpleNamespace(cache=cache, val=PairDataset(pairs, cache, codec, **{"frames": 30, **settings}))
+    return SimpleNamespace(
+        cache=cache, val=PairDataset(pairs, cache, codec, **{"frames": PairFrames(30, 30), **settings})
+    )
 
 
 def objective(codec: Codec, samples: int = 2, margin: int = 8, block: int = 15, **weights: Any) -> Objective:
@@ -96,7 +99,7 @@ def test_stored_baselines_are_found_by_all_that_they_depend_on(codec: Codec, fol
     advanced = objective(codec, loss_weight_random_resolution_stft=1.0)
     keys = [
         key(terms, settings, data, CPU),
-        key(terms, settings, opened(codec, folder, frames=29), CPU),
+        key(terms, settings, opened(codec, folder, frames=PairFrames(29, 29)), CPU),
         key(terms, settings, opened(codec, folder, unity=True), CPU),
         key(terms, settings, opened(codec, folder, shuffle_seed=0), CPU),
         key(terms, replace(settings, embedding_layers="last"), data, CPU),

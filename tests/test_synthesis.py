@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from encore.codecs import Codec, load_codec
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig
+from encore.models.pointer import Pointer
 from encore.models.priors import Context, Generators, Prior, draw_lags
 from encore.models.transformer import ContinuationTransformer, KVCache
 from encore.registry import PRIORS
@@ -64,6 +65,7 @@ class Truth(nn.Module):
         prior: Tensor | None,
         starts: Sequence[int],
         level: Tensor | None,
+        context_frames: int,
     ) -> Tensor:
         self.given.append(given)
         self.level = level
@@ -71,13 +73,17 @@ class Truth(nn.Module):
         truth = torch.cat([self.latents[..., start : start + steps] for start in starts], -1)
         return truth.repeat_interleave(rows // len(truth), 0)
 
+    def statistics(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        assert context.shape[-1] == FRAMES  # the context alone
+        return torch.zeros_like(self.std), self.std
+
     def prefill(self, latents: Tensor, cache: KVCache | None = None) -> KVCache:
         self.given.append(latents)
         if cache is None:
             keys = torch.arange(len(latents)).reshape(-1, 1, 1, 1)  # of each row the item that it belongs to
-            return KVCache([keys], [keys], latents.shape[-1])
+            return KVCache([keys], [keys], latents, latents, latents.shape[-1])
         assert len(latents) == len(cache.keys[0])
-        return KVCache(cache.keys, cache.values, cache.end + latents.shape[-1])
+        return KVCache(cache.keys, cache.values, cache.mean, cache.std, cache.end + latents.shape[-1])
 
     def decode_block(self, cache: KVCache, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
         rows = next((len(part) for part in (prior, noise) if part is not None), len(cache.keys[0]))
@@ -97,6 +103,7 @@ def new_synthesizer(
         samples=samples,
         margin=margin,
         crop_frames=crop_frames,
+        pointer=Pointer() if prior == "pointer" else None,
         **settings,
     )
 
@@ -278,12 +285,12 @@ def test_plans_of_rollouts(codec: Codec) -> None:
     assert not new_synthesizer(codec).plan(FRAMES, rollout=True).rollout  # where there are to be none
 
 
-@pytest.mark.parametrize("prior", ["replay", "none"])
+@pytest.mark.parametrize("prior", ["replay", "none", "pointer"])
 @pytest.mark.slow
 def test_validation_samples_do_not_depend_on_the_rest_of_the_batch(codec: Codec, batch: Batch, prior: str) -> None:
     torch.manual_seed(0)
     model = ContinuationTransformer(128, 16, 2, 1, 0.0, FRAMES).eval()
-    model.set_statistics(torch.zeros(128), batch.context.std((0, 2)))
+    model.set_statistics(batch.context.std((0, 2)))
     synthesizer = new_synthesizer(codec, prior=prior)
     together = synthesizer.sample(model, batch)
     assert together.shape == (2 * ITEMS, 1, FRAMES * HOP)
@@ -297,11 +304,11 @@ def test_validation_samples_do_not_depend_on_the_rest_of_the_batch(codec: Codec,
     assert relative_db(each[0, 0], each[0, 1]) > -40
 
 
-@pytest.mark.parametrize("prior", ["replay", "rhythm"])
+@pytest.mark.parametrize("prior", ["replay", "rhythm", "pointer"])
 def test_an_untrained_model_continues_with_exactly_the_prior_alone(codec: Codec, batch: Batch, prior: str) -> None:
     torch.manual_seed(0)
     model = ContinuationTransformer(128, 16, 2, 1, 0.0, FRAMES, start_at_prior=True).eval()
-    model.set_statistics(batch.context.mean((0, 2)), batch.context.std((0, 2)))
+    model.set_statistics(batch.context.std((0, 2)))
     synthesizer = new_synthesizer(codec, 20, prior=prior)  # blocks that do not fill the segment
     alone = synthesizer.prior_alone(batch)
     assert alone.shape == (2 * ITEMS, 1, FRAMES * HOP)
@@ -340,9 +347,9 @@ def test_the_prior_of_a_training_step_sees_the_true_music_before_each_block(
     given: list[Tensor] = []
 
     class Watched(Truth):
-        def forward(self, given_: Tensor, steps: int, noise: Any, prior: Any, starts: Any, level: Any) -> Tensor:
+        def forward(self, given_: Tensor, steps: int, noise: Any, prior: Any, *more: Any) -> Tensor:
             given.append(prior)
-            return super().forward(given_, steps, noise, prior, starts, level)
+            return super().forward(given_, steps, noise, prior, *more)
 
     new_synthesizer(codec, prior="shifted").predict(Watched(batch), batch, CropPlan((0, 40), 0, 20))
     truth = torch.cat([batch.context, batch.target_latents], -1)

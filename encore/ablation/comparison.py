@@ -11,8 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from encore.evaluation.baselines import TRUTH
-from encore.evaluation.config import MODEL
+from encore.evaluation.baselines import MODEL, TRUTH, prior_name
 from encore.evaluation.metrics.registry import MetricSpec
 from encore.evaluation.results import ARROWS, Results, best_of, format_value
 from encore.statistics import Interval
@@ -66,7 +65,9 @@ def compare(
         specs |= {spec.name: spec for spec in results.specs if spec.name not in specs}
         values = {system: _finite(found) for system, found in results.values.items()}
         runs[name] = {**values.pop(MODEL), TIME.name: Interval(seconds[name], None, None)}
-        # All runs have the same items, seeds and codec, so the baselines of the first evaluation serve for all.
+        # All runs have the same items, seeds and codec, so the baselines of the first evaluation serve for all, except
+        # for each run's own prior.
+        values.pop(prior_name(MODEL), None)
         baselines = baselines or values
     everyone = [*runs.values(), *baselines.values()]
     rows = [spec for spec in [*specs.values(), TIME] if any(spec.name in values for values in everyone)]

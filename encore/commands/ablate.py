@@ -20,7 +20,8 @@ from encore.ablation.runner import AblationRun, AblationRunner, open_runs
 from encore.config import cli
 from encore.config.knobs import knob, problems_of
 from encore.errors import EncoreError, make_folder
-from encore.evaluation.baselines import BASELINES
+from encore.evaluation.baselines import BASELINES, MODEL, prior_name
+from encore.evaluation.dataset import VAL
 from encore.tracking import NestedRuns
 
 FAILED = 1  # exit status if a run failed
@@ -38,6 +39,7 @@ class AblationConfig:
     parallel: int = knob(1, "runs at the same time", minimum=1, common=True)
     items: int | None = knob(None, "validation pairs to evaluate on; default: evaluate.py's", minimum=1, common=True)
     candidates: int | None = knob(None, "continuations of each; default: evaluate.py's", minimum=2, common=True)
+    critic: bool = knob(True, "train a critic for each run, as evaluate.py does", common=True)
     mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store", common=True)
     experiment: str = knob("encore", "MLflow experiment", common=True)
     plugins: str = knob("", "modules or files of your own that register building blocks: a,b.py", common=True)
@@ -51,11 +53,13 @@ class AblationConfig:
         return flags | ({"plugins": self.plugins} if self.plugins else {})
 
     def evaluation_flags(self, metrics: Sequence[str]) -> list[str]:
-        """Flags of evaluate.py for all runs."""
+        """Flags of evaluate.py for all runs. Runs are compared on validation pairs: test pairs choose nothing."""
         flags = {
             "--items": self.items,
             "--candidates": self.candidates,
             "--long_items": 0,
+            "--split": VAL,
+            "--critic": str(self.critic).lower(),
             "--metrics": ",".join(metrics),
         }
         return [text for flag, value in flags.items() if value is not None for text in (flag, str(value))]
@@ -92,7 +96,7 @@ def plan_of(config: AblationConfig, log: Callable[[str], None]) -> Plan:
     if problems:
         raise EncoreError("\n".join(problems))
     grid = Grid("--each_loss", {}, {}) if config.grid is None else read_grid(config.grid)
-    if taken := [name for name in grid.runs if name in BASELINES]:
+    if taken := [name for name in grid.runs if name in (*BASELINES, prior_name(MODEL))]:
         raise EncoreError(f"{grid.source}: runs: {', '.join(taken)}: is the name of a baseline; choose another one")
     make_folder(config.output, "--output")
     return make_plan(grid, config.each_loss, config.output, config.training_flags, log)

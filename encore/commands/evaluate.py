@@ -10,10 +10,11 @@ from rich.console import Console
 
 from encore.config import cli
 from encore.data import find_pairs
-from encore.errors import make_folder
+from encore.data.pairs import TEST
+from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import check_comparable
 from encore.evaluation.config import EvalConfig
-from encore.evaluation.dataset import EvalSet
+from encore.evaluation.dataset import VAL, EvalSet
 from encore.evaluation.evaluator import Evaluator, timed
 from encore.evaluation.metrics.embeddings import Embedding, load_embedding
 from encore.evaluation.report import write_report
@@ -25,7 +26,7 @@ PLAIN_WIDTH = 100  # characters, of tables that go to a file or a pipe
 
 
 def main(config: EvalConfig) -> None:
-    """Measure continuations of all validation pairs: writes evaluation.json and index.html, and prints tables."""
+    """Measure continuations of held-out pairs: writes evaluation.json and index.html, and prints tables."""
     config.check()
     make_folder(config.output, "--output")
     device, console = choose_device(config.device), Console(stderr=True, highlight=False)
@@ -60,15 +61,18 @@ def load_models(config: EvalConfig, device: torch.device) -> tuple[Generator, Ma
 
 
 def open_data(config: EvalConfig, model: Generator, device: torch.device) -> EvalSet:
-    """The validation pairs, encoded with the model's codec.
+    """The pairs to judge on, encoded with the model's codec.
 
     Raises:
-        EncoreError: there are no pairs that can be used.
+        EncoreError: there are no pairs that can be used, or none of --split.
     """
     dataset_format = config.dataset_format or model.config.data.dataset_format
     cache_dir = config.cache_dir or config.dataset_folder / ".latents"
     pairs = find_pairs(config.dataset_folder, model.codec.sample_rate, dataset_format, cache_dir)
-    return EvalSet.open(model.codec, pairs, cache_dir, config.items, config.memorisation, device)
+    split = config.split or (TEST if len(pairs.get(TEST, ())) else VAL)
+    if not len(pairs.get(split, ())):
+        raise EncoreError(f"--split {split}: {config.dataset_folder} has no pairs for {split}; use --split {VAL}")
+    return EvalSet.open(model.codec, pairs, cache_dir, config.items, config.memorisation, device, split)
 
 
 def load_embeddings(config: EvalConfig, device: torch.device) -> Mapping[str, Embedding]:

@@ -6,7 +6,7 @@ import sys
 
 import encore.codecs
 import encore.data
-import encore.models.priors
+import encore.models.pointer_prior
 import encore.tracking  # noqa: F401
 from encore.config import cli
 from encore.config.checks import validate

@@ -79,7 +79,8 @@ class ModelConfig:
     )
     prior: str = knob(
         "rhythm",
-        "what a continuation starts from: the context again, at its own rhythm or any lag, or nothing",
+        "what a continuation starts from: the context again, at its own rhythm, at any lag or where a trained pointer "
+        "says, or nothing",
         GENERATION,
         choices=PRIORS,
         common=True,

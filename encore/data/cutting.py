@@ -139,6 +139,10 @@ class Source:
     scale: float = 1.0
     altered: str = ""
 
+    def copy_of(self, original: str) -> Source:
+        """This source as one without pairs, because another one has the same audio."""
+        return Source(self.name, f"the same audio as {original}")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Source:
         """A source from `asdict` of it, as JSON keeps it."""

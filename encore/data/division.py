@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from encore.data.cutting import FOLDER, SegmentConfig, Source
 from encore.data.pairs import SPLITS, TEST
+from encore.data.shards import NumberedNames
 from encore.errors import EncoreError, listing
 
 Division = dict[str, list[int]]  # indices of the sources of each split
@@ -70,3 +71,12 @@ def _too_few(sources: Sequence[Source], found: int, splits: Sequence[str], confi
     remedies = ["add music", "shorten --context_seconds or --segment_seconds"]
     remedies += ["--val_group file"] * (what != "file") + ["--test_fraction 0"] * (found == 2)
     return f"{message}; {', '.join(remedies[:-1])}, or {remedies[-1]}" + (f":\n{listing(problems)}" if problems else "")
+
+
+def numbered(division: Division, sources: Sequence[Source]) -> Iterator[tuple[str, str, int, int]]:
+    """Split, name, source and first sample of each pair, numbered by file and start."""
+    for split, members in division.items():
+        pairs = [(index, start) for index in members for start in sources[index].starts]
+        names = NumberedNames(len(pairs))
+        for number, (index, start) in enumerate(pairs):
+            yield split, names[number], index, start

@@ -14,40 +14,25 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from encore.audio import SHORTEST_SECONDS, find_audio_files
 from encore.config.knobs import problems_of
 from encore.data.augmentation import draw_alteration
-from encore.data.cutting import Cut, SegmentConfig, Source, cut_to_flac, cut_to_wavs, in_order
-from encore.data.division import Division, TooFewSources, split_sources
+from encore.data.cutting import Cut, SegmentConfig, Source
+from encore.data.division import Division, TooFewSources, numbered, split_sources
 from encore.data.folders import COLUMNS
-from encore.data.index_files import DIGEST_BYTES
-from encore.data.shards import SHARD_BYTES, Member, NumberedNames, ShardIndex, ShardWriter
-from encore.data.staging import MusicFile, Staging
+from encore.data.staging import MusicFile, Progress, Staging
+from encore.data.to_shards import ShardedPairs
+from encore.data.to_wavs import WavPairs
 from encore.errors import EncoreError
-from encore.json_files import read_json, write_json
-
-T = TypeVar("T")
 
 # Settings that cutting does not depend on.
 DIVISION = ("val_fraction", "test_fraction", "val_group", "augment", "seed")
-
-
-class Progress(Protocol):
-    """Shows how far a preparation is."""
-
-    def say(self, line: str) -> None:
-        """Prints a line."""
-
-    def track(self, items: Iterable[T], total: int, done: int) -> Iterable[T]:
-        """Counts items that are finished, beginning with `done`."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +79,10 @@ def prepare(music: Path, output: Path, config: SegmentConfig, workers: int, prog
     settings = asdict(config)
     division = {name: settings.pop(name) for name in DIVISION}
     staging = Staging(output, settings, division, files)
-    make = _make_shards if config.shards else _make_wavs
+    writer = (ShardedPairs if config.shards else WavPairs)(staging, config)
     try:
         with staging.open():
-            report = make(files, staging, config, workers, progress)
+            report = _prepare(files, writer, staging.data, config, workers, progress)
             staging.finish()
     except TooFewSources:
         staging.discard()
@@ -107,6 +92,27 @@ def prepare(music: Path, output: Path, config: SegmentConfig, workers: int, prog
             f"--output {output}: cannot be written ({error}); name another folder or free disk space"
         ) from error
     return report
+
+
+def _prepare(
+    files: Sequence[MusicFile],
+    writer: WavPairs | ShardedPairs,
+    data: Path,
+    config: SegmentConfig,
+    workers: int,
+    progress: Progress,
+) -> PrepareReport:
+    """Cuts all files, divides them, cuts altered copies of those for train, and completes the data set in `data`."""
+    jobs = [Cut(file.path, file.name, file.key) for file in files]
+    sources = writer.cut(jobs, workers, progress)
+    division = split_sources(sources, config)
+    copies = altered_copies(jobs, sources, division["train"], config)
+    if copies:
+        division["train"] += range(len(jobs), len(jobs) + len(copies))
+        sources, jobs = sources + writer.cut(copies, workers, progress), jobs + copies
+    writer.finish(jobs, sources, division)
+    _write_metadata(data / "metadata.csv", division, sources, config)
+    return _report(division, sources, config)
 
 
 def _check(music: Path, output: Path, config: SegmentConfig) -> None:
@@ -147,66 +153,6 @@ def _check_lengths(config: SegmentConfig) -> list[str]:
     return []
 
 
-def _say_what_is_kept(staging: Staging, done: int, total: int, progress: Progress) -> None:
-    if staging.note:
-        progress.say(staging.note)
-        staging.note = ""
-    if done:
-        progress.say(f"going on where an earlier run was stopped: {done} of {total} files are finished")
-
-
-def _make_wavs(
-    files: Sequence[MusicFile], staging: Staging, config: SegmentConfig, workers: int, progress: Progress
-) -> PrepareReport:
-    """Cuts all files into wavs, and numbers and moves them."""
-    parts = staging.folder / "sources"
-    for unfinished in parts.glob("*.tmp"):
-        shutil.rmtree(unfinished)
-
-    def cut_all(jobs: Sequence[Cut]) -> list[Source]:
-        todo = [job for job in jobs if not (parts / job.key).is_dir()]
-        done = len(jobs) - len(todo)
-        _say_what_is_kept(staging, done, len(jobs), progress)
-        results = in_order(cut_to_wavs, [(job, parts / job.key, config) for job in todo], workers)
-        for _ in progress.track(results, len(jobs), done):
-            pass
-        return [Source.from_dict(read_json(parts / job.key / "source.json")) for job in jobs]
-
-    jobs = [Cut(file.path, file.name, file.key) for file in files]
-    sources = _without_copies(cut_all(jobs))
-    division = split_sources(sources, config)
-    copies = altered_copies(jobs, sources, division["train"], config)
-    if copies:
-        sources, jobs = _with_copies(sources, cut_all(copies), division), jobs + copies
-    staging.start_moving()
-    for split, name, index, start in _numbered(division, sources):
-        (staging.data / split).mkdir(exist_ok=True)
-        for role in ("input", "output"):
-            target = staging.data / split / f"{name}_{role}.wav"
-            if not target.exists():  # moved before the run was stopped
-                (parts / jobs[index].key / f"{start}_{role}.wav").rename(target)
-    _write_metadata(staging.data / "metadata.csv", division, sources, config)
-    return _report(division, sources, config)
-
-
-def _make_shards(
-    files: Sequence[MusicFile], staging: Staging, config: SegmentConfig, workers: int, progress: Progress
-) -> PrepareReport:
-    """Cuts all files into shards, and writes their index."""
-    jobs = [Cut(file.path, file.name, file.key) for file in files]
-    shards, entries = _cut_to_shards("shard", jobs, staging, config, workers, progress)
-    sources = [Source.from_dict(entry["source"]) for entry in entries]
-    division = split_sources(sources, config)
-    copies = altered_copies(jobs, sources, division["train"], config)
-    if copies:
-        more_shards, more = _cut_to_shards("altered", copies, staging, config, workers, progress)
-        made = [Source.from_dict(entry["source"]) for entry in more]
-        sources, shards = _with_copies(sources, made, division), shards + more_shards
-    _shard_index(shards, [job.key for job in jobs + copies], sources, division, config).save(staging.data)
-    _write_metadata(staging.data / "metadata.csv", division, sources, config)
-    return _report(division, sources, config)
-
-
 def altered_copies(
     jobs: Sequence[Cut], sources: Sequence[Source], train: Sequence[int], config: SegmentConfig
 ) -> list[Cut]:
@@ -224,143 +170,12 @@ def altered_copies(
     return copies
 
 
-def _with_copies(sources: list[Source], copies: list[Source], division: Division) -> list[Source]:
-    """All sources; the altered copies go to train."""
-    division["train"] += range(len(sources), len(sources) + len(copies))
-    return sources + copies
-
-
-def _cut_to_shards(
-    kind: str, jobs: Sequence[Cut], staging: Staging, config: SegmentConfig, workers: int, progress: Progress
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Cuts files into shards named after `kind`; returns these, and an entry per file."""
-    shards = _finished_shards(kind, jobs, staging)
-    done = sum(len(shard["sources"]) for shard in shards)
-    _say_what_is_kept(staging, done, len(jobs), progress)
-    first: dict[str, str] = {}
-    for shard in shards:
-        first |= {entry["source"]["content"]: entry["source"]["name"] for entry in shard["sources"]}
-    results = in_order(cut_to_flac, [(job, config) for job in jobs[done:]], workers)
-    writer, entries = None, list[dict[str, Any]]()
-    for job, (source, pieces) in zip(jobs[done:], progress.track(results, len(jobs), done), strict=True):
-        if source.content and first.setdefault(source.content, source.name) != source.name:
-            source, pieces = _copy_of(source, first[source.content]), []
-        if pieces and writer is None:
-            writer = ShardWriter(staging.data / f"{kind}-{len(shards):06d}.tar")
-        folder = f"{job.name}.{job.copy}" if job.copy else job.name
-        members = [writer.add(folder, start, flac) for start, flac in pieces] if writer is not None else []
-        entries.append({"key": job.key, "source": asdict(source), "members": members})
-        if writer is not None and writer.size >= SHARD_BYTES:
-            shards.append(_finish_shard(writer, entries, staging))
-            writer, entries = None, []
-    if writer is not None:
-        shards.append(_finish_shard(writer, entries, staging))
-        entries = []
-    return shards, [entry for shard in shards for entry in shard["sources"]] + entries
-
-
-def _finished_shards(kind: str, jobs: Sequence[Cut], staging: Staging) -> list[dict[str, Any]]:
-    """What an earlier run noted of its finished shards, as far as their files are the same; others are deleted."""
-    shards: list[dict[str, Any]] = []
-    done = 0
-    while (noted := read_json(staging.folder / f"{kind}-{len(shards):06d}.json")) is not None:
-        keys = [entry["key"] for entry in noted["sources"]]
-        if keys != [job.key for job in jobs[done : done + len(keys)]]:
-            changed = f" from {jobs[done].name} on" if done < len(jobs) else ""
-            staging.note = f"files changed since the run that was stopped: cut again{changed}"
-            break
-        shards.append(noted)
-        done += len(keys)
-    kept = {shard["name"] for shard in shards}
-    for path in [*staging.data.glob(f"{kind}-*"), *staging.folder.glob(f"{kind}-*.json")]:
-        if path.with_suffix(".tar").name not in kept:
-            path.unlink()
-    return shards
-
-
-def _finish_shard(writer: ShardWriter, entries: list[dict[str, Any]], staging: Staging) -> dict[str, Any]:
-    """Completes a shard, and notes what is in it: a shard without this note is made again."""
-    writer.close()
-    noted = {"name": writer.path.name, "size": writer.path.stat().st_size, "sources": entries}
-    write_json(staging.folder / f"{writer.path.stem}.json", noted)
-    return noted
-
-
-def _shard_index(
-    shards: Sequence[dict[str, Any]],
-    keys: Sequence[str],
-    sources: Sequence[Source],
-    division: Division,
-    config: SegmentConfig,
-) -> ShardIndex:
-    """The index of shards, whose files have `keys`."""
-    places, digests = list[tuple[int, int, int]](), list[str]()
-    rows: dict[str, dict[int, int]] = {}  # for each file the row of the piece that begins at a sample
-    for number, shard in enumerate(shards):
-        for entry in shard["sources"]:
-            members: list[Member] = entry["members"]
-            rows[entry["key"]] = {start: len(places) + k for k, (start, *_) in enumerate(members)}
-            places += [(number, begin, size) for _, begin, size, _ in members]
-            digests += [digest for *_, digest in members]
-    context, target = (length // config.piece_samples for length in (config.context_samples, config.target_samples))
-    found = {
-        split: [
-            (rows[keys[i]][start], rows[keys[i]][start + config.context_samples], i)
-            for i in members
-            for start in sources[i].starts
-        ]
-        for split, members in division.items()
-    }
-    # A segment is a first piece and a number of pieces; if inputs and outputs have the same, many are both.
-    wanted = [((first, context), (second, target)) for pairs in found.values() for first, second, _ in pairs]
-    pieces, numbers = np.unique(np.array(wanted, np.int64).reshape(-1, 2), axis=0, return_inverse=True)
-    segments = iter(np.split(numbers.reshape(-1, 2), np.cumsum([len(pairs) for pairs in found.values()])[:-1]))
-    return ShardIndex(
-        config.sample_rate,
-        config.piece_samples,
-        [shard["name"] for shard in shards],
-        [shard["size"] for shard in shards],
-        np.array(places, np.int64),
-        np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, DIGEST_BYTES),
-        pieces,
-        [source.name for source in sources],
-        {
-            split: np.concatenate([next(segments), np.array([i for *_, i in pairs], np.int64)[:, None]], 1)
-            for split, pairs in found.items()
-        },
-    )
-
-
-def _without_copies(sources: list[Source]) -> list[Source]:
-    """Leaves out all but the first of files with the same audio, which could otherwise be in both splits."""
-    first: dict[str, str] = {}
-    result = []
-    for source in sources:
-        if source.content and first.setdefault(source.content, source.name) != source.name:
-            source = _copy_of(source, first[source.content])
-        result.append(source)
-    return result
-
-
-def _copy_of(source: Source, original: str) -> Source:
-    return Source(source.name, f"the same audio as {original}")
-
-
-def _numbered(division: Division, sources: Sequence[Source]) -> Iterator[tuple[str, str, int, int]]:
-    """Split, name, source and first sample of each pair, numbered by file and start."""
-    for split, members in division.items():
-        pairs = [(index, start) for index in members for start in sources[index].starts]
-        names = NumberedNames(len(pairs))
-        for number, (index, start) in enumerate(pairs):
-            yield split, names[number], index, start
-
-
 def _write_metadata(path: Path, division: Division, sources: Sequence[Source], config: SegmentConfig) -> None:
     # surrogateescape, because file names on Linux need not be UTF-8.
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
-        for split, name, index, start in _numbered(division, sources):
+        for split, name, index, start in numbered(division, sources):
             source = sources[index]
             rows.writerow((name, source.name, f"{start / config.sample_rate:.10g}", split, source.altered))
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
 from encore.errors import EncoreError
 from encore.json_files import read_json, write_json
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Shows how far a preparation is."""
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+
+    def track(self, items: Iterable[T], total: int, done: int) -> Iterable[T]:
+        """Counts items that are finished, beginning with `done`."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,14 @@ class Staging:
                 shutil.rmtree(path)
             elif path.name != "lock":
                 path.unlink()
+
+    def say_what_is_kept(self, done: int, total: int, progress: Progress) -> None:
+        """Tells what became of an earlier run's parts."""
+        if self.note:
+            progress.say(self.note)
+            self.note = ""
+        if done:
+            progress.say(f"going on where an earlier run was stopped: {done} of {total} files are finished")
 
     def start_moving(self) -> None:
         """Notes that parts are being moved to `data`, which can only go on with the same files and settings."""

@@ -1,1 +1,1 @@
-"""Evaluation: continuations of validation pairs, by models and baselines, measured and reported."""
+"""Evaluation: continuations of held-out pairs, by models and baselines, measured and reported."""

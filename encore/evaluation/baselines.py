@@ -1,25 +1,36 @@
-"""What continues the validation pairs: models, and the baselines that they are compared with."""
+"""What continues the held-out pairs: models, their priors, and the baselines that they are compared with."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from encore.codecs import Codec
 from encore.data.dataset import Batch
 from encore.errors import EncoreError
 from encore.evaluation.dataset import EvalSet, partners_elsewhere
+from encore.evaluation.metrics.log_mel import power_spectrogram, window_length
 from encore.evaluation.metrics.repetition import best_lag
-from encore.inference.continuation import continue_latents
+from encore.inference.continuation import Contexts, continue_latents, faded_contexts
+from encore.models.generation import make_generators
 from encore.models.loading import Generator
-from encore.models.priors import draw_lags, replay
+from encore.models.priors import draw_lags, replay, take
+from encore.registry import PRIORS
 
-TRUTH = "truth"
+MODEL = "model"  # the name of the model that is evaluated
+TRUTH, CODEC = "truth", "codec"
 OTHER_MUSIC = "other_music"
-BASELINES = ("silence", "copy", "loop", "replay", OTHER_MUSIC, "codec", TRUTH)
+NEGATIVES = ("noise", "shards", OTHER_MUSIC)  # a yardstick is of use if they rank last
+BASELINES = ("silence", *NEGATIVES, "copy", "loop", "replay", CODEC, TRUTH)
+PRIOR = "prior"  # the prior of the model that is evaluated, without the model
+SHARD_SECONDS = 0.1
+NOISE_WINDOW_SECONDS = 0.085  # of the spectrum that noise is given: too short to keep single notes
 SEEDS_PER_PAIR = 1000  # distance of the seeds of two pairs' first candidates
 
 
@@ -34,6 +45,11 @@ class Continuer:
             those of a pair next to each other.
         deterministic: all candidates would be equal, so there is only one.
         long_form: it can continue for longer than the pairs are.
+        recorded: its audio went through no codec.
+        reference: the continuer that the critic takes for real music: the truth through the same codec, so that the
+            sound of the codec is no cue. What is recorded goes through the codec for the critic.
+        prior: the name of the continuer that is its prior alone, if it is a model with one.
+        before: the input as it is heard before the continuation, `[B, C, K]`; its end fades into a codec's output.
     """
 
     name: str
@@ -41,6 +57,10 @@ class Continuer:
     make: Callable[[Batch, int, Sequence[int]], Tensor]
     deterministic: bool = True
     long_form: bool = False
+    recorded: bool = False
+    reference: str = CODEC
+    prior: str | None = None
+    before: Callable[[Batch], Tensor] = field(default=lambda batch: batch.input_audio)
 
     @torch.no_grad()
     def draw(self, batch: Batch, candidates: int, seed: int, frames: int | None = None) -> Tensor:
@@ -65,27 +85,53 @@ def seeds_of(batch: Batch, candidates: int, seed: int) -> list[int]:
     ]
 
 
-def model_continuer(name: str, generator: Generator, temperature: float, own_latents: bool = False) -> Continuer:
-    """A trained model.
+def model_continuers(name: str, generator: Generator, temperature: float, own_codec: bool = False) -> list[Continuer]:
+    """A trained model, its prior alone if it draws continuations around one, and its codec's ceiling if it has its own.
 
     Args:
-        own_latents: encode the inputs with the model's codec, because the cached latents are another codec's.
+        own_codec: the model's codec is not the evaluation's. It encodes the inputs, as the cached latents are another
+            codec's.
     """
+    codec, generative = generator.codec, generator.generation.generative
+    has_prior = generative and not PRIORS.find(generator.generation.prior).empty
+    ceiling = f"{name}_{CODEC}" if own_codec else CODEC
 
-    def make(batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
-        context = generator.codec.encode(batch.input_audio) if own_latents else batch.context
-        return continue_latents(generator, context, frames, list(seeds), temperature=temperature)
+    def latents_of(batch: Batch) -> Tensor:
+        return codec.encode(batch.input_audio) if own_codec else batch.context
 
-    generative = generator.generation.generative
+    def make(batch: Batch, frames: int, seeds: Sequence[int], prior_alone: bool = False) -> Tensor:
+        contexts = Contexts(latents_of(batch), batch.input_audio)
+        return continue_latents(generator, contexts, frames, list(seeds), temperature, prior_alone)
+
+    def through_codec(batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
+        return truth_through(codec, Contexts(latents_of(batch), batch.input_audio), batch, generator.margin)
+
+    def before(batch: Batch) -> Tensor:
+        return faded_contexts(codec, Contexts(latents_of(batch), batch.input_audio), generator.margin)
+
     note = "A model that draws continuations." if generative else "A model that was trained by regression."
-    return Continuer(name, note, make, deterministic=not generative, long_form=True)
+    own_prior = prior_name(name) if has_prior else None
+    made = [Continuer(name, note, make, not generative, long_form=True, reference=ceiling, prior=own_prior)]
+    if own_prior is not None:
+        note = f"The prior of {name} ({generator.generation.prior}) without the model, from the same seeds."
+        alone = partial(make, prior_alone=True)
+        made.append(Continuer(own_prior, note, alone, deterministic=False, long_form=True, reference=ceiling))
+    if own_codec:
+        note = f"The truth through the codec of {name}: the best that its latents allow."
+        made.append(Continuer(ceiling, note, through_codec, reference=TRUTH))
+    return [dataclasses.replace(continuer, before=before) for continuer in made]
+
+
+def prior_name(model: str) -> str:
+    """The name of the continuer that is a model's prior alone."""
+    return PRIOR if model == MODEL else f"{model}_{PRIOR}"
 
 
 class Baselines:
     """The baselines of an evaluation, whose methods are `Continuer.make`.
 
     Args:
-        data: the validation pairs; those of other recordings serve as other music.
+        data: the held-out pairs; those of other recordings serve as other music.
         margin: latent frames that a decoded crop needs on its left (`Codec.measure_margin`).
         seed: for the choice of other music.
     """
@@ -96,32 +142,49 @@ class Baselines:
 
     def continuers(self) -> list[Continuer]:
         """Every baseline, from the poorest to the upper bound, and the truth last; other music if there is any."""
+        note = "The music of another recording."
+        other = [Continuer(OTHER_MUSIC, note, self.other_music, recorded=True)] if self.partners else []
+        note = "The input's last bars, repeated at the lag of its best autocorrelation."
+        loop = Continuer("loop", note, self.loop, long_form=True, recorded=True)
+        note = "The input's latents, repeated at a random lag."
+        replayed = Continuer("replay", note, self.replay, deterministic=False, long_form=True)
+        note = "Gaussian noise with the truth's spectrum and level."
+        noise = Continuer("noise", note, self.noise, deterministic=False, recorded=True)
+        note = "The input's latents in random pieces of a tenth of a second."
+        shards = Continuer("shards", note, self.shards, deterministic=False)
+        note = "The truth through the codec: the best that its latents allow."
         made = [
-            Continuer("silence", "Digital silence.", self.silence),
-            Continuer("copy", "The input’s end, played again.", self.copy),
-            Continuer(
-                "loop",
-                "The input's last bars, repeated at the lag of its best autocorrelation.",
-                self.loop,
-                long_form=True,
-            ),
-            Continuer(
-                "replay",
-                "The input's latents, repeated at a random lag.",
-                self.replay,
-                deterministic=False,
-                long_form=True,
-            ),
+            Continuer("silence", "Digital silence.", self.silence, recorded=True),
+            noise,
+            shards,
+            *other,
+            Continuer("copy", "The input’s end, played again.", self.copy, recorded=True),
+            loop,
+            replayed,
+            Continuer(CODEC, note, self.through_codec, reference=TRUTH),
+            Continuer(TRUTH, "The music that really follows.", self.truth, recorded=True, reference=TRUTH),
         ]
-        if self.partners is not None:
-            made.append(Continuer(OTHER_MUSIC, "The music of another recording.", self.other_music))
-        made.append(
-            Continuer("codec", "The truth through the codec: the best that its latents allow.", self.through_codec)
-        )
-        return [*made, Continuer(TRUTH, "The music that really follows.", self.truth)]
+        return [one if one.recorded else dataclasses.replace(one, before=self.before) for one in made]
+
+    def before(self, batch: Batch) -> Tensor:
+        return faded_contexts(self.codec, Contexts(batch.context, batch.input_audio), self.margin)
 
     def silence(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         return batch.input_audio.new_zeros(*batch.input_audio.shape[:2], frames * self.codec.hop_length)
+
+    def noise(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
+        truth = batch.target_audio.repeat_interleave(len(seeds) // len(batch), 0)
+        length = frames * self.codec.hop_length
+        white = torch.stack([torch.randn(length, generator=generator) for generator in make_generators(seeds)])
+        return coloured(white.to(truth), truth, self.codec.sample_rate)
+
+    def shards(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
+        context = batch.context.repeat_interleave(len(seeds) // len(batch), 0)
+        size = min(context.shape[-1], max(1, round(SHARD_SECONDS * self.codec.frame_rate)))
+        count, places = -(-frames // size), context.shape[-1] - size + 1
+        starts = torch.stack([torch.randint(places, (count,), generator=each) for each in make_generators(seeds)])
+        index = (starts[..., None] + torch.arange(size)).flatten(1)[:, :frames]
+        return self.codec.decode_continuation(context, take(context, index.to(context.device)), self.margin)
 
     def copy(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         audio = batch.input_end
@@ -145,10 +208,28 @@ class Baselines:
         return self.data.load(self.partners[number] for number in batch.number.tolist()).target_audio
 
     def through_codec(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
-        return self.codec.decode_continuation(batch.context, batch.target_latents, self.margin)
+        return truth_through(self.codec, Contexts(batch.context, batch.input_audio), batch, self.margin)
 
     def truth(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         return batch.target_audio
+
+
+def truth_through(codec: Codec, contexts: Contexts, batch: Batch, margin: int) -> Tensor:
+    """The targets through a codec `[B, C, N]`, encoded with the end of the input in front, as music that goes on."""
+    lead = 0 if codec.segment_frames is not None else min(margin, contexts.latents.shape[-1])
+    past = batch.input_audio[..., batch.input_audio.shape[-1] - lead * codec.hop_length :]
+    latents = codec.encode(torch.cat([past, batch.target_audio], -1))[..., lead:]
+    return codec.decode_continuation(contexts.latents, latents, margin)
+
+
+def coloured(white: Tensor, music: Tensor, sample_rate: int) -> Tensor:
+    """White noise `[R, N]` with the mean power spectrum and the level of `music [R, C, M]`: `[R, C, N]`."""
+    n_fft = min(window_length(sample_rate, NOISE_WINDOW_SECONDS), music.shape[-1])
+    power = power_spectrogram(music[:, :, None].cpu(), n_fft, n_fft // 2).mean(-2)  # [R, C, bins]
+    gains = interpolate(power.sqrt(), white.shape[-1] // 2 + 1, mode="linear").to(white.device)
+    noise = torch.fft.irfft(torch.fft.rfft(white)[:, None] * gains, white.shape[-1])
+    levels = [audio.square().mean(-1, keepdim=True).sqrt() for audio in (music, noise)]
+    return noise * levels[0] / levels[1].clamp_min(1e-12)
 
 
 def check_comparable(codec: Codec, others: Mapping[str, Codec]) -> None:

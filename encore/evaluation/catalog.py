@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from encore.errors import EncoreError
+from encore.evaluation.headline import PULSE_SPEC
+from encore.evaluation.metrics.critic import CRITIC_SPEC
 from encore.evaluation.metrics.distribution import distribution_specs
 from encore.evaluation.metrics.drift import CONTOUR_SPECS, drift_specs
 from encore.evaluation.metrics.energy_score import score_specs
@@ -31,8 +33,10 @@ def catalogue(
     specs = [
         *score_specs(distances),
         *distribution_specs(spaces),
+        CRITIC_SPEC,
         *CONTOUR_SPECS,
         *(metric.spec for metric in METRICS.values()),
+        PULSE_SPEC,
         MEMORIZATION_SPEC,
         *drift_specs(seconds),
         *loss_specs(losses),

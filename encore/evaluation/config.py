@@ -8,12 +8,12 @@ from pathlib import Path
 
 from encore.config.components import unknown_losses
 from encore.config.knobs import knob, problems_of
+from encore.data.pairs import TEST
 from encore.errors import EncoreError
-from encore.evaluation.baselines import BASELINES
+from encore.evaluation.baselines import BASELINES, CODEC, MODEL, prior_name
+from encore.evaluation.dataset import VAL
 from encore.evaluation.metrics.embeddings import WEIGHTS
 from encore.registry import DATASETS
-
-MODEL = "model"  # the name of the model that is evaluated
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,12 @@ class EvalConfig:
     """All settings of an evaluation. `checkpoint` and `dataset_folder` have no default: `check` refuses None."""
 
     checkpoint: Path = knob(None, "checkpoint of a training run", common=True)
-    dataset_folder: Path = knob(None, "folder with train/ and val/ pairs", common=True)
+    dataset_folder: Path = knob(None, "folder with train/, val/ and perhaps test/ pairs", common=True)
     dataset_format: str | None = knob(
         None, "how the pairs are stored there; default: as for training", choices=DATASETS
+    )
+    split: str | None = knob(
+        None, "pairs to judge on; default: test if the data set has them, else val", choices=(TEST, VAL), common=True
     )
     output: Path = knob(Path("report"), "folder for the report", common=True)
     against: tuple[str, ...] = knob(
@@ -32,7 +35,7 @@ class EvalConfig:
     candidates: int = knob(4, "continuations per pair; the energy score needs at least 2", minimum=2, common=True)
     seed: int = knob(0, "seed of everything random", common=True)
     temperature: float = knob(1.0, "scale of the models' noise", minimum=0, common=True)
-    items: int | None = knob(None, "number of validation pairs; default: all", minimum=2, common=True)
+    items: int | None = knob(None, "number of pairs; default: all", minimum=2, common=True)
     batch_size: int = knob(4, "pairs per batch", minimum=1, common=True)
     metrics: str | None = knob(None, "losses to the truth: a,b,c; default: the training run's", common=True)
     long_seconds: float = knob(60.0, "length of the long continuations", minimum=2, common=True)
@@ -44,6 +47,7 @@ class EvalConfig:
         common=True,
     )
     embedding_weights: Path | None = knob(None, "file of its weights; default: in torch.hub's folder")
+    critic: bool = knob(True, "train a critic to tell true continuations from each system's", common=True)
     memorisation: int = knob(500, "training segments to search for copies; 0: none", minimum=0, common=True)
     mlflow_uri: str | None = knob(None, "MLflow server or store to log to; default: none", common=True)
     experiment: str = knob("encore", "MLflow experiment of a new run")
@@ -60,13 +64,15 @@ class EvalConfig:
             EncoreError: a name is taken.
         """
         named: dict[str, Path] = {}
+        taken = {MODEL, prior_name(MODEL), *BASELINES}
         for part in [part.strip() for entry in self.against for part in entry.split(",") if part.strip()]:
             name, equals, path = part.rpartition("=")
             file = Path(path if equals else part)
             name = re.sub(r"[^\w.-]", "_", name if equals else file.stem)
-            if name in (MODEL, *BASELINES, *named):
+            if name in taken or any(reserved in taken for reserved in (prior_name(name), f"{name}_{CODEC}")):
                 raise EncoreError(f"--against {part}: the name {name!r} is taken; give it another: other={file}")
             named[name] = file
+            taken |= {name, prior_name(name), f"{name}_{CODEC}"}
         return named
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""The validation pairs of an evaluation: which there are, which recordings they come from, and their tensors."""
+"""The held-out pairs of an evaluation: which there are, which recordings they come from, and their tensors."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ from encore.errors import EncoreError
 
 T = TypeVar("T")
 
+VAL = "val"
 LEAST_SECONDS = 1.0  # of a pair: contours have one value per second
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Validation pairs, and training segments to search for copies.
+    """Held-out pairs, and training segments to search for copies.
 
     Attributes:
-        val: the validation pairs.
-        names: the name of each validation pair.
-        recordings: the recording of each validation pair, or the names if the recordings are unknown.
+        held_out: the pairs.
+        split: which of the data set they are, "test" or "val".
+        names: the name of each pair.
+        recordings: the recording of each pair, or the names if the recordings are unknown.
         recordings_known: whether the recordings are known.
         train: numbers of training segments in the cache.
         cache: latents of the codec.
-        total: how many validation pairs the data set has.
+        total: how many pairs the split has.
         device: where batches go.
     """
 
-    val: PairDataset
+    held_out: PairDataset
+    split: str
     names: list[str]
     recordings: list[str]
     recordings_known: bool
@@ -55,19 +58,20 @@ class EvalSet:
         items: int | None,
         segments: int,
         device: torch.device,
+        split: str = VAL,
     ) -> EvalSet:
         """Selects from the pairs of a data set (`find_pairs`), and encodes the files that are not in the cache yet.
 
         Args:
             cache_dir: folder for encoded latents.
-            items: how many validation pairs to take, spread evenly over all; None for all of them.
+            items: how many pairs to take, spread evenly over all; None for all of them.
             segments: how many training segments, likewise.
+            split: whose pairs to take.
 
         Raises:
-            EncoreError: there are fewer than two validation pairs, they are too short, or the recordings of only some
-                are known.
+            EncoreError: there are fewer than two pairs, they are too short, or the recordings of only some are known.
         """
-        frames, total = segment_frames(pairs, codec.hop_length), len(pairs["val"])
+        frames, total = segment_frames(pairs, codec.hop_length), len(pairs[split])
         if frames.target < LEAST_SECONDS * codec.frame_rate:
             shortest = min(
                 (split[int(split.samples.argmin())] for split in pairs.values()), key=lambda one: one.samples
@@ -78,23 +82,24 @@ class EvalSet:
             )
         if total < 2:
             raise EncoreError(
-                "--dataset_folder: there is one validation pair, evaluation needs at least two; prepare more music"
+                f"--dataset_folder: there is one pair in {split}, evaluation needs at least two; prepare more music"
             )
-        val = pairs["val"].take(spread(range(total), total if items is None else items))
+        chosen = pairs[split].take(spread(range(total), total if items is None else items))
         train = pairs["train"].numbers[spread(range(2 * len(pairs["train"])), segments)]
-        recordings = _recordings(val)
-        cache = LatentCache.open(cache_dir, codec.identity, val.segments)
-        cache.complete(np.unique(np.concatenate([val.numbers, train])), codec, device)
-        dataset = PairDataset(val, cache, codec, frames)
-        names = [pair.name for pair in val]
-        return cls(dataset, names, recordings or names, recordings is not None, train.tolist(), cache, total, device)
+        recordings = _recordings(chosen)
+        cache = LatentCache.open(cache_dir, codec.identity, chosen.segments)
+        cache.complete(np.unique(np.concatenate([chosen.numbers, train])), codec, device)
+        dataset = PairDataset(chosen, cache, codec, frames)
+        names = [pair.name for pair in chosen]
+        known = recordings is not None
+        return cls(dataset, split, names, recordings or names, known, train.tolist(), cache, total, device)
 
     def __len__(self) -> int:
-        return len(self.val)
+        return len(self.held_out)
 
     def load(self, numbers: Iterable[int]) -> Batch:
-        """The validation pairs of these numbers."""
-        return collate([self.val[number] for number in numbers]).to(self.device)
+        """The pairs of these numbers."""
+        return collate([self.held_out[number] for number in numbers]).to(self.device)
 
     def one_of_each(self, count: int) -> list[int]:
         """The numbers of up to `count` pairs, each the first of a recording as long as there are recordings left."""

@@ -1,4 +1,4 @@
-"""Continues the validation pairs with models and baselines, and measures the continuations."""
+"""Continues the held-out pairs with models and baselines, and measures the continuations."""
 
 from __future__ import annotations
 
@@ -12,27 +12,37 @@ from rich.console import Console
 from torch import Tensor
 
 import losses
-from encore.data.dataset import Batch
-from encore.evaluation.baselines import OTHER_MUSIC, TRUTH, Baselines, Continuer, model_continuer
+from encore.evaluation.baselines import (
+    CODEC,
+    MODEL,
+    NEGATIVES,
+    OTHER_MUSIC,
+    TRUTH,
+    Baselines,
+    Continuer,
+    model_continuers,
+)
 from encore.evaluation.catalog import catalogue
-from encore.evaluation.config import MODEL, EvalConfig
+from encore.evaluation.config import EvalConfig
 from encore.evaluation.dataset import EvalSet
-from encore.evaluation.metrics.distribution import RealMusic, frechet_warning
+from encore.evaluation.headline import HEADLINE, PULSE, PULSE_DIFFERENCE, caption
+from encore.evaluation.metrics.critic import CRITIC, critic_values
+from encore.evaluation.metrics.distribution import RealMusic
 from encore.evaluation.metrics.drift import contours, drift, relative_contours
 from encore.evaluation.metrics.embeddings import Embedding, latent_patches
-from encore.evaluation.metrics.energy_score import SCORE, SKILL, skill
+from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR, skill
 from encore.evaluation.metrics.memorization import memorization
 from encore.evaluation.per_item import DISTANCES, LATENTS, MetricAccumulator, make_metrics
 from encore.evaluation.results import Results
+from encore.evaluation.warnings import critic_warnings, dependence_warnings, warnings_of
 from encore.models.loading import Generator
 from encore.reporting.html import AudioSample, SampleGroup
 from encore.statistics import Interval, group_mean
 
 REFERENCE = "replay"  # the continuer that skill is relative to
 SAMPLE_PAIRS = 3  # pairs whose audio is on the page
-NOT_ON_PAGE = ("silence", "copy", "other_music", "codec")
+NOT_ON_PAGE = ("silence", "noise", "shards", OTHER_MUSIC, "copy", CODEC)
 TRAINING_HOP_SECONDS = 0.125  # from patch to patch of training music
-ENOUGH_PAIRS, ENOUGH_RECORDINGS = 50, 8
 
 Accumulators = Mapping[str, MetricAccumulator]
 Samples = dict[str, Tensor]  # by continuer, context and continuation, [C, K + M]
@@ -61,12 +71,13 @@ class Evaluator:
         embeddings: Mapping[str, Embedding] | None = None,
     ):
         self.model, self.data, self.config, self.console = model, data, config, console
-        codec, others = model.codec, others or {}
-        self.metrics = make_metrics(model, data, config.metrics, embeddings or {}, console)
-        self.continuers = [model_continuer(MODEL, model, config.temperature)]
-        for name, other in others.items():
+        self.others = others or {}
+        codec = model.codec
+        self.metrics = make_metrics(model, data, config, embeddings or {}, console)
+        self.continuers = model_continuers(MODEL, model, config.temperature)
+        for name, other in self.others.items():
             own = other.codec.identity != codec.identity
-            self.continuers.append(model_continuer(name, other, config.temperature, own_latents=own))
+            self.continuers += model_continuers(name, other, config.temperature, own_codec=own)
         self.continuers += Baselines(codec, data, model.margin, config.seed).continuers()
         self.specs = catalogue(
             [*DISTANCES, LATENTS],
@@ -82,13 +93,15 @@ class Evaluator:
         for continuer in self.continuers:
             with timed(self.console, f"{continuer.name}, {len(self.data)} pairs"):
                 accumulators[continuer.name] = self.accumulate(continuer)
+        if self.config.critic and len(set(self.data.recordings)) > 1:
+            self.ask_critic(accumulators)
         values = self.summaries(accumulators)
         self.add_distributions(values, accumulators)
         if self.config.memorisation:
             self.add_memorization(values, accumulators)
         results = self.results(values, accumulators)
         names, recordings = self.data.names, self.data.recordings
-        context = self.data.val.frames.context / self.model.codec.frame_rate
+        context = self.data.held_out.frames.context / self.model.codec.frame_rate
         groups = [
             sample_group(f"{names[n]} ({recordings[n]}), continued from {context:.1f} s on", samples)
             for n, samples in self.samples.items()
@@ -104,20 +117,38 @@ class Evaluator:
             numbers = range(first, min(first + self.config.batch_size, len(self.data)))
             batch = self.data.load(numbers)
             audio = continuer.draw(batch, self.config.candidates, self.config.seed)
-            accumulator.add(*self.metrics.compute(audio, batch, is_truth=continuer.name == TRUTH))
+            is_truth, before = continuer.name == TRUTH, continuer.before(batch)
+            accumulator.add(self.metrics.compute(audio, batch, before, is_truth, continuer.recorded))
             for number in self.samples.keys() & set(numbers):
-                self.samples[number][continuer.name] = with_context(batch, audio, number - first)
+                self.samples[number][continuer.name] = with_context(before, audio, number - first)
         return accumulator
 
+    def ask_critic(self, accumulators: Accumulators) -> None:
+        """Whether a critic tells the continuations of each continuer from those of its reference."""
+        for continuer in self.continuers:
+            if continuer.name != continuer.reference:
+                with timed(self.console, f"critic of {continuer.name}"):
+                    made, real = (accumulators[name].windows() for name in (continuer.name, continuer.reference))
+                    accumulators[continuer.name].values[CRITIC] = critic_values(
+                        real, made, self.data.recordings, self.config.seed
+                    ).tolist()
+
     def summaries(self, accumulators: Accumulators) -> dict[str, dict[str, Interval]]:
-        """By continuer, the means over the pairs, and the skill."""
+        """By continuer, the means over the pairs, and its skill against the replay and against its own prior."""
         found: dict[str, dict[str, Interval]] = {}
-        for continuer, accumulator in accumulators.items():
-            found[continuer] = self.means(accumulator.values, self.data.recordings)
-            for name, values in accumulator.values.items():
-                if name.startswith(SCORE):
-                    reference = accumulators[REFERENCE].values[name]
-                    found[continuer][SKILL + name.removeprefix(SCORE)] = skill(values, reference, self.data.recordings)
+        recordings, truth = self.data.recordings, accumulators[TRUTH].values
+        for continuer in self.continuers:
+            own = accumulators[continuer.name].values
+            values = self.means(own, recordings)
+            differences = [mine - real for mine, real in zip(own[PULSE], truth[PULSE], strict=True)]
+            values[PULSE_DIFFERENCE] = group_mean(differences, recordings)
+            references = {SKILL: REFERENCE, SKILL_PRIOR: continuer.prior}
+            for score in [name for name in own if name.startswith(SCORE)]:
+                for prefix, reference in references.items():
+                    if reference is not None:
+                        base = accumulators[reference].values[score]
+                        values[prefix + score.removeprefix(SCORE)] = skill(own[score], base, recordings)
+            found[continuer.name] = values
         return found
 
     def means(self, values: Mapping[str, list[float]], recordings: list[str]) -> dict[str, Interval]:
@@ -166,8 +197,8 @@ class Evaluator:
         Returns:
             The drift by name, the mean contours by the title of their plot, the first continuation with its context.
         """
-        rate = self.data.val.sample_rate
-        frames = math.ceil(self.config.long_seconds * rate / self.data.val.hop_length)
+        rate = self.data.held_out.sample_rate
+        frames = math.ceil(self.config.long_seconds * rate / self.data.held_out.hop_length)
         drifts: dict[str, list[float]] = {}
         curves: dict[str, list[list[float]]] = {}
         samples = []
@@ -180,7 +211,7 @@ class Evaluator:
                 drifts.setdefault(name, []).extend(values.tolist())
             for title, curve in relative_contours(made, real).items():
                 curves.setdefault(title, []).append(curve)
-            samples.append(with_context(batch, audio, 0))
+            samples.append(with_context(continuer.before(batch), audio, 0))
         recordings = [self.data.recordings[number] for number in numbers]
         means = {title: torch.tensor(lines).mean(0).tolist() for title, lines in curves.items()}
         return self.means(drifts, recordings), means, samples[0]
@@ -191,7 +222,7 @@ class Evaluator:
             metadata=self.metadata(),
             items=len(self.data),
             candidates=self.config.candidates,
-            seconds=self.data.val.frames.target / self.model.codec.frame_rate,
+            seconds=self.data.held_out.frames.target / self.model.codec.frame_rate,
             specs=self.specs,
             values=values,
             per_item={
@@ -200,9 +231,22 @@ class Evaluator:
             },
             pairs=self.data.names,
             recordings=self.data.recordings,
-            warnings=warnings_of(self.data, accumulators[TRUTH].features()),
+            warnings=[
+                *warnings_of(self.data, accumulators[TRUTH].features()),
+                *dependence_warnings(self.continuers, self.data.load([0])),
+                *critic_warnings(values),
+            ],
             notes={continuer.name: continuer.note for continuer in self.continuers},
+            unranked=(*NEGATIVES, *(one.name for one in self.continuers if one.reference == TRUTH)),
+            headline=HEADLINE,
+            caption=caption(self.codecs(), values),
         )
+
+    def codecs(self) -> dict[str, str]:
+        """The name of each model's codec, by the row with the truth through it."""
+        models = {CODEC: self.model, **{f"{name}_{CODEC}": other for name, other in self.others.items()}}
+        rows = {continuer.name for continuer in self.continuers}
+        return {row: model.config.codec.name for row, model in models.items() if row in rows}
 
     def metadata(self) -> dict[str, str]:
         """How the evaluation was made."""
@@ -211,7 +255,7 @@ class Evaluator:
             "Name": "/".join(config.checkpoint.resolve().parts[-2:]),
             "Checkpoint": str(config.checkpoint),
             **{f"Against: {name}": str(path) for name, path in config.others.items()},
-            "Data": f"{config.dataset_folder}: {len(data)} of {data.total} validation pairs, "
+            "Data": f"{config.dataset_folder}: {len(data)} of {data.total} pairs for {data.split}, "
             f"{len(set(data.recordings))} recordings",
             "Candidates": f"{config.candidates}, seed {config.seed}, temperature {config.temperature:g}",
             "Codec": f"{self.model.config.codec.name}, {self.model.codec.sample_rate} Hz",
@@ -219,39 +263,15 @@ class Evaluator:
         }
 
 
-def with_context(batch: Batch, audio: Tensor, row: int) -> Tensor:
-    """The input of a row of a batch and its first continuation in `audio [B, N, C, S]`: `[C, K + S]`, on the CPU."""
-    return torch.cat([batch.input_audio[row], audio[row, 0]], dim=-1).cpu()
+def with_context(before: Tensor, audio: Tensor, row: int) -> Tensor:
+    """A row of what is heard before, and its first continuation in `audio [B, N, C, S]`: `[C, K + S]`, on the CPU."""
+    return torch.cat([before[row], audio[row, 0]], dim=-1).cpu()
 
 
 def sample_group(title: str, samples: Samples) -> SampleGroup:
     """The audio samples to listen to, the truth first."""
     order = sorted(samples, key=lambda name: name != TRUTH)
     return SampleGroup(title, [AudioSample(name, "", samples[name]) for name in order if name not in NOT_ON_PAGE])
-
-
-def warnings_of(data: EvalSet, features: Mapping[str, Tensor]) -> list[str]:
-    """Why some values should not be trusted; `features` are those of the truths, `[items, P, F]` by space."""
-    pairs, recordings = len(data), len(set(data.recordings))
-    found = []
-    if pairs < ENOUGH_PAIRS:
-        found.append(
-            f"{pairs} validation pairs are few: below {ENOUGH_PAIRS} most differences between systems are chance"
-        )
-    if not data.recordings_known:
-        found.append(
-            "the recordings are unknown (no metadata.csv of prepare_data.py): every pair is taken for a recording of "
-            "its own, so intervals may be too narrow, and other_music may be of the same recording"
-        )
-    elif recordings < 2:
-        found.append("all pairs are of one recording: there are no intervals, and there is no other music")
-    elif recordings < ENOUGH_RECORDINGS:
-        found.append(f"{recordings} recordings are few: intervals over recordings are rough below {ENOUGH_RECORDINGS}")
-    for space, patches in features.items():
-        warning = frechet_warning(patches, patches)
-        if warning is not None:
-            found.append(f"{space} features: {warning}")
-    return found
 
 
 @contextmanager

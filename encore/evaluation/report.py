@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from encore.evaluation.metrics.energy_score import SKILL
+from encore.evaluation.metrics.energy_score import GROUPS, SKILL
 from encore.evaluation.metrics.registry import GOALS, MetricSpec
-from encore.evaluation.results import Results, format_value
+from encore.evaluation.results import HEADLINE_TITLE, Results, format_value
 from encore.reporting.html import Cell, SampleGroup, card_groups, png, render
 from encore.reporting.plots import colours, curves, points
 from encore.statistics import Interval
@@ -22,6 +22,7 @@ def write_report(results: Results, groups: Sequence[SampleGroup], sample_rate: i
         "evaluation.html.j2",
         title=f"How good is {results.metadata['Name']}?",
         warnings=results.warnings,
+        headline=_headline(results),
         plots=_plots(results),
         tables=[_table(results, group, specs) for group, specs in results.groups().items()],
         listening=card_groups(groups, sample_rate),
@@ -30,6 +31,12 @@ def write_report(results: Results, groups: Sequence[SampleGroup], sample_rate: i
         number=format_value,
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _headline(results: Results) -> dict[str, Any] | None:
+    """The headline as a table with a caption; None without any of its figures."""
+    specs = results.headline_specs()
+    return {**_table(results, HEADLINE_TITLE, specs), "caption": results.caption} if specs else None
 
 
 def _table(results: Results, group: str, specs: Sequence[MetricSpec]) -> dict[str, Any]:
@@ -49,7 +56,7 @@ def _table(results: Results, group: str, specs: Sequence[MetricSpec]) -> dict[st
 def _plots(results: Results) -> list[dict[str, str]]:
     """Skill and energy score with their intervals, and the contours of long continuations, as PNG."""
     looks = colours(list(results.values))
-    skills = _panels(results, [spec for spec in results.specs if spec.name.startswith(SKILL)])
+    skills = _panels(results, [spec for spec in results.specs if spec.group == GROUPS[SKILL][0]])
     scores = _panels(results, [spec for spec in results.specs if spec.name in results.per_item])
     plots = []
     if skills:

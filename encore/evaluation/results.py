@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from encore.errors import EncoreError
+from encore.evaluation.baselines import MODEL
 from encore.evaluation.metrics.registry import MetricSpec
 from encore.statistics import Interval
 
-UPPER_BOUNDS = ("codec", "truth")  # they use the truth, so they are excluded from the ranking
-ARROWS = {"low": " ↓", "high": " ↑", "zero": " →0", "one": " →1", "truth": " →t"}
+ARROWS = {"low": " ↓", "high": " ↑", "zero": " →0", "one": " →1", "half": " →½", "truth": " →t"}
+HEADLINE_TITLE = "Headline"
 TOLERANCE = 1e-6  # values closer than this are equally good
 MOST_COLUMNS = 4  # of a table, readable at a width of 100 characters
 
@@ -29,7 +30,7 @@ class Results:
 
     Attributes:
         metadata: how it was made, by name.
-        items: number of validation pairs.
+        items: number of pairs.
         candidates: continuations per pair of a stochastic continuer.
         seconds: length of each.
         specs: the columns, in order.
@@ -40,6 +41,9 @@ class Results:
         contours: by quantity and continuer, the value in every second of long continuations.
         warnings: why some values should not be trusted.
         notes: what a continuer is, by its name.
+        unranked: continuers that are never marked as the best: those that use the truth, and those that are no music.
+        headline: headings of the figures that sum up an evaluation, by metric.
+        caption: how to read them.
     """
 
     metadata: dict[str, str]
@@ -54,6 +58,14 @@ class Results:
     contours: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
+    unranked: tuple[str, ...] = ("codec", "truth")
+    headline: dict[str, str] = field(default_factory=dict)
+    caption: str = ""
+
+    def headline_specs(self) -> list[MetricSpec]:
+        """The columns of the headline, as far as any continuer has values for them."""
+        specs = {spec.name: spec for group in self.groups().values() for spec in group}
+        return [replace(specs[name], title=title) for name, title in self.headline.items() if name in specs]
 
     def groups(self) -> dict[str, list[MetricSpec]]:
         """The columns that any continuer has values for, by group."""
@@ -64,18 +76,26 @@ class Results:
         return found
 
     def best(self, spec: MetricSpec) -> set[str]:
-        """The continuers with the best value, upper bounds excluded; none if no value is better than another."""
-        ranked = {name: values for name, values in self.values.items() if name not in UPPER_BOUNDS}
+        """The ranked continuers with the best value; none if no value is better than another."""
+        ranked = {name: values for name, values in self.values.items() if name not in self.unranked}
         return best_of(spec, ranked, self.values.get("truth", {}).get(spec.name))
 
     def tracked(self) -> dict[str, float]:
-        """All finite values as `eval_<continuer>_<metric>`, for MLflow."""
-        return {
+        """All finite values, for MLflow: `eval_<continuer>_<metric>`, and the model's headline as `headline_<metric>`.
+
+        The ends of the headline's intervals are `headline_<metric>_low` and `headline_<metric>_high`.
+        """
+        tracked = {
             f"eval_{name}_{metric}": interval.value
             for name, values in self.values.items()
             for metric, interval in values.items()
-            if math.isfinite(interval.value)
         }
+        for metric in self.headline:
+            if (found := self.values.get(MODEL, {}).get(metric)) is not None:
+                tracked[f"headline_{metric}"] = found.value
+                ends = {f"headline_{metric}_low": found.low, f"headline_{metric}_high": found.high}
+                tracked |= {name: end for name, end in ends.items() if end is not None}
+        return {name: value for name, value in tracked.items() if math.isfinite(value)}
 
     @classmethod
     def from_json(cls, path: Path) -> Results:
@@ -124,6 +144,14 @@ def write_json(results: Results, path: Path) -> None:
         "checkpoint": found["metadata"]["Checkpoint"],
         "items": found["items"],
         "candidates": found["candidates"],
+        "headline": {
+            "caption": found["caption"],
+            "measures": found["headline"],
+            "systems": {
+                name: {metric: values[metric] for metric in found["headline"] if metric in values}
+                for name, values in found["values"].items()
+            },
+        },
         "seconds": found["seconds"],
         "systems": found["values"],
         "warnings": found["warnings"],
@@ -138,8 +166,10 @@ def write_json(results: Results, path: Path) -> None:
 
 
 def print_tables(results: Results, console: Console) -> None:
-    """A table per group of metrics, split if it is too wide: continuers as rows, the best in bold, with ★."""
-    for group, specs in results.groups().items():
+    """The headline, then a table per group of metrics: continuers as rows, the best in bold, with ★."""
+    headline = results.headline_specs()
+    groups = {HEADLINE_TITLE: headline} if headline else {}
+    for group, specs in {**groups, **results.groups()}.items():
         tables = math.ceil(len(specs) / MOST_COLUMNS)
         width = math.ceil(len(specs) / tables)
         for first in range(0, len(specs), width):
@@ -153,6 +183,8 @@ def print_tables(results: Results, console: Console) -> None:
                 if any(spec.name in values for spec in part):
                     table.add_row(name, *(_cell(values.get(s.name), name in best[s.name]) for s in part))
             console.print(table)
+        if group == HEADLINE_TITLE:
+            console.print(results.caption, markup=False)
     for warning in results.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
 
@@ -174,6 +206,8 @@ def _error(goal: str, value: float, truth: Interval | None) -> float:
         return -value
     if goal == "zero":
         return abs(value)
+    if goal == "half":
+        return max(0.0, value - 0.5)
     if goal == "one":
         return abs(math.log(value)) if value > 0 else math.inf
     return value

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from encore.codecs import Codec
 from encore.errors import EncoreError
-from encore.models.generation import Sampler, generate, generate_blocks, make_generators
+from encore.models.generation import Sampler, generate, generate_blocks, generate_prior, make_generators
 from encore.models.loading import Generator
 from encore.models.priors import Context
 
@@ -55,21 +55,52 @@ class Draws:
     temperature: float = 1.0
 
 
+@dataclass(frozen=True)
+class Contexts:
+    """Contexts to continue: their latents `[B, D, T]`, and the audio that these encode, `[B, C, T · hop]`."""
+
+    latents: Tensor
+    audio: Tensor
+
+
 @torch.no_grad()
 def continue_latents(
-    generator: Generator, latents: Tensor, frames: int, seeds: Sequence[int], temperature: float = 1.0
+    generator: Generator,
+    contexts: Contexts,
+    frames: int,
+    seeds: Sequence[int],
+    temperature: float = 1.0,
+    prior_alone: bool = False,
 ) -> Tensor:
-    """Continues contexts `latents [B, D, T]` by `frames` frames each, once per seed: audio `[R, C, frames · hop]`.
+    """Continues contexts by `frames` frames each: audio `[R, C, frames · hop]`.
 
-    Each context has R / B consecutive seeds. The end of the context is decoded in front. Row r depends on `seeds[r]`
-    only.
+    The end of each context is decoded in front.
+
+    Args:
+        seeds: R of them, the same number for each context, those of a context in a row. Row r depends on its context
+            and `seeds[r]` only.
+        temperature: standard deviation of the model's noise.
+        prior_alone: leave out the model: its prior's guesses, from the same draws.
     """
-    codec, copies = generator.codec, len(seeds) // len(latents)
-    repeated = latents.repeat_interleave(copies, 0)
-    context = Context(repeated, codec, lambda: codec.decode(latents), copies)
+    copies = len(seeds) // len(contexts.latents)
+    latents = contexts.latents.repeat_interleave(copies, 0)
+    context = Context(latents, generator.codec, lambda: contexts.audio, copies, generator.model.pointer)
     sampler = Sampler(generator.generation, context, make_generators(seeds), temperature)
-    made = generate(generator.model, sampler, frames, generator.precision)
-    return codec.decode_continuation(repeated, made, generator.margin)
+    if prior_alone:
+        made = generate_prior(sampler, frames)
+    else:
+        made = generate(generator.model, sampler, frames, generator.precision)
+    return generator.codec.decode_continuation(latents, made, generator.margin)
+
+
+@torch.no_grad()
+def faded_contexts(codec: Codec, contexts: Contexts, margin: int) -> Tensor:
+    """What is heard before a continuation, `[B, C, K]`: its last 30 ms fade into the codec's output (`stream_song`)."""
+    fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), contexts.latents.shape[-1])
+    samples = fade * codec.hop_length
+    decoded = codec.decode_crop(contexts.latents, contexts.latents.shape[-1] - fade, fade, margin)
+    faded = crossfade(contexts.audio[..., -samples:], decoded.to(contexts.audio.device))
+    return torch.cat([contexts.audio[..., :-samples], faded], -1)
 
 
 def continue_song(
@@ -143,7 +174,7 @@ def stream_batch(generator: Generator, contexts: Tensor, draws: Draws) -> Iterat
     copies, remaining = len(draws.seeds), round(draws.seconds * codec.sample_rate)
     held = contexts.repeat_interleave(copies, 0)
     latents = _encode(codec, contexts).repeat_interleave(copies, 0)
-    context = Context(latents, codec, lambda: contexts.to(device), copies)
+    context = Context(latents, codec, lambda: contexts.to(device), copies, generator.model.pointer)
     generators = make_generators([*draws.seeds] * len(contexts))
     sampler = Sampler(generator.generation, context, generators, draws.temperature)
     fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), generator.generation.block_frames)

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from encore.models.precision import FP32, autocast
 from encore.models.priors import Context, Generators
-from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache
+from encore.models.transformer import NOISE_CHANNELS, PER_BLOCK, PER_CONTINUATION, ContinuationTransformer, KVCache
 from encore.registry import PRIORS
-
-PER_CONTINUATION, PER_BLOCK = NOISE_CHANNELS // 4, NOISE_CHANNELS // 4  # channels of noise; the others are per frame
 
 
 @dataclass(frozen=True)
@@ -152,4 +150,5 @@ def generate_prior(sampler: Sampler, frames: int) -> Tensor:
 def _repeat_rows(cache: KVCache, times: int) -> KVCache:
     """Each row `times` times, its copies next to one another."""
     keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (cache.keys, cache.values))
-    return KVCache(keys, values, cache.end)
+    mean, std = (part.repeat_interleave(times, 0) for part in (cache.mean, cache.std))
+    return KVCache(keys, values, mean, std, cache.end)

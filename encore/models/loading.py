@@ -12,11 +12,13 @@ from encore.codecs import Codec, load_codec
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
+from encore.models.pointer import Pointer
+from encore.models.pointer_prior import POINTER
 from encore.models.precision import FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
 from encore.registry import PRIORS
 
-FORMAT = 5
+FORMAT = 6
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def build_model(config: TrainConfig, codec: Codec, context_frames: int) -> Conti
         EncoreError: no prior of the configured name is registered.
     """
     seconds = config.model.context_seconds
-    return ContinuationTransformer(
+    model = ContinuationTransformer(
         codec.latent_dim,
         config.model.d_model,
         config.model.nhead,
@@ -122,6 +124,9 @@ def build_model(config: TrainConfig, codec: Codec, context_frames: int) -> Conti
         window=context_frames if seconds is None else max(1, round(seconds * codec.frame_rate)),
         start_at_prior=config.objective.kind == "energy" and not PRIORS.find(config.model.prior).empty,
     )
+    if config.model.prior == POINTER:
+        model.pointer = Pointer()
+    return model
 
 
 def generation_config(config: TrainConfig, codec: Codec, segment_frames: int) -> GenerationConfig:

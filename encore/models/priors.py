@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from encore.codecs import Codec
+from encore.models.pointer import Pointer
 from encore.registry import PRIORS
 
 RHYTHM, REPLAY, NONE = "rhythm", "replay", "none"
@@ -38,12 +39,14 @@ class Context:
         codec: that encoded them.
         audio: returns their audio `[B, C, N]`, for priors that need it; row b belongs to R / B consecutive latents.
         copies: consecutive latents that are the same context: R is a multiple of it.
+        pointer: of the model, for the prior "pointer".
     """
 
     latents: Tensor
     codec: Codec
     audio: Callable[[], Tensor]
     copies: int = 1
+    pointer: Pointer | None = None
 
 
 class Prior(ABC):

@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encore.models.attention import block_attention, rotate, window_attention
+from encore.models.pointer import Pointer
 
-NOISE_CHANNELS = 64  # per frame; `encore.models.generation.Sampler` says what each holds
+LEAST_STD = 1e-3  # of a channel in a context, as a share of its standard deviation in the corpus
+MOST_GAIN = 3.0  # nepers
+LEAST_POWER = 1e-3  # of normalised latents, in their levels
+MOST_NORMAL = 10.0  # standard deviations: larger inputs are clipped, as after a context in which a channel was silent
+NOISE_CHANNELS = 64  # per frame: first those of the continuation, then of the block, then of the frame
+PER_CONTINUATION, PER_BLOCK = NOISE_CHANNELS // 4, NOISE_CHANNELS // 4
 
 
 @dataclass
@@ -22,11 +28,15 @@ class KVCache:
     Attributes:
         keys: `[B, H, F, d]` of the last F frames.
         values: likewise.
+        mean: of each channel of the context, `[B, D, 1]`; with `std`, what all latents are normalised with.
+        std: standard deviation of each channel of the context, `[B, D, 1]`.
         end: index of the next frame, counted from the first frame of the context.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
+    mean: Tensor
+    std: Tensor
     end: int = 0
 
     @property
@@ -70,9 +80,16 @@ class ContinuationTransformer(nn.Module):
     to the `window` frames before it (`decode_block`). So any number of blocks, at different places of one sequence, can
     be generated in one pass (`forward`), as training does.
 
-    A block is `(1 + gate) · prior + residual` in normalised latents, where the output projection gives one gate and one
-    residual per channel and frame. Latents are normalised per channel with `mean` and `std`, both `[D, 1]`, on the way
-    in and denormalised on the way out; these are buffers and therefore part of every checkpoint.
+    A block is `gain · prior + scale · residual` in normalised latents. Latents are normalised per channel with mean and
+    standard deviation of the item's own context (`statistics`) on the way in and denormalised on the way out (Kim et
+    al. 2022), so that all that is added is as loud as the music around it: a quieter context has an equally quieter
+    continuation. The corpus' deviations, the buffer `std` `[D, 1]`, bound those of a context from below.
+
+    Changes that differ from channel to channel are heard as hiss, however small, unless they are right in every detail.
+    So a model learns first how loud a block is: the gain is the same for all of its channels and frames, and its
+    logarithm normally distributed; the projection of the block's mean token gives the mean, and how far the noise of
+    the continuation and of the block moves it. The residual has a value per channel and frame, and a learned scale per
+    channel that starts at zero (Touvron et al. 2021).
 
     Args:
         latent_dim: D, channels of the latents.
@@ -81,14 +98,14 @@ class ContinuationTransformer(nn.Module):
         num_layers: transformer layers.
         dropout: probability, on both branches of a layer.
         window: past frames that a frame attends to.
-        start_at_prior: initialise the output projection with zeros, so that the first prediction is the prior itself.
-            Not useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
+        start_at_prior: initialise gain and scale with zeros, so that the first prediction is the prior itself. Not
+            useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
 
     Attributes:
+        pointer: of the prior "pointer": part of the checkpoint, but trained by itself; else None.
         recompute: keep only each layer's input for the backward pass, and compute the rest of the layer again there.
     """
 
-    mean: Tensor
     std: Tensor
     frequencies: Tensor
 
@@ -103,16 +120,17 @@ class ContinuationTransformer(nn.Module):
         start_at_prior: bool = False,
     ):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(latent_dim, 1))
         self.register_buffer("std", torch.ones(latent_dim, 1))
         half = d_model // nhead // 2
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(half).double() / half), persistent=False)
         self.window, self.recompute = window, False
-        self.in_proj = nn.Linear(latent_dim + 1, d_model)  # the last input is the level of the noise on the latents
-        self.block_in_proj = nn.Linear(latent_dim + NOISE_CHANNELS, d_model)
+        self.pointer: Pointer | None = None
+        self.in_proj = nn.Linear(2 * latent_dim + 1, d_model)  # the last input is the level of the noise on the latents
+        self.block_in_proj = nn.Linear(2 * latent_dim + NOISE_CHANNELS, d_model)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
-        self.out_proj = nn.Linear(d_model, 2 * latent_dim)
+        self.gain_proj, self.out_proj = nn.Linear(d_model, 3), nn.Linear(d_model, latent_dim)
+        self.scale = nn.Parameter(torch.ones(latent_dim, 1))
         self._initialise(start_at_prior)
 
     def _initialise(self, start_at_prior: bool) -> None:
@@ -127,12 +145,20 @@ class ContinuationTransformer(nn.Module):
         # There are fewer channels of noise than of the prior; this makes both contribute about equally to a token.
         nn.init.normal_(self.block_in_proj.weight[:, -NOISE_CHANNELS:], std=0.03)
         if start_at_prior:
-            nn.init.zeros_(self.out_proj.weight)
+            nn.init.zeros_(self.gain_proj.weight)
+            nn.init.zeros_(self.scale)
 
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Sets the normalisation, `[D]` each; a constant channel is not scaled."""
-        self.mean.copy_(mean[:, None])
+    def set_statistics(self, std: Tensor) -> None:
+        """Sets the standard deviations of the corpus, `[D]`; that of a constant channel is taken to be 1."""
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std))[:, None])
+
+    def statistics(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel of `context [B, D, T]`, `[B, D, 1]` each.
+
+        The deviation is at least a thousandth (−60 dB) of the corpus'.
+        """
+        std, mean = torch.std_mean(context, -1, correction=0, keepdim=True)
+        return mean, torch.maximum(std, LEAST_STD * self.std)
 
     def forward(
         self,
@@ -142,6 +168,7 @@ class ContinuationTransformer(nn.Module):
         prior: Tensor | None = None,
         starts: Sequence[int] | None = None,
         level: Tensor | None = None,
+        context_frames: int | None = None,
     ) -> Tensor:
         """Generates the frames that follow `context [B, D, T]`, or several blocks within it, in one pass.
 
@@ -155,16 +182,23 @@ class ContinuationTransformer(nn.Module):
                 to what comes before it. Default: one block, after the context.
             level: standard deviation of the noise that was added to the context, relative to each channel's, `[B]`;
                 default: 0.
+            context_frames: frames, the first ones, whose statistics normalise all; default: those before every block.
 
         Returns:
             The blocks in the order of `starts`, `[R, D, n · steps]`; R = B where neither noise nor prior is given.
         """
         starts = [context.shape[-1]] if starts is None else starts
-        cache = self.prefill(context[..., : max(starts)], level=level, first=min(starts) - self.window)
+        statistics = self.statistics(context[..., : min(starts) if context_frames is None else context_frames])
+        cache = self.prefill(context[..., : max(starts)], None, level, min(starts) - self.window, statistics)
         return self.decode_block(cache, steps, noise, prior, starts)
 
     def prefill(
-        self, latents: Tensor, cache: KVCache | None = None, level: Tensor | None = None, first: int | None = None
+        self,
+        latents: Tensor,
+        cache: KVCache | None = None,
+        level: Tensor | None = None,
+        first: int | None = None,
+        statistics: tuple[Tensor, Tensor] | None = None,
     ) -> KVCache:
         """Appends frames `[B, D, F]` to a cache (default: an empty one).
 
@@ -174,15 +208,20 @@ class ContinuationTransformer(nn.Module):
             level: as in `forward`.
             first: first frame that later ones attend to, counted from the first frame of the context. Earlier frames
                 are not kept, nor is anything computed that only they would need. Default: `window` before the end.
+            statistics: mean and standard deviation that an empty cache begins with; default: those of `latents`.
         """
+        if cache is None:
+            mean, std = self.statistics(latents) if statistics is None else statistics
+        else:
+            mean, std = cache.mean, cache.std
         start = 0 if cache is None else cache.end
         end = start + latents.shape[-1]
         first = max(0, end - self.window if first is None else first)
-        normal = (latents - self.mean) / self.std
+        normal = (latents - mean) / std
         noisy = torch.zeros_like(normal[:, :1]) if level is None else level[:, None, None].expand_as(normal[:, :1])
         # Each layer looks `window` frames further back than the next one.
         needed = [max(start, first - (self.window - 1) * later) for later in reversed(range(len(self.blocks)))]
-        x = self.in_proj(torch.cat([normal, noisy], 1)[..., needed[0] - start :].transpose(1, 2))
+        x = self.in_proj(torch.cat([_features(normal), noisy], 1)[..., needed[0] - start :].transpose(1, 2))
         keys, values = [], []
         for number, block in enumerate(self.layers):
             past = None if cache is None else (cache.keys[number], cache.values[number])
@@ -192,7 +231,7 @@ class ContinuationTransformer(nn.Module):
             kept = max(0, first - (end - k.shape[2]))
             keys.append(k[:, :, kept:])
             values.append(v[:, :, kept:])
-        return KVCache(keys, values, end)
+        return KVCache(keys, values, mean, std, end)
 
     def _prefill_layer(
         self, block: Block, x: Tensor, angles: Tensor, past: tuple[Tensor, Tensor] | None, skipped: int | None
@@ -214,23 +253,33 @@ class ContinuationTransformer(nn.Module):
         starts: Sequence[int] | None = None,
     ) -> Tensor:
         """Generates blocks of `steps` frames at `starts` (default: one, at the cache's end); see `forward`."""
-        device, dtype = self.mean.device, self.mean.dtype
+        device, dtype = self.std.device, self.std.dtype
         starts = [cache.end] if starts is None else list(starts)
         frames = (torch.tensor(starts, device=device)[:, None] + torch.arange(steps, device=device)).flatten()
         rows = next((len(part) for part in (prior, noise) if part is not None), len(cache.keys[0]))
+        mean, std = (part.repeat_interleave(rows // len(part), 0) for part in (cache.mean, cache.std))
         if prior is None:
-            normal = torch.zeros(rows, len(self.mean), len(frames), device=device, dtype=dtype)
+            prior, normal = mean, torch.zeros(rows, len(self.std), len(frames), device=device, dtype=dtype)
         else:
-            normal = (prior - self.mean) / self.std
+            normal = (prior - mean) / std
         if noise is None:
             noise = torch.zeros(rows, NOISE_CHANNELS, len(frames), device=device, dtype=dtype)
-        x, angles = self.block_in_proj(torch.cat([normal, noise], 1).transpose(1, 2)), self._angles(frames)
+        x, angles = self.block_in_proj(torch.cat([_features(normal), noise], 1).transpose(1, 2)), self._angles(frames)
         pasts = [slice(max(0, start - self.window - cache.start), start - cache.start) for start in starts]
         for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x = self._run(self._decode_layer, block, x, angles, keys, values, pasts)
-        gate, residual = self.out_proj(self.norm(x)).transpose(1, 2).chunk(2, 1)
-        change = (gate * normal + residual) * self.std
-        return change + (self.mean if prior is None else prior)
+        with torch.autocast(device.type, enabled=False):  # rounded to bfloat16, gains would add hiss
+            x = self.norm(x.float())
+            gain = self._log_gain(x, noise, steps)
+            residual = self.scale * self.out_proj(x).transpose(1, 2)
+            return prior + (gain.expm1() * normal + residual) * std
+
+    def _log_gain(self, x: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """The logarithm of the gain `[R, 1, n · steps]`, of the last layer's output `[R, n · steps, d_model]`."""
+        mean, of_continuation, of_block = self.gain_proj(x.unflatten(1, (-1, steps)).mean(2)).chunk(3, -1)
+        first = noise[..., ::steps].transpose(1, 2)  # these channels are constant in a block
+        gain = mean + of_continuation * first[..., :1] + of_block * first[..., PER_CONTINUATION : PER_CONTINUATION + 1]
+        return gain.clamp(-MOST_GAIN, MOST_GAIN).repeat_interleave(steps, 1).transpose(1, 2)
 
     def _decode_layer(
         self, block: Block, x: Tensor, angles: Tensor, keys: Tensor, values: Tensor, pasts: Sequence[slice]
@@ -252,3 +301,9 @@ class ContinuationTransformer(nn.Module):
     def _angles(self, frames: Tensor) -> Tensor:
         """Rotary angles in radians; double precision until reduced to one turn, as a continuation can be hours long."""
         return (frames.double()[:, None] * self.frequencies.double()).remainder(2 * torch.pi).float()
+
+
+def _features(normal: Tensor) -> Tensor:
+    """The tokens' inputs: normalised latents `[B, D, T]`, clipped, and their levels in nepers, `[B, 2 D, T]`."""
+    levels = 1 + 0.5 * (normal.square() + LEAST_POWER).log()
+    return torch.cat([normal.clamp(-MOST_NORMAL, MOST_NORMAL), levels], 1)

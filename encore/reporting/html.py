@@ -38,7 +38,7 @@ class AudioSample:
 
 @dataclass(frozen=True)
 class SampleGroup:
-    """Audio samples to compare, such as those of one validation pair, under a heading."""
+    """Audio samples to compare, such as those of one held-out pair, under a heading."""
 
     title: str
     samples: Sequence[AudioSample]

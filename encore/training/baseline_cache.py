@@ -55,6 +55,7 @@ def key(objective: Objective, settings: ObjectiveConfig, data: PairData, device:
         "codec": synthesizer.codec.identity,
         "synthesis": [synthesizer.samples, synthesizer.margin, asdict(synthesizer.generation)],
         "components": [[c.name, c.weight, c.against_input, c.metric, c.distance] for c in objective.components],
+        "pointer": None if synthesizer.pointer is None else hash_tensors((), synthesizer.pointer.state_dict()),
         "embedding": [settings.embedding_model, settings.embedding_layers],
         "state": [hash_tensors((), tensors), {name: repr(state[name]) for name in state.keys() - tensors.keys()}],
         "device": device.type,

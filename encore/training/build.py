@@ -10,12 +10,14 @@ from torch import Tensor
 
 import losses
 from encore.codecs import Codec
+from encore.codecs.base import hash_tensors
 from encore.codecs.losses import build_losses
 from encore.config.components import ADVERSARIAL, registered_name
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
 from encore.models.loading import build_model, generation_config
+from encore.models.pointer import Pointer
 from encore.models.precision import AUTO, FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
 from encore.training.checkpoint import TrainState, resume_source
@@ -23,6 +25,7 @@ from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Component, Objective
 from encore.training.optim import Schedule, adamw, averaged
+from encore.training.pointer import VERSION, train_pointer
 from encore.training.stored import MARGIN_FILE, stored
 from encore.training.synthesis import Synthesizer, crop_samples
 
@@ -130,9 +133,11 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
     """The model, its objective and its optimiser at the start of training, the same on all ranks."""
     torch.manual_seed(config.run.seed)
     model = build_model(config, data.codec, data.frames.context)
-    model.set_statistics(*ranks.broadcast_from_main(data.statistics))
+    model.set_statistics(ranks.broadcast_from_main(lambda: data.statistics()[1]))
     model.to(ranks.device)
     model.recompute = config.optim.recompute
+    if model.pointer is not None:
+        fit_pointer(model.pointer, data, terms.generation.block_frames, config.run.seed, ranks)
     optim = config.optim
     synthesizer = build_synthesizer(config, data, terms, ranks, model)
     objective = Objective(terms.components, synthesizer, terms.combiner, terms.adversary).to(ranks.device)
@@ -144,6 +149,22 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
         Schedule(optim.scheduler, optim.lr, optim.warmup_steps, total_steps),
         objective,
     )
+
+
+def fit_pointer(pointer: Pointer, data: PairData, block_frames: int, seed: int, ranks: Ranks) -> None:
+    """Gives all ranks the pointer that rank 0 has trained, or has read from the latent cache's folder."""
+    key = hash_tensors((VERSION, data.train.content_hash, data.val.content_hash, block_frames, seed), {})
+    weights: dict[str, list[float]] = {}
+
+    def train() -> dict[str, list[float]]:
+        trained = train_pointer(data.train, data.val, data.codec, block_frames, seed)
+        return {name: weight.tolist() for name, weight in trained.state_dict().items()}
+
+    with ranks.agree():
+        if ranks.is_main:
+            weights = stored(data.cache.folder / "pointers" / f"{key}.json", train)
+    weights = ranks.broadcast_from_main(lambda: weights)
+    pointer.load_state_dict({name: torch.tensor(weight) for name, weight in weights.items()})
 
 
 def build_synthesizer(
@@ -170,4 +191,5 @@ def build_synthesizer(
         context_noise=config.objective.context_noise,
         rollout_blocks=config.objective.rollout_blocks,
         recompute=config.optim.recompute,
+        pointer=model.pointer,
     )

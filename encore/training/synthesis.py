@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from encore.codecs import Codec
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig, Sampler, generate, generate_prior, make_generators
+from encore.models.pointer import Pointer
 from encore.models.precision import FP32, autocast
 from encore.models.priors import REPLAY, Context
 
@@ -48,8 +49,9 @@ class Synthesizer:
         crop_frames: frames that a training step decodes of each sample: a crop of a block, or several blocks.
         precision: of the model, "fp32" or "bf16"; the decoder runs in float32.
         context_noise: largest standard deviation of noise on the context in training, in units of each latent
-            channel's. The model is told the deviation; it is 0 outside of training.
+            channel's in the context. The model is told the deviation; it is 0 outside of training.
         rollout_blocks: most generated blocks in front of a block, in plans with `rollout`.
+        pointer: the model's, if its prior is one.
         recompute: decode item by item and again in the backward pass, instead of keeping the decoder's activations.
     """
 
@@ -65,10 +67,12 @@ class Synthesizer:
         context_noise: float = 0.0,
         rollout_blocks: int = 0,
         recompute: bool = False,
+        pointer: Pointer | None = None,
     ):
         self.codec, self.generation, self.samples, self.margin = codec, generation, samples, margin
         self.crop_frames, self.precision = crop_frames, precision
         self.context_noise, self.rollout_blocks, self.recompute = context_noise, rollout_blocks, recompute
+        self.pointer = pointer
         self.boundary = round(BOUNDARY_SECONDS * codec.frame_rate)
 
     def plan(
@@ -110,9 +114,9 @@ class Synthesizer:
         guesses = [sampler.prior(start, size, history[..., : frames + start]) for start in plan.starts]
         prior = None if guesses[0] is None else torch.cat([guess for guess in guesses if guess is not None], -1)
         starts = [frames + start for start in plan.starts]
-        given, level = self._with_noise(history[..., : max(starts)], unwrap(model))
+        given, level = self._with_noise(history[..., : max(starts)], unwrap(model), frames)
         with autocast(self.precision, given.device):
-            latents = model(given, size, noise, prior, starts, level)
+            latents = model(given, size, noise, prior, starts, level, frames)
         blocks = latents.float().unflatten(-1, (len(starts), size)).transpose(1, 2)[..., : plan.first + plan.frames]
         # The decoder gets the past without the noise.
         before = self._frames_before(plan, frames)
@@ -171,7 +175,7 @@ class Synthesizer:
 
     def _sampler(self, generation: GenerationConfig, batch: Batch, seeded: bool = False) -> Sampler:
         latents = batch.context.repeat_interleave(self.samples, 0)
-        context = Context(latents, self.codec, lambda: batch.input_audio, self.samples)
+        context = Context(latents, self.codec, lambda: batch.input_audio, self.samples, self.pointer)
         generators = None
         if seeded:
             numbers = batch.number.repeat_interleave(self.samples) * MAX_SAMPLES
@@ -191,12 +195,13 @@ class Synthesizer:
     def _generate(self, model: nn.Module, sampler: Sampler, frames: int) -> Tensor:
         return generate(model, sampler, frames, self.precision)  # type: ignore[arg-type]
 
-    def _with_noise(self, history: Tensor, model: nn.Module) -> tuple[Tensor, Tensor | None]:
-        """The history with noise added, and its standard deviation, `[B]`."""
+    def _with_noise(self, history: Tensor, model: nn.Module, frames: int) -> tuple[Tensor, Tensor | None]:
+        """The history, whose first `frames` are the context, with noise added, and its standard deviation, `[B]`."""
         if not self.context_noise:
             return history, None
         level = self.context_noise * torch.rand(len(history), device=history.device)
-        return history + level[:, None, None] * model.std * torch.randn_like(history), level  # type: ignore[operator]
+        _, std = model.statistics(history[..., :frames])  # type: ignore[operator]
+        return history + level[:, None, None] * std * torch.randn_like(history), level
 
     def _frames_before(self, plan: CropPlan, frames: int) -> int:
         """Frames of the past that are decoded in front of a block, for the boundary and the decoder's margin."""

@@ -13,9 +13,14 @@ from torch import Tensor
 from encore.evaluation.metrics.registry import MetricSpec, short_name
 from encore.statistics import Interval, bootstrap, group_sums
 
-SCORE, SKILL, DIVERSITY = "energy_score_", "skill_", "diversity_"
+SCORE, SKILL, SKILL_PRIOR, DIVERSITY = "energy_score_", "skill_", "skill_prior_", "diversity_"
 GROUPS = {
     SKILL: ("Skill", "1 − score / score of the replay, {} distance.", "high"),
+    SKILL_PRIOR: (
+        "Skill against the own prior",
+        "1 − score / score of the model's own prior from the same seeds, {} distance: what training added.",
+        "high",
+    ),
     SCORE: ("Energy score", "Mean distance to the truth less half of that between two candidates, {} distance.", "low"),
     DIVERSITY: (
         "Diversity",
@@ -41,7 +46,7 @@ class EnergyScore:
 
 
 def score_specs(distances: Sequence[str]) -> list[MetricSpec]:
-    """The columns of skill, energy score and diversity under these distances."""
+    """The columns of both skills, energy score and diversity under these distances."""
     return [
         MetricSpec(prefix + name, short_name(name), group, note.format(short_name(name)), goal)
         for prefix, (group, note, goal) in GROUPS.items()

@@ -1,4 +1,4 @@
-"""The registry of metrics: what each computes for one validation pair, and what the tables say about it."""
+"""The registry of metrics: what each computes for one held-out pair, and what the tables say about it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ GOALS = {
     "high": "higher is better",
     "zero": "0 is best",
     "one": "1 is best",
+    "half": "0.5 is best",
     "truth": "the truth’s is best",
 }
 SHORT_NAMES = {
@@ -56,7 +57,7 @@ class MetricSpec:
 
 @dataclass(frozen=True)
 class Item:
-    """One validation pair and a continuation of it, as float audio on the CPU.
+    """One held-out pair and a continuation of it, as float audio on the CPU.
 
     Attributes:
         context: what was continued, `[C, K]`.
@@ -95,7 +96,7 @@ def metric(
 ) -> Callable[[Callable[[Item], float]], Callable[[Item], float]]:
     """Decorator that registers `function(item) -> float` as a metric of one continuation.
 
-    It is computed for every validation pair and every continuer, and appears in the tables, in evaluation.json, on the
+    It is computed for every held-out pair and every continuer, and appears in the tables, in evaluation.json, on the
     page and in MLflow: the mean over the pairs, with a 95% interval. Metrics of a group make one table.
 
     Args:
