@@ -116,8 +116,8 @@ class Evaluator:
         for first in range(0, len(self.data), self.config.batch_size):
             numbers = range(first, min(first + self.config.batch_size, len(self.data)))
             batch = self.data.load(numbers)
-            audio = continuer.draw(batch, self.config.candidates, self.config.seed)
-            is_truth, before = continuer.name == TRUTH, continuer.before(batch)
+            before, audio = continuer.hear(batch, self.config.candidates, self.config.seed)
+            is_truth = continuer.name == TRUTH
             accumulator.add(self.metrics.compute(audio, batch, before, is_truth, continuer.recorded))
             for number in self.samples.keys() & set(numbers):
                 self.samples[number][continuer.name] = with_context(before, audio, number - first)
@@ -204,14 +204,14 @@ class Evaluator:
         samples = []
         for number in numbers:
             batch = self.data.load([number])
-            audio = continuer.draw(batch, 1, self.config.seed, frames)
+            before, audio = continuer.hear(batch, 1, self.config.seed, frames)
             made = contours(audio[:, 0], rate)
             real = contours(torch.cat([batch.input_audio, batch.target_audio], dim=-1), rate)
             for name, values in drift(made).items():
                 drifts.setdefault(name, []).extend(values.tolist())
             for title, curve in relative_contours(made, real).items():
                 curves.setdefault(title, []).append(curve)
-            samples.append(with_context(continuer.before(batch), audio, 0))
+            samples.append(with_context(before, audio, 0))
         recordings = [self.data.recordings[number] for number in numbers]
         means = {title: torch.tensor(lines).mean(0).tolist() for title, lines in curves.items()}
         return self.means(drifts, recordings), means, samples[0]

@@ -16,7 +16,7 @@ from encore.models.pointer import (
     place_features,
     stride_of,
 )
-from encore.models.priors import Context, Generators, Prior, register_prior, take
+from encore.models.priors import Context, Generators, Prior, crossfade, preceding, register_prior, take
 
 POINTER = "pointer"
 EXCERPT_SECONDS = 1.0  # after so long at most, it chooses again
@@ -52,12 +52,17 @@ class Pointed(Prior):
         self.played = 0  # frames
         # Frame of the context after each row's excerpt; counts on beyond the context while music itself was played.
         self.end = torch.full((self.rows,), self.length)
+        self.begin: Tensor | None = None  # of the first excerpts
 
     @classmethod
     def draw(cls, context: Context, generators: Generators) -> Pointed:
         if context.pointer is None:
             raise ValueError("the prior 'pointer' needs the context's pointer, a part of the model")
         return cls(context, context.pointer, generators)
+
+    def lead_in(self, frames: int) -> Tensor:
+        assert self.begin is not None
+        return preceding(self.context, self.begin.to(self.context.device), frames)
 
     @torch.no_grad()
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
@@ -75,6 +80,7 @@ class Pointed(Prior):
     def _excerpt(self, size: int, history: Tensor) -> Tensor:
         """The next `size` frames; advances `end`."""
         begin = self._draw(size, history)
+        self.begin = begin if self.begin is None else self.begin
         latents = self._take(begin, size)
         jumps = (begin != self.end) & (self.end < self.length)
         if jumps.any():
@@ -123,18 +129,3 @@ class Pointed(Prior):
         """Frames of the context from `begin [R]` on; after its end comes its beginning."""
         index = (begin[:, None] + torch.arange(size)) % self.length
         return take(self.context, index.to(self.context.device))
-
-
-def crossfade(old: Tensor, new: Tensor, centre: Tensor) -> Tensor:
-    """From `old [R, D, F]` to `new`, both relative to `centre [R, D, 1]`, at a steady level.
-
-    With the weight g rising linearly and ρ the correlation of the two (at least 0), their sum `(1 − g) old + g new` is
-    divided by `√((1 − g)² + g² + 2 g (1 − g) ρ)`, the level that it would otherwise have.
-    """
-    frames = new.shape[-1]
-    gain = torch.arange(1, frames + 1, device=new.device) / (frames + 1)
-    old, new = old - centre, new - centre
-    norms = old.flatten(1).norm(dim=1) * new.flatten(1).norm(dim=1)
-    correlation = ((old * new).flatten(1).sum(1) / norms.clamp_min(1e-9)).clamp(0, 1)[:, None, None]
-    level = ((1 - gain) ** 2 + gain**2 + 2 * gain * (1 - gain) * correlation).sqrt()
-    return ((1 - gain) * old + gain * new) / level + centre
