@@ -54,7 +54,7 @@ class Answer(nn.Module):
         super().__init__()
         self.turn = nn.Conv1d(128, 128, 1) if learns else nn.Identity()
 
-    def forward(self, given: Tensor, steps: int, noise: Any, prior: Tensor, starts: Any, level: Any) -> Tensor:
+    def forward(self, given: Tensor, steps: int, noise: Any, prior: Tensor, *others: Any) -> Tensor:
         return self.turn(prior)
 
 
