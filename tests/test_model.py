@@ -200,7 +200,7 @@ def test_an_output_projection_of_zeros_gives_the_prior() -> None:
 @torch.no_grad()
 def test_gain_and_residual_act_on_normalised_latents() -> None:
     model = new_model(start_at_prior=True, lively=False)
-    context, (_, prior), residual = torch.randn(3, D, 20), inputs(1), torch.randn(D)
+    context, (_, prior), gate, residual = torch.randn(3, D, 20), inputs(1), torch.randn(D), torch.randn(D)
     mean, std = context.mean(-1, keepdim=True), context.std(-1, correction=0, keepdim=True)
     guess = (prior - mean) / std
     model.gain_proj.bias.copy_(torch.tensor([0.5, 0.0]))
@@ -208,9 +208,9 @@ def test_gain_and_residual_act_on_normalised_latents() -> None:
     gain = math.exp(0.5)
     assert torch.allclose(model(context, STEPS, noise, prior), gain * guess * std + mean, atol=1e-5)
     nn.init.zeros_(model.out_proj.weight)
-    model.out_proj.bias.copy_(residual)
+    model.out_proj.bias.copy_(torch.cat([gate, residual]))
     model.scale.fill_(0.25)
-    expected = (gain * guess + 0.25 * residual[:, None]) * std + mean
+    expected = ((gain + 0.25 * gate[:, None]) * guess + 0.25 * residual[:, None]) * std + mean
     assert torch.allclose(model(context, STEPS, noise, prior), expected, atol=1e-5)
     model.gain_proj.bias.fill_(100.0)
     assert model(context, STEPS, noise, prior).isfinite().all()
