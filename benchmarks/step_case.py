@@ -29,7 +29,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-TRANSFORMER, DECODER = "ContinuationTransformer", "SEANetDecoder"  # classes whose passes are told apart
+TRANSFORMER, DECODERS = "ContinuationTransformer", ("SEANetDecoder", "StarterDecoder")  # told apart by class
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 Measures = dict[str, float]
 
@@ -121,7 +121,7 @@ class StepMeter:
         kind = type(module).__name__
         if kind == TRANSFORMER:
             self.enter("transformer forward")
-        elif kind == DECODER:
+        elif kind in DECODERS:
             self.enter("decoder forward")
             if self.done == self.warmup + self.steps:
                 self.decoded.append(list(inputs[0].shape))
@@ -132,7 +132,7 @@ class StepMeter:
         kind = type(module).__name__
         if kind == TRANSFORMER:
             self.enter("rest")
-        elif kind == DECODER:
+        elif kind in DECODERS:
             self.enter("losses")
             if output.requires_grad:
                 output.register_hook(lambda gradient: self.enter("decoder backward"))

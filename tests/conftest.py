@@ -26,8 +26,10 @@ import pytest
 import soundfile
 import torch
 import typer
+from encodec.modules import SEANetDecoder, SEANetEncoder
 
 import losses
+from encore.codecs.encodec import SEANetCodec
 from encore.config import cli
 from encore.registry import CODECS, DATASETS, METRICS, PRIORS, TRACKERS
 from encore.training.distributed import Ranks, end_process
@@ -291,6 +293,10 @@ def run_job(job: dict[str, Any]) -> None:
 FORKS: list[Forks] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--codec_repository", help="folder with the weights of a pretrained codec, to test it as well")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     if not session.config.option.collectonly:
         gc.collect()
@@ -359,6 +365,12 @@ def melody(seconds: float, seed: int) -> np.ndarray:
     return (0.4 * audio / np.abs(audio).max()).astype(np.float32)
 
 
+def random_seanet(filters: int = 2, segment_seconds: float | None = None) -> SEANetCodec:
+    """A small codec of EnCodec's architecture (24 kHz, mono, 75 frames of 128 latents a second) with random weights."""
+    sizes = {"dimension": 128, "n_filters": filters, "ratios": [8, 5, 4, 2], "norm": "none", "causal": True}
+    return SEANetCodec(SEANetEncoder(**sizes), SEANetDecoder(**sizes), SAMPLE_RATE, 1, segment_seconds=segment_seconds)
+
+
 def write_pairs(folder: Path, counts: dict[str, int], seconds: float = 1.0, sample_rate: int = SAMPLE_RATE) -> Path:
     seed = 0
     for split, count in counts.items():
@@ -410,7 +422,7 @@ def trained_flags(train_flags: list[object]) -> list[object]:
 @pytest.fixture(scope="session")
 def regression_flags(trained_flags: list[object]) -> list[object]:
     """Flags of the run `trained_regression`."""
-    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0]
+    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0, "--lr", 3e-3]
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,8 @@ def test_a_replay_is_the_decoded_context_from_a_lag_on(
             lag = int(draw_lags(1, frames, torch.Generator().manual_seed(next(seeds))))
             again = batch.context[row][:, frames - lag :].repeat(1, 4)[:, :frames]
             whole = codec.decode(torch.cat([batch.context[row], again], dim=-1)[None])
-            torch.testing.assert_close(whole[0, :, -audio.shape[-1] :], audio, atol=1e-3, rtol=0)
+            first = codec.hop_length  # in the first frame one still hears how the context goes over into the replay
+            torch.testing.assert_close(whole[0, :, first - audio.shape[-1] :], audio[:, first:], atol=1e-3, rtol=0)
     assert not drawn[0, 0].equal(drawn[0, 1])
 
 
@@ -116,7 +117,7 @@ def test_shards_are_random_pieces_of_the_context(codec: Codec, data: EvalSet) ->
 
         frame_rate, hop_length = codec.frame_rate, codec.hop_length
 
-        def decode_continuation(self, context: Tensor, continuation: Tensor, margin: int) -> Tensor:
+        def decode_continuation(self, context: Tensor, continuation: Tensor, margin: int, lead: int) -> Tensor:
             made.append(continuation)
             return continuation
 
@@ -136,6 +137,26 @@ def test_candidates_depend_on_pair_seed_and_number_alone(continuers: dict[str, C
     alone = continuers["replay"].draw(data.load([2]), 2, 7)
     torch.testing.assert_close(together[2:, :2], alone, atol=1e-5, rtol=0)
     assert not continuers["replay"].draw(data.load([2]), 2, 8).allclose(alone, atol=1e-3)
+
+
+def test_what_is_heard_before_goes_over_into_the_continuation(
+    continuers: dict[str, Continuer], codec: Codec, data: EvalSet
+) -> None:
+    batch = data.load([0, 1])
+    before, audio = continuers["replay"].hear(batch, 1, 0)
+    lead = continuers["replay"].lead
+    assert lead == 4 * codec.hop_length and before.shape == batch.input_audio.shape
+    torch.testing.assert_close(before[..., :-lead], batch.input_audio[..., :-lead])
+    assert not before[..., -lead:].allclose(batch.input_audio[..., -lead:], atol=1e-2)
+    torch.testing.assert_close(audio, continuers["replay"].draw(batch, 1, 0))
+    assert continuers["truth"].hear(batch, 1, 0)[0] is batch.input_audio
+
+    # The truth through the codec is music that goes on, so that the end of the input is the codec's too.
+    before, audio = continuers["codec"].hear(batch, 1, 0)
+    whole = codec.decode(codec.encode(torch.cat([batch.input_audio, batch.target_audio], -1)))
+    torch.testing.assert_close(audio[:, 0], whole[..., -audio.shape[-1] :], atol=2e-3, rtol=0)
+    last = before[..., -1] - whole[..., before.shape[-1] - 1]
+    assert last.abs().max() < 0.1 * (before[..., -1] - batch.input_audio[..., -1]).abs().max() + 2e-3
 
 
 def test_long_continuations_begin_like_short_ones(continuers: dict[str, Continuer], data: EvalSet) -> None:

@@ -10,15 +10,14 @@ import torch
 
 from encore.audio import write_wav
 from encore.codecs import Codec
-from encore.codecs.encodec import SEANetCodec
-from encore.codecs.starter.weights import STARTER_WEIGHTS, Architecture, load_codec_file, save_codec
+from encore.codecs.starter.weights import STARTER_WEIGHTS, load_codec_file, save_codec
 from encore.config.schema import RunConfig, TrainConfig
 from encore.errors import EncoreError
 from encore.models.generation import GenerationConfig
 from encore.models.loading import FORMAT, build_model, generation_config, load_generator, read
 from encore.training.checkpoint import move_aside, resume_source
 from encore.training.stored import MARGIN_FILE, stored
-from tests.conftest import Command, write_pairs
+from tests.conftest import Command, random_seanet, write_pairs
 
 CPU = torch.device("cpu")
 
@@ -79,7 +78,7 @@ def test_a_checkpoint_of_another_shape_and_codec_is_refused(
 ) -> None:
     architecture, encoder, decoder = load_codec_file(STARTER_WEIGHTS)
     with torch.no_grad():
-        next(decoder.parameters()).mul_(1.01)
+        decoder.rest.bias.add_(0.01)
     save_codec(tmp_path / "other.safetensors", architecture, encoder, decoder)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.pt").write_text("an earlier run")
@@ -104,7 +103,7 @@ def test_a_checkpoint_of_another_shape_and_codec_is_refused(
 
 @pytest.fixture
 def codec() -> Codec:
-    return SEANetCodec(*Architecture(n_filters=2).build(), sample_rate=24000, channels=1)
+    return random_seanet()
 
 
 def test_block_size_and_window_follow_from_seconds(codec: Codec) -> None:
@@ -129,7 +128,7 @@ def test_blocks_that_do_not_fit_are_refused(codec: Codec) -> None:
     with pytest.raises(EncoreError, match=r"^--block_seconds 1\.1: longer than the segments \(1 s\)"):
         generation_config(TrainConfig.from_flags(block_seconds=1.1).resolved(), codec, 75)
     torch.manual_seed(0)
-    segmented = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1, segment_seconds=0.2)  # 15 frames
+    segmented = random_seanet(segment_seconds=0.2)  # 15 frames
     assert generation_config(TrainConfig.from_flags(block_seconds=0.4).resolved(), segmented, 75).block_frames == 30
     for settings, frames in (({"block_seconds": 0.5}, 75), ({"generation": "whole"}, 70)):
         with pytest.raises(EncoreError, match=r"^--generation .* works on segments of 0\.2 s"):

@@ -14,11 +14,11 @@ from torch import nn
 
 from encore.codecs import Codec, load_codec
 from encore.codecs.elu import ELU
-from encore.codecs.encodec import SEANetCodec
 from encore.codecs.padding import ReflectConv1d, reflect
-from encore.codecs.starter.weights import STARTER_WEIGHTS, Architecture, load_codec_file, save_codec
+from encore.codecs.starter.network import Architecture, StarterDecoder, StarterEncoder
+from encore.codecs.starter.weights import STARTER_WEIGHTS, load_codec_file, save_codec
 from encore.errors import EncoreError
-from tests.conftest import SAMPLE_RATE, melody
+from tests.conftest import SAMPLE_RATE, melody, random_seanet
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +48,18 @@ def test_gradients_reach_the_latents_and_weights_stay(starter: Codec, latents: t
     assert not starter.encode(torch.randn(1, 1, 3200, requires_grad=True)).requires_grad
 
 
-def test_only_the_decoders_lstm_is_ever_in_training_mode(starter: Codec) -> None:
-    assert isinstance(starter, SEANetCodec)
-    starter.train()
-    training = {name for name, module in starter.named_modules() if module.training}
-    lstms = {name for name, module in starter.decoder.named_modules(prefix="decoder") if isinstance(module, nn.LSTM)}
+def test_only_the_decoders_lstm_is_ever_in_training_mode() -> None:
+    codec = random_seanet()
+    codec.train()
+    training = {name for name, module in codec.named_modules() if module.training}
+    lstms = {name for name, module in codec.decoder.named_modules(prefix="decoder") if isinstance(module, nn.LSTM)}
     assert training == lstms and lstms
 
 
 def random_codec() -> Codec:
     """A codec of random weights, whose LSTM has a longer memory than a trained one."""
     torch.manual_seed(0)
-    architecture = Architecture(n_filters=4)
-    return SEANetCodec(*architecture.build(), architecture.sample_rate, architecture.channels)
+    return random_seanet(4)
 
 
 @pytest.mark.parametrize("build", [lambda: load_codec("starter"), random_codec], ids=["starter", "random"])
@@ -95,20 +94,21 @@ def test_a_crop_without_its_margin_differs() -> None:
 
 
 def test_a_codec_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    architecture = Architecture(n_filters=2, dimension=16, ratios=(4, 2), channels=2, sample_rate=8000)
-    encoder, decoder = architecture.build()
-    for module in (encoder, decoder):
-        module.half().float()  # what half precision keeps
+    torch.manual_seed(0)
+    architecture = Architecture(sample_rate=8000, coefficients=24, envelopes=4, bands=6, width=8, layers=2)
+    encoder, decoder = StarterEncoder(architecture), StarterDecoder(architecture)
+    for parameter in [*encoder.parameters(), *decoder.parameters()]:
+        parameter.data = (0.1 * torch.randn_like(parameter)).half().float()  # what half precision keeps
     save_codec(tmp_path / "own.safetensors", architecture, encoder, decoder)
     codec = load_codec(str(tmp_path / "own.safetensors"))
-    assert (codec.sample_rate, codec.channels, codec.latent_dim, codec.hop_length) == (8000, 2, 16, 8)
-    audio = torch.randn(3, 2, 800)
+    assert (codec.sample_rate, codec.channels, codec.latent_dim, codec.hop_length) == (8000, 1, 28, 320)
+    audio = torch.randn(3, 1, 800)
     with torch.no_grad():
         torch.testing.assert_close(codec.encode(audio), encoder(audio), atol=1e-5, rtol=0)
         torch.testing.assert_close(codec.decode(encoder(audio)), decoder(encoder(audio)), atol=1e-5, rtol=0)
     assert load_codec(str(tmp_path / "own.safetensors")).identity == codec.identity
     with torch.no_grad():
-        decoder.model[0].conv.conv.bias[0] += 1
+        decoder.rest.bias[0] += 1
     save_codec(tmp_path / "other.safetensors", architecture, encoder, decoder)
     assert load_codec(str(tmp_path / "other.safetensors")).identity != codec.identity
 
@@ -204,7 +204,7 @@ def test_a_download_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch, tmp
         assert part in str(caught.value)
 
 
-def test_the_fast_elu_is_pytorchs_with_its_gradients(starter: Codec) -> None:
+def test_the_fast_elu_is_pytorchs_with_its_gradients() -> None:
     x = torch.cat([torch.tensor([0.0, -1e-6, 1e-6, -30.0, 30.0]), torch.linspace(-3, 3, 10_001)])
     ours, theirs = (x.clone().requires_grad_() for _ in range(2))
     made, expected = ELU()(ours), nn.functional.elu(theirs)
@@ -213,7 +213,7 @@ def test_the_fast_elu_is_pytorchs_with_its_gradients(starter: Codec) -> None:
     (expected * x).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
     assert torch.autograd.gradcheck(ELU(), torch.randn(50, dtype=torch.float64, requires_grad=True))
-    assert not any(isinstance(module, nn.ELU) for module in starter.modules())
+    assert not any(isinstance(module, nn.ELU) for module in random_seanet().modules())
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,6 @@ def test_the_fast_convolution_is_that_of_the_encodec_package(causal: bool) -> No
             assert torch.equal(fast(x), original(x))
 
 
-def test_no_slow_padding_is_left(starter: Codec) -> None:
-    kinds = [type(module) for module in starter.modules()]
+def test_no_slow_padding_is_left() -> None:
+    kinds = [type(module) for module in random_seanet().modules()]
     assert ReflectConv1d in kinds and SConv1d not in kinds

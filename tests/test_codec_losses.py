@@ -43,7 +43,7 @@ def test_a_loss_that_cannot_be_computed_is_named_with_the_reason(starter: Codec)
 
 def test_the_embedding_loss_gets_the_codecs_encoder_or_the_models_weights(starter: Codec) -> None:
     built, _ = build_losses(["embedding"], ObjectiveConfig(embedding_layers="last"), starter, audio(24000))
-    expected = losses.create("embedding", 24000, encoder=starter.encoder, layers="last")
+    expected = losses.create("embedding", 24000, encoder=starter.feature_encoder(), layers="last")
     assert torch.equal(built["embedding"](audio(24000), -audio(24000)), expected(audio(24000), -audio(24000)))
     missing = ObjectiveConfig(embedding_model="panns", embedding_weights=Path("nowhere.pth"))
     _, problems = build_losses(["embedding"], missing, starter, audio(24000))

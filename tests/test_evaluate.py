@@ -43,7 +43,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(trained: Path) -> Path:
-    return trained / "checkpoints" / "last.pt"
+    return trained / "checkpoints" / "last.pt"  # best_model.pt may be the untrained one
 
 
 @pytest.fixture(scope="module")

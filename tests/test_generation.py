@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from encore.codecs.encodec import SEANetCodec
-from encore.codecs.starter.weights import Architecture
 from encore.errors import EncoreError
 from encore.models.generation import (
     PER_BLOCK,
@@ -23,9 +21,10 @@ from encore.models.generation import (
 from encore.models.priors import Context, Generators, Prior
 from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer
 from encore.registry import PRIORS
+from tests.conftest import random_seanet
 
 D, FRAMES, SIZE = 6, 20, 4
-CODEC = SEANetCodec(*Architecture(n_filters=2).build(), 24000, 1)
+CODEC = random_seanet()
 ENERGY, REGRESSION = GenerationConfig(SIZE, True, "replay"), GenerationConfig(SIZE, False, "replay")
 
 

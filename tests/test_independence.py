@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from encore.codecs import Codec
-from encore.codecs.encodec import SEANetCodec
-from encore.codecs.starter.weights import Architecture
 from encore.data import find_pairs
 from encore.data.dataset import Batch
 from encore.evaluation.baselines import MODEL, Baselines, Continuer, model_continuers
 from encore.evaluation.dataset import EvalSet
 from encore.evaluation.independence import candidates_depend
-from tests.conftest import SAMPLE_RATE
+from tests.conftest import SAMPLE_RATE, random_seanet
 from tests.test_sampling import drawing
 
 Maker = Callable[[Batch, int, Sequence[int]], Tensor]
@@ -28,7 +26,7 @@ FRAMES, CANDIDATES, DRAWS = 24, 3, 12
 @pytest.fixture(scope="module")
 def codec() -> Codec:
     torch.manual_seed(0)
-    return SEANetCodec(*Architecture(n_filters=2).build(), sample_rate=SAMPLE_RATE, channels=1)
+    return random_seanet()
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def test_full_wav_is_the_context_and_the_continuation(continued: tuple[Path, str
     # In front of it is the song itself, up to the cross-fade of two frames.
     end = round(START * SAMPLE_RATE)
     original = soundfile.read(song, dtype="int16")[0][end - context : end]
-    np.testing.assert_allclose(full[: context - 640], original[:-640], atol=1)
+    np.testing.assert_allclose(full[: context - 1280], original[:-1280], atol=1)
 
 
 def test_the_table_holds_the_runs_losses_against_the_truth(

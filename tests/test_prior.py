@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encore.models.priors import FrameOrder, draw_lags, lag_probs, replay
+from encore.models.priors import Context, FrameOrder, Replay, draw_lags, lag_probs, replay
+
+
+def test_what_precedes_a_guess_is_where_it_was_taken_from() -> None:
+    context = torch.arange(20.0).expand(3, 2, 20)
+    given = Context(context, None, lambda: context)  # type: ignore[arg-type]
+    prior = Replay(given, torch.tensor([5, 18, 20]))
+    assert prior.frames(0, 2, context)[:, 0].tolist() == [[15, 16], [2, 3], [0, 1]]
+    # Rows without as many frames before their guess get the context's last ones.
+    assert prior.lead_in(2)[:, 0].tolist() == [[13, 14], [0, 1], [18, 19]]
+    assert prior.lead_in(3)[:, 0].tolist() == [[12, 13, 14], [17, 18, 19], [17, 18, 19]]
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 1000])

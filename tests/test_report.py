@@ -90,7 +90,6 @@ def test_the_headline_comes_first_with_its_own_titles(results: Results, tmp_path
     write_json(results, tmp_path / "evaluation.json")
     headline = json.loads((tmp_path / "evaluation.json").read_text())["headline"]
     assert headline["systems"]["b"] == {"skill_x": {"value": 0.25, "low": 0.125, "high": 0.5}}
-    assert results.upper_bounds == ("codec", "truth")
 
 
 def test_json_holds_every_value_and_no_nan(results: Results, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from encore.codecs import Codec, load_codec
 from encore.codecs.encodec import SEANetCodec
-from encore.codecs.starter.weights import Architecture
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.inference.continuation import (
@@ -28,25 +27,25 @@ from encore.inference.continuation import (
 )
 from encore.models.loading import Generator, build_model
 from encore.models.transformer import KVCache
-from tests.conftest import SAMPLE_RATE, melody
+from tests.conftest import SAMPLE_RATE, melody, random_seanet
 
 HOP = 320
 SEGMENT = 100  # frames
-FADE = 2 * HOP
+FADE = 4 * HOP
 TINY = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=2, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
 def codec() -> SEANetCodec:
     torch.manual_seed(0)
-    return SEANetCodec(*Architecture(n_filters=2).build(), sample_rate=SAMPLE_RATE, channels=1)
+    return random_seanet()
 
 
 @pytest.fixture(scope="module")
 def segmented() -> Codec:
     """A codec that works on segments of 0.2 s (15 frames), each with its own scale."""
     torch.manual_seed(0)
-    return SEANetCodec(*Architecture(n_filters=2).build(), sample_rate=SAMPLE_RATE, channels=1, segment_seconds=0.2)
+    return random_seanet(segment_seconds=0.2)
 
 
 @pytest.fixture(scope="module")

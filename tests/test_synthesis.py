@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from encore.codecs import Codec, load_codec
-from encore.codecs.encodec import SEANetCodec
-from encore.codecs.starter.weights import Architecture
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig
 from encore.models.pointer import Pointer
@@ -20,7 +18,7 @@ from encore.models.priors import Context, Generators, Prior, draw_lags
 from encore.models.transformer import ContinuationTransformer, KVCache
 from encore.registry import PRIORS
 from encore.training.synthesis import MAX_SAMPLES, CropPlan, Synthesizer
-from tests.conftest import SAMPLE_RATE, melody
+from tests.conftest import SAMPLE_RATE, melody, random_seanet
 
 HOP, FRAMES, ITEMS = 320, 75, 2
 
@@ -203,8 +201,7 @@ def test_decoding_again_in_the_backward_pass_gives_the_same_audio_and_gradient(c
 
 def test_crops_of_a_codec_that_works_in_segments_are_exact() -> None:
     torch.manual_seed(0)
-    encoder, decoder = Architecture(n_filters=2).build()
-    codec = SEANetCodec(encoder, decoder, SAMPLE_RATE, 1, segment_seconds=0.2)  # 15 frames
+    codec = random_seanet(segment_seconds=0.2)  # 15 frames
     batch = batch_of(codec, FRAMES)
     truth = Truth(batch)
     truth.std = torch.ones(129, 1)

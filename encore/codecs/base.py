@@ -103,15 +103,18 @@ class Codec(nn.Module):
         audio = self.decode(latents[..., first:last])
         return audio[..., (start - first) * self.hop_length : (end - first) * self.hop_length]
 
-    def decode_continuation(self, context: Tensor, continuation: Tensor, margin: int) -> Tensor:
-        """Decodes `continuation [R, D, F]` as what follows `context [R, D, T]`: audio `[R, C, F * hop_length]`.
+    def decode_continuation(self, context: Tensor, continuation: Tensor, margin: int, lead: int = 0) -> Tensor:
+        """Decodes `continuation [R, D, F]` after `context [R, D, T]`: audio `[R, C, (lead + F) * hop_length]`.
 
-        The last `margin` frames of the context are decoded in front (see `measure_margin`). With independent segments
-        nothing is needed in front; the continuation then begins with a whole segment.
+        It begins with the last `lead` frames of the context, before which `margin` more are decoded (see
+        `measure_margin`). With independent segments no margin is needed; the continuation then begins with a whole
+        segment.
         """
-        before = margin if self.segment_frames is None else 0
-        past = context[..., -before:] if before else context[..., :0]
-        return self.decode_crop(torch.cat([past, continuation], -1), past.shape[-1], continuation.shape[-1], margin)
+        unit = self.segment_frames
+        before = lead + margin if unit is None else -(-lead // unit) * unit
+        past = context[..., max(0, context.shape[-1] - before) :]
+        frames = torch.cat([past, continuation], -1)
+        return self.decode_crop(frames, past.shape[-1] - lead, lead + continuation.shape[-1], margin)
 
     @torch.no_grad()
     def measure_margin(self, latents: Tensor, tolerance_db: float = -60.0) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,36 +9,34 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from encodec.modules import SEANetDecoder, SEANetEncoder
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from encore.audio import find_audio_files, read_audio
-from encore.codecs.starter.dct_init import coefficient_deviations, initialise_linear_path
-from encore.codecs.starter.texture_init import initialise_texture
+from encore.codecs.starter.initialisation import initialise
+from encore.codecs.starter.network import BLOCK, EDGE, GROUP, PARTS, Architecture, StarterDecoder, StarterEncoder
 from encore.codecs.starter.trainer import (
     MIN_SECONDS,
     CodecTrainer,
     CodecTraining,
     CropSampler,
     Loss,
-    excerpts,
+    below,
     log_relative_error,
     mean_metrics,
     split_files,
     stored_codec,
     validation_crops,
 )
-from encore.codecs.starter.weights import Architecture, save_codec
+from encore.codecs.starter.weights import save_codec
 from encore.config import cli
 from encore.config.knobs import knob, problems_of
 from encore.errors import EncoreError, make_folder
-from losses import MelLoss, SpectralLoss, functional
+from losses import AudibleEnergyLoss, MelLoss, SpectralLoss, functional
 
 MEL_SIZES = ((2048, 160), (1024, 80), (512, 48), (256, 24))  # FFT size, bands
-STATISTICS_SECONDS = 600  # of music, for the initialisation
-DCT, RANDOM = INITS = ("dct", "random")
+CUTOFF = 4800.0  # Hz; the waveform's relative error counts below it, too
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,17 @@ class TrainCodecConfig:
 
     audio_folder: Path = knob(None, "folder of wav, flac, ogg and mp3 files, at any depth", argument=True)
     output: Path = knob(None, "folder that codec.safetensors is written to", common=True)
-    init: str = knob(DCT, "dct: start as an exact linear codec; random: random weights", choices=INITS, common=True)
-    n_filters: int = knob(16, "channels of the layers next to the waveform", minimum=1, common=True)
-    dimension: int = knob(128, "latent channels", minimum=1, common=True)
     coefficients: int = knob(
-        120, "with dct: latent channels that hold DCT coefficients, the lowest ones", minimum=1, common=True
+        120, "latents that hold coefficients of the waveform, of 320 a frame: its band up to 4.5 kHz", common=True
     )
-    minutes: float | None = knob(None, "stop after so many minutes", common=True)
+    envelopes: int = knob(8, "latents that hold the envelopes of the bands above", minimum=1, common=True)
+    width: int = knob(384, "channels of the decoder's network", minimum=1, common=True)
+    layers: int = knob(3, "of the decoder's network; each looks back two frames", minimum=1, common=True)
+    minutes: float | None = knob(None, "stop after so many minutes of processor time", common=True)
     steps: int | None = knob(None, "stop after so many steps", minimum=1, common=True)
     batch_size: int = knob(8, "crops per step", minimum=1, common=True)
     crop_seconds: float = knob(0.8, "length of a crop in seconds", minimum=MIN_SECONDS, common=True)
-    lr: float = knob(3e-4, "peak learning rate", common=True)
+    lr: float = knob(1e-3, "peak learning rate", common=True)
     val_fraction: float = knob(0.12, "share of the files held out, 0 to 1", common=True)
     validate_every: int = knob(250, "steps between validations", minimum=1, common=True)
     seed: int = knob(0, "seed of the split, the weights and the crops", common=True)
@@ -74,6 +71,12 @@ class TrainCodecConfig:
             problems.append(f"--val_fraction {self.val_fraction:g}: must lie between 0 and 1")
         if not self.lr > 0:
             problems.append(f"--lr {self.lr:g}: must be above 0")
+        if self.envelopes > Architecture.bands + PARTS:
+            problems.append(f"--envelopes {self.envelopes}: at most {Architecture.bands + PARTS}")
+        if self.coefficients % GROUP or not EDGE <= self.coefficients < BLOCK:
+            problems.append(
+                f"--coefficients {self.coefficients}: must be a multiple of {GROUP}, at least {EDGE} and below {BLOCK}"
+            )
         problems += problems_of(self)
         if problems:
             raise EncoreError("\n".join(problems))
@@ -92,15 +95,17 @@ def main(config: TrainCodecConfig) -> None:
     config.check()
     make_folder(config.output, "--output")
     torch.manual_seed(config.seed)
-    architecture = Architecture(n_filters=config.n_filters, dimension=config.dimension)
+    architecture = Architecture(
+        coefficients=config.coefficients, envelopes=config.envelopes, width=config.width, layers=config.layers
+    )
     console = Console(highlight=False, soft_wrap=True)
     music = read_music(config, architecture, console)
     sampler = CropSampler(music.recordings, int(config.crop_seconds * architecture.sample_rate), config.seed)
-    encoder, decoder = architecture.build()
-    rates = initialise(config, architecture, encoder, decoder, music.recordings) if config.init == DCT else {}
+    encoder, decoder = StarterEncoder(architecture), StarterDecoder(architecture)
+    initialise(encoder, decoder, music.recordings)
     settings = CodecTraining(config.steps, config.minutes, config.batch_size, config.lr, config.validate_every)
     loss = partial(objective, sample_rate=architecture.sample_rate)
-    trainer = CodecTrainer(encoder, decoder, rates, loss, settings)
+    trainer = CodecTrainer(encoder, decoder, loss, settings)
     path = config.output / "codec.safetensors"
     train(trainer, sampler, music.held_out, architecture, path, console)
     console.print(f"wrote {path}")
@@ -121,6 +126,7 @@ def train(
         "si_sdr": lambda prediction, target: -functional.si_sdr(prediction, target, zero_mean=False).mean(),
         "spectral": SpectralLoss(),
         "mel": MelLoss(architecture.sample_rate),
+        "audible": AudibleEnergyLoss(architecture.sample_rate),
     }
     started, done = time.monotonic(), 0
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
@@ -147,7 +153,7 @@ def read_music(config: TrainCodecConfig, architecture: Architecture, console: Co
     Raises:
         EncoreError: fewer than two files, or one that cannot be read or held-out files that are too short.
     """
-    rate, channels = architecture.sample_rate, architecture.channels
+    rate, channels = architecture.sample_rate, 1
     train, val = split_files(find_audio_files(config.audio_folder), config.val_fraction, config.seed)
     for path in val:
         console.print(f"held out: {path.relative_to(config.audio_folder)}", markup=False)
@@ -155,32 +161,19 @@ def read_music(config: TrainCodecConfig, architecture: Architecture, console: Co
     return Music(recordings, validation_crops([read_audio(path, rate, channels) for path in val], rate))
 
 
-def initialise(
-    config: TrainCodecConfig,
-    architecture: Architecture,
-    encoder: SEANetEncoder,
-    decoder: SEANetDecoder,
-    recordings: Sequence[Tensor],
-) -> dict[str, Tensor]:
-    """Makes encoder and decoder a linear codec with texture above its band; returns the factors of the learning rate.
-
-    Raises:
-        EncoreError: the network is too narrow.
-    """
-    examples = excerpts(recordings, STATISTICS_SECONDS * architecture.sample_rate)
-    deviations = coefficient_deviations(examples, math.prod(architecture.ratios), config.coefficients)
-    rates = initialise_linear_path(encoder, decoder, deviations)
-    initialise_texture(encoder, decoder, config.coefficients, examples, rates, config.seed)
-    encoder.requires_grad_(False)  # all its latents are set: only the decoder is trained
-    return rates
-
-
 def objective(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
-    """Log-mel L1 at four resolutions, and 0.3 of the `log_relative_error`; the mean over items."""
+    """What is minimised, the mean over items: how unlike the spectra are, and how far the waveforms are apart.
+
+    Log-mel L1 at four resolutions + the multi-resolution STFT loss + 2 audible energy + 0.15 `log_relative_error` of
+    the waveform + 0.15 of that below 4.8 kHz.
+    """
     mel = prediction.new_zeros(len(prediction))
     for size, bands in MEL_SIZES:
         mel = mel + functional.mel(prediction, target, sample_rate, size, size // 4, bands, 0.0, sample_rate / 2)
-    return mel.mean() / len(MEL_SIZES) + 0.3 * log_relative_error(prediction, target)
+    spectral = mel / len(MEL_SIZES) + functional.spectral(prediction, target)
+    spectral = spectral + 2 * functional.audible_energy(prediction, target, sample_rate)
+    low = below(prediction, CUTOFF / sample_rate), below(target, CUTOFF / sample_rate)
+    return spectral.mean() + 0.15 * (log_relative_error(prediction, target) + log_relative_error(*low))
 
 
 app = cli.new_app()

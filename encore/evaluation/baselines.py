@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,10 +16,12 @@ from encore.errors import EncoreError
 from encore.evaluation.dataset import EvalSet, partners_elsewhere
 from encore.evaluation.metrics.log_mel import power_spectrogram, window_length
 from encore.evaluation.metrics.repetition import best_lag
-from encore.inference.continuation import Contexts, continue_latents
+from encore.inference.continuation import Contexts, continue_latents, crossfade, fade_frames
 from encore.models.generation import make_generators
 from encore.models.loading import Generator
-from encore.models.priors import draw_lags, replay, take
+from encore.models.priors import crossfade as crossfade_latents
+from encore.models.priors import draw_lags, preceding, take
+from encore.models.priors import replay as repeat
 from encore.registry import PRIORS
 
 MODEL = "model"  # the name of the model that is evaluated
@@ -40,14 +42,15 @@ class Continuer:
     Attributes:
         name: in tables and metrics.
         note: what it is, in a sentence.
-        make: `make(batch, frames, seeds)` gives audio `[B · N, C, frames · hop_length]`, one continuation per seed,
-            those of a pair next to each other.
+        make: `make(batch, frames, seeds)` gives audio `[B · N, C, lead + frames · hop_length]`, one continuation per
+            seed, those of a pair next to each other.
         deterministic: all candidates would be equal, so there is only one.
         long_form: it can continue for longer than the pairs are.
         recorded: its audio went through no codec.
         reference: the continuer that the critic takes for real music: the truth through the same codec, so that the
             sound of the codec is no cue. What is recorded goes through the codec for the critic.
         prior: the name of the continuer that is its prior alone, if it is a model with one.
+        lead: samples that `make` gives of the input's end, as it goes over into the continuation.
     """
 
     name: str
@@ -58,19 +61,30 @@ class Continuer:
     recorded: bool = False
     reference: str = CODEC
     prior: str | None = None
+    lead: int = 0
 
     @torch.no_grad()
     def draw(self, batch: Batch, candidates: int, seed: int, frames: int | None = None) -> Tensor:
-        """Continuations `[B, N, C, frames · hop_length]`; N is 1 if deterministic.
+        """Continuations `[B, N, C, frames · hop_length]`; N is 1 if deterministic. See `hear`."""
+        return self.hear(batch, candidates, seed, frames)[1]
 
-        Candidate n of a pair is the same for any batch and any number of candidates.
+    @torch.no_grad()
+    def hear(self, batch: Batch, candidates: int, seed: int, frames: int | None = None) -> tuple[Tensor, Tensor]:
+        """Continuations `[B, N, C, frames · hop_length]`, and what is heard before the first ones, `[B, C, K]`.
+
+        N is 1 if deterministic. What is heard before is the input, whose end is cross-faded into `lead`. Candidate n of
+        a pair is the same for any batch and any number of candidates.
 
         Args:
             frames: latent frames of a continuation; None for as many as the target has.
         """
         seeds = seeds_of(batch, 1 if self.deterministic else candidates, seed)
-        audio = self.make(batch, batch.target_latents.shape[-1] if frames is None else frames, seeds)
-        return audio.unflatten(0, (len(batch), -1))
+        made = self.make(batch, batch.target_latents.shape[-1] if frames is None else frames, seeds)
+        made, before = made.unflatten(0, (len(batch), -1)), batch.input_audio
+        if self.lead:
+            faded = crossfade(before[..., -self.lead :], made[:, 0, :, : self.lead])
+            before = torch.cat([before[..., : -self.lead], faded], -1)
+        return before, made[..., self.lead :]
 
 
 def seeds_of(batch: Batch, candidates: int, seed: int) -> list[int]:
@@ -101,7 +115,7 @@ def model_continuers(name: str, generator: Generator, temperature: float, own_co
         return continue_latents(generator, contexts, frames, list(seeds), temperature, prior_alone)
 
     def through_codec(batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
-        return codec.decode_continuation(latents_of(batch), codec.encode(batch.target_audio), generator.margin)
+        return truth_through(codec, Contexts(latents_of(batch), batch.input_audio), batch, generator.margin)
 
     note = "A model that draws continuations." if generative else "A model that was trained by regression."
     own_prior = prior_name(name) if has_prior else None
@@ -113,7 +127,7 @@ def model_continuers(name: str, generator: Generator, temperature: float, own_co
     if own_codec:
         note = f"The truth through the codec of {name}: the best that its latents allow."
         made.append(Continuer(ceiling, note, through_codec, reference=TRUTH))
-    return made
+    return [replace(continuer, lead=fade_frames(codec) * codec.hop_length) for continuer in made]
 
 
 def prior_name(model: str) -> str:
@@ -147,7 +161,7 @@ class Baselines:
         note = "The input's latents in random pieces of a tenth of a second."
         shards = Continuer("shards", note, self.shards, deterministic=False)
         note = "The truth through the codec: the best that its latents allow."
-        return [
+        made = [
             Continuer("silence", "Digital silence.", self.silence, recorded=True),
             noise,
             shards,
@@ -158,6 +172,8 @@ class Baselines:
             Continuer(CODEC, note, self.through_codec, reference=TRUTH),
             Continuer(TRUTH, "The music that really follows.", self.truth, recorded=True, reference=TRUTH),
         ]
+        lead = fade_frames(self.codec) * self.codec.hop_length
+        return [one if one.recorded else replace(one, lead=lead) for one in made]
 
     def silence(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         return batch.input_audio.new_zeros(*batch.input_audio.shape[:2], frames * self.codec.hop_length)
@@ -174,34 +190,52 @@ class Baselines:
         count, places = -(-frames // size), context.shape[-1] - size + 1
         starts = torch.stack([torch.randint(places, (count,), generator=each) for each in make_generators(seeds)])
         index = (starts[..., None] + torch.arange(size)).flatten(1)[:, :frames]
-        return self.codec.decode_continuation(context, take(context, index.to(context.device)), self.margin)
+        return self.decode(context, take(context, index.to(context.device)), starts[:, 0])
 
     def copy(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         audio = batch.input_end
         lags = torch.full((len(batch),), audio.shape[-1], device=audio.device)
-        return replay(audio, lags, 0, frames * self.codec.hop_length)
+        return repeat(audio, lags, 0, frames * self.codec.hop_length)
 
     def loop(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         audio = batch.input_audio
         lags = torch.tensor([best_lag(item, self.codec.sample_rate) for item in audio], device=audio.device)
-        return replay(audio, lags, 0, frames * self.codec.hop_length)
+        return repeat(audio, lags, 0, frames * self.codec.hop_length)
 
     def replay(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         length = batch.context.shape[-1]
         lags = torch.cat([draw_lags(1, length, torch.Generator().manual_seed(seed)) for seed in seeds])
         context = batch.context.repeat_interleave(len(seeds) // len(batch), 0)
-        latents = replay(context, lags.to(context.device), 0, frames)
-        return self.codec.decode_continuation(context, latents, self.margin)
+        latents = repeat(context, lags.to(context.device), 0, frames)
+        return self.decode(context, latents, length - lags)
+
+    def decode(self, context: Tensor, latents: Tensor, begin: Tensor) -> Tensor:
+        """Audio of `latents`, which come from frames `begin [R]` of the context, joined as by `Sampler.lead_in`."""
+        fade = fade_frames(self.codec)
+        before = preceding(context, begin.to(context.device), fade)
+        end = crossfade_latents(context[..., -fade:], before, context.mean(-1, keepdim=True))
+        return self.codec.decode_continuation(torch.cat([context[..., :-fade], end], -1), latents, self.margin, fade)
 
     def other_music(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         assert self.partners is not None
         return self.data.load(self.partners[number] for number in batch.number.tolist()).target_audio
 
     def through_codec(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
-        return self.codec.decode_continuation(batch.context, batch.target_latents, self.margin)
+        return truth_through(self.codec, Contexts(batch.context, batch.input_audio), batch, self.margin)
 
     def truth(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         return batch.target_audio
+
+
+def truth_through(codec: Codec, contexts: Contexts, batch: Batch, margin: int) -> Tensor:
+    """The targets through a codec, encoded with the end of the input in front, as music that goes on.
+
+    `[B, C, fade + N]`: the last frames of the input, see `fade_frames`, and the targets.
+    """
+    lead = 0 if codec.segment_frames is not None else min(margin, contexts.latents.shape[-1])
+    past = batch.input_audio[..., batch.input_audio.shape[-1] - lead * codec.hop_length :]
+    latents = codec.encode(torch.cat([past, batch.target_audio], -1))[..., lead:]
+    return codec.decode_continuation(contexts.latents, latents, margin, fade_frames(codec))
 
 
 def coloured(white: Tensor, music: Tensor, sample_rate: int) -> Tensor:

@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 import losses
-from encore.data.dataset import Batch
 from encore.evaluation.baselines import (
     CODEC,
     MODEL,
+    NEGATIVES,
     OTHER_MUSIC,
     TRUTH,
     Baselines,
@@ -116,11 +116,11 @@ class Evaluator:
         for first in range(0, len(self.data), self.config.batch_size):
             numbers = range(first, min(first + self.config.batch_size, len(self.data)))
             batch = self.data.load(numbers)
-            audio = continuer.draw(batch, self.config.candidates, self.config.seed)
+            before, audio = continuer.hear(batch, self.config.candidates, self.config.seed)
             is_truth = continuer.name == TRUTH
-            accumulator.add(self.metrics.compute(audio, batch, is_truth, continuer.recorded))
+            accumulator.add(self.metrics.compute(audio, batch, before, is_truth, continuer.recorded))
             for number in self.samples.keys() & set(numbers):
-                self.samples[number][continuer.name] = with_context(batch, audio, number - first)
+                self.samples[number][continuer.name] = with_context(before, audio, number - first)
         return accumulator
 
     def ask_critic(self, accumulators: Accumulators) -> None:
@@ -204,14 +204,14 @@ class Evaluator:
         samples = []
         for number in numbers:
             batch = self.data.load([number])
-            audio = continuer.draw(batch, 1, self.config.seed, frames)
+            before, audio = continuer.hear(batch, 1, self.config.seed, frames)
             made = contours(audio[:, 0], rate)
             real = contours(torch.cat([batch.input_audio, batch.target_audio], dim=-1), rate)
             for name, values in drift(made).items():
                 drifts.setdefault(name, []).extend(values.tolist())
             for title, curve in relative_contours(made, real).items():
                 curves.setdefault(title, []).append(curve)
-            samples.append(with_context(batch, audio, 0))
+            samples.append(with_context(before, audio, 0))
         recordings = [self.data.recordings[number] for number in numbers]
         means = {title: torch.tensor(lines).mean(0).tolist() for title, lines in curves.items()}
         return self.means(drifts, recordings), means, samples[0]
@@ -237,7 +237,7 @@ class Evaluator:
                 *critic_warnings(values),
             ],
             notes={continuer.name: continuer.note for continuer in self.continuers},
-            upper_bounds=tuple(one.name for one in self.continuers if one.reference == TRUTH),
+            unranked=(*NEGATIVES, *(one.name for one in self.continuers if one.reference == TRUTH)),
             headline=HEADLINE,
             caption=caption(self.codecs(), values),
         )
@@ -263,9 +263,9 @@ class Evaluator:
         }
 
 
-def with_context(batch: Batch, audio: Tensor, row: int) -> Tensor:
-    """The input of a row of a batch and its first continuation in `audio [B, N, C, S]`: `[C, K + S]`, on the CPU."""
-    return torch.cat([batch.input_audio[row], audio[row, 0]], dim=-1).cpu()
+def with_context(before: Tensor, audio: Tensor, row: int) -> Tensor:
+    """A row of what is heard before, and its first continuation in `audio [B, N, C, S]`: `[C, K + S]`, on the CPU."""
+    return torch.cat([before[row], audio[row, 0]], dim=-1).cpu()
 
 
 def sample_group(title: str, samples: Samples) -> SampleGroup:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from encore.evaluation.metrics.critic import CRITIC
 from encore.evaluation.metrics.energy_score import SKILL
 from encore.evaluation.metrics.registry import MetricSpec
+from encore.evaluation.results import format_value
 from encore.statistics import Interval
 
 LOG_MEL = "floored_mel"  # the distance of the headline's skill
@@ -46,8 +47,13 @@ def caption(codecs: Mapping[str, str], values: Mapping[str, Values]) -> str:
         f"{_figures(values[row])}."
         for row, codec in codecs.items()
     ]
+    if any(CRITIC in values[row] for row in codecs):
+        ceilings.append(
+            "That critic compares with the recordings; for the other rows the truth goes through the codec too."
+        )
     return " ".join([HOW_TO_READ, *ceilings])
 
 
 def _figures(values: Values) -> str:
-    return ", ".join(f"{title} {values[name].value:.2f}" for name, title in HEADLINE.items() if name in values)
+    figures = {title: values[name].value for name, title in HEADLINE.items() if name in values}
+    return ", ".join(f"{title} {format_value(value)}" for title, value in figures.items())

@@ -22,6 +22,6 @@ def candidates_depend(continuer: Continuer, batch: Batch, seed: int = 0) -> bool
         return False
     together = continuer.draw(batch, 3, seed)[:, 1]
     seeds = seeds_of(batch, 2, seed)[1::2]
-    alone = continuer.make(batch, batch.target_latents.shape[-1], seeds)
+    alone = continuer.make(batch, batch.target_latents.shape[-1], seeds)[..., continuer.lead :]
     error = (alone - together).square().mean().sqrt()
     return bool(error > 10 ** (TOLERANCE_DB / 20) * together.square().mean().sqrt())

@@ -107,13 +107,16 @@ class Metrics:
         return [LATENTS, "log_mel", *self.embeddings]
 
     @torch.no_grad()
-    def compute(self, audio: Tensor, batch: Batch, is_truth: bool = False, recorded: bool = False) -> Measured:
+    def compute(
+        self, audio: Tensor, batch: Batch, before: Tensor, is_truth: bool = False, recorded: bool = False
+    ) -> Measured:
         """Computes the metrics of the continuations `audio [B, N, C, S]` of a batch.
 
         Energy scores, losses and contours use all N candidates. Features and the registered metrics use the first
         one, so that stochastic and deterministic continuers are measured on equally many continuations.
 
         Args:
+            before: the inputs as they are heard before the continuations, `[B, C, K]`.
             is_truth: the continuations are the truth, so nothing is compared with it.
             recorded: they went through no codec, so they go through this one for the critic, except for the truth.
         """
@@ -124,7 +127,7 @@ class Metrics:
             values |= loss_values(self.losses, audio, batch.target_audio)
             compared = compare_contours(audio, batch.target_audio[:, None], self.codec.sample_rate)
             values |= {name: value.mean(1) for name, value in compared.items()}
-        values |= self._registered(audio[:, 0].cpu(), batch, is_truth)
+        values |= self._registered(audio[:, 0].cpu(), before, batch, is_truth)
         features = self._features(audio[:, 0], latents[:, 0])
         if not self.critic:
             return Measured(values, features)
@@ -142,9 +145,9 @@ class Metrics:
             LATENTS, lambda one, other: latent_distance(one, other, self.deviation), latents, batch.target_latents
         )
 
-    def _registered(self, audio: Tensor, batch: Batch, is_truth: bool) -> dict[str, list[float]]:
+    def _registered(self, audio: Tensor, before: Tensor, batch: Batch, is_truth: bool) -> dict[str, list[float]]:
         """The registered metrics of one continuation per pair, `[B, C, S]`."""
-        audios = audio, batch.input_audio.cpu(), batch.target_audio.cpu()
+        audios = audio, before.cpu(), batch.target_audio.cpu()
         items = [
             Item(context, made, truth, self.codec.sample_rate) for made, context, truth in zip(*audios, strict=True)
         ]

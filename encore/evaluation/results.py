@@ -41,7 +41,7 @@ class Results:
         contours: by quantity and continuer, the value in every second of long continuations.
         warnings: why some values should not be trusted.
         notes: what a continuer is, by its name.
-        upper_bounds: continuers that use the truth, which are excluded from the ranking.
+        unranked: continuers that are never marked as the best: those that use the truth, and those that are no music.
         headline: headings of the figures that sum up an evaluation, by metric.
         caption: how to read them.
     """
@@ -58,7 +58,7 @@ class Results:
     contours: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
-    upper_bounds: tuple[str, ...] = ("codec", "truth")
+    unranked: tuple[str, ...] = ("codec", "truth")
     headline: dict[str, str] = field(default_factory=dict)
     caption: str = ""
 
@@ -76,8 +76,8 @@ class Results:
         return found
 
     def best(self, spec: MetricSpec) -> set[str]:
-        """The continuers with the best value, upper bounds excluded; none if no value is better than another."""
-        ranked = {name: values for name, values in self.values.items() if name not in self.upper_bounds}
+        """The ranked continuers with the best value; none if no value is better than another."""
+        ranked = {name: values for name, values in self.values.items() if name not in self.unranked}
         return best_of(spec, ranked, self.values.get("truth", {}).get(spec.name))
 
     def tracked(self) -> dict[str, float]:

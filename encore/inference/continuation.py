@@ -15,7 +15,7 @@ from encore.models.generation import Sampler, generate, generate_blocks, generat
 from encore.models.loading import Generator
 from encore.models.priors import Context
 
-FADE_SECONDS = 0.03
+FADE_SECONDS = 0.05
 LEAST_SECONDS = 1.0  # of a song
 DECODED_SECONDS = 1.0  # at once, at least: shorter pieces cost more for what is decoded in front of each
 BATCH_SIZE = 8  # songs
@@ -27,7 +27,7 @@ class Continuation:
 
     Attributes:
         context: the end of the song, which the model was given, `[C, K]`.
-        full: the context followed by each continuation, `[S, C, K + M]`. Its last 30 ms differ from `context`, where it
+        full: the context followed by each continuation, `[S, C, K + M]`. Its last 50 ms differ from `context`, where it
             fades into the codec's reconstruction of itself.
     """
 
@@ -72,9 +72,9 @@ def continue_latents(
     temperature: float = 1.0,
     prior_alone: bool = False,
 ) -> Tensor:
-    """Continues contexts by `frames` frames each: audio `[R, C, frames · hop]`.
+    """Continues contexts by `frames` frames each: audio `[R, C, (fade + frames) · hop]`.
 
-    The end of each context is decoded in front.
+    The first `fade_frames(codec)` frames are the end of the context, as it goes over into the continuation.
 
     Args:
         seeds: R of them, the same number for each context, those of a context in a row. Row r depends on its context
@@ -90,7 +90,14 @@ def continue_latents(
         made = generate_prior(sampler, frames)
     else:
         made = generate(generator.model, sampler, frames, generator.precision)
-    return generator.codec.decode_continuation(latents, made, generator.margin)
+    fade = fade_frames(generator.codec)
+    latents = torch.cat([latents[..., :-fade], sampler.lead_in(fade)], -1)
+    return generator.codec.decode_continuation(latents, made, generator.margin, fade)
+
+
+def fade_frames(codec: Codec) -> int:
+    """Frames at the end of what came before that fade into what follows."""
+    return max(1, round(FADE_SECONDS * codec.frame_rate))
 
 
 def continue_song(
@@ -143,9 +150,10 @@ def stream_song(
     the song. The pieces concatenated are context and continuation; the first piece is the context. Memory and time per
     piece are constant; a piece is at least a second long, if the continuation is.
 
-    What is generated is decoded with the latents before it in front, so that its audio also covers the last 30 ms
+    What is generated is decoded with the latents before it in front, so that its audio also covers the last 50 ms
     before it. There the earlier audio fades out and the new one fades in, with gains that add up to one, as both are
-    decoded from the same latents. The first piece fades in over the end of the song itself.
+    decoded from the same latents. The first piece fades in over the end of the song itself, where its latents go over
+    from the song's to what lay before the prior's first guess (`Sampler.lead_in`).
 
     Raises:
         EncoreError: the song is shorter than one second (or a context of training, if that is less).
@@ -167,13 +175,15 @@ def stream_batch(generator: Generator, contexts: Tensor, draws: Draws) -> Iterat
     context = Context(latents, codec, lambda: contexts.to(device), copies, generator.model.pointer)
     generators = make_generators([*draws.seeds] * len(contexts))
     sampler = Sampler(generator.generation, context, generators, draws.temperature)
-    fade = min(max(1, round(FADE_SECONDS * codec.frame_rate)), generator.generation.block_frames)
+    fade = min(fade_frames(codec), generator.generation.block_frames)
     lead = _lead_frames(codec, generator.margin + fade, latents.shape[-1])
     past = latents[..., -lead:]
     blocks = generate_blocks(generator.model, sampler, generator.precision)
     unit = codec.segment_frames or 1
     frames = math.ceil(remaining / hop / unit) * unit
-    for made in _joined(blocks, math.ceil(DECODED_SECONDS * codec.frame_rate), frames):
+    for number, made in enumerate(_joined(blocks, math.ceil(DECODED_SECONDS * codec.frame_rate), frames)):
+        if number == 0:
+            past = torch.cat([past[..., :-fade], sampler.lead_in(fade)], -1)
         past = torch.cat([past, made], dim=-1)
         audio = codec.decode(past).cpu()
         before, audio = audio[..., (lead - fade) * hop : lead * hop], audio[..., lead * hop :]

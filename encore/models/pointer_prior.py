@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,11 @@ from encore.models.pointer import (
     place_features,
     stride_of,
 )
-from encore.models.priors import Context, Generators, Prior, register_prior, take
+from encore.models.priors import Context, Generators, Prior, crossfade, preceding, register_prior, take
 
 POINTER = "pointer"
 EXCERPT_SECONDS = 1.0  # after so long at most, it chooses again
+MATCHED_SECONDS = 1.0  # before a place, by which its frame is found
 FADE_SECONDS = 0.04  # from one excerpt to the next
 
 
@@ -26,8 +29,8 @@ class Pointed(Prior):
     """Excerpts of the context, at places that a `Pointer` gives the odds of.
 
     For each block a row draws whether it goes on with its excerpt or where the next one begins, by the softmax of the
-    pointer's log odds. An excerpt that ends with the context is always followed by another one. Two excerpts are joined
-    by `crossfade`.
+    pointer's log odds; the next one begins at that frame around its place whose past matches best. An excerpt that ends
+    with the context is always followed by another one. Two excerpts are joined by `crossfade`.
 
     Args:
         context: R contexts.
@@ -42,16 +45,24 @@ class Pointed(Prior):
         self.rows, _, self.length = context.latents.shape
         stride = min(stride_of(rate), self.length)
         self.places = Places.of(context.latents[:: context.copies], stride).repeat(context.copies)
+        self.fine = replace(self.places, stride=1)
+        self.levels = self.fine.describe(context.latents)[0]  # of frames
+        self.matched = max(1, round(MATCHED_SECONDS * rate))
         self.lookback = (ONSETS + 1) * stride  # the first stride only says whether there is an onset in the second one
         self.played = 0  # frames
         # Frame of the context after each row's excerpt; counts on beyond the context while music itself was played.
         self.end = torch.full((self.rows,), self.length)
+        self.begin: Tensor | None = None  # of the first excerpts
 
     @classmethod
     def draw(cls, context: Context, generators: Generators) -> Pointed:
         if context.pointer is None:
             raise ValueError("the prior 'pointer' needs the context's pointer, a part of the model")
         return cls(context, context.pointer, generators)
+
+    def lead_in(self, frames: int) -> Tensor:
+        assert self.begin is not None
+        return preceding(self.context, self.begin.to(self.context.device), frames)
 
     @torch.no_grad()
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
@@ -69,6 +80,7 @@ class Pointed(Prior):
     def _excerpt(self, size: int, history: Tensor) -> Tensor:
         """The next `size` frames; advances `end`."""
         begin = self._draw(size, history)
+        self.begin = begin if self.begin is None else self.begin
         latents = self._take(begin, size)
         jumps = (begin != self.end) & (self.end < self.length)
         if jumps.any():
@@ -98,24 +110,22 @@ class Pointed(Prior):
         odds[odds.isneginf().all(1), 0] = 0  # a context of one excerpt is repeated
         rows = zip(odds.softmax(1), self.generators, strict=True)
         drawn = torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
-        return torch.where(drawn < len(first), first[drawn.clamp_max(len(first) - 1)], self.end)
+        begin = self._match(first[drawn.clamp_max(len(first) - 1)], size, history)
+        return torch.where(drawn < len(first), begin, self.end)
+
+    def _match(self, begin: Tensor, size: int, history: Tensor) -> Tensor:
+        """The frames within half a stride of `begin [R]` whose past is most like what was just played, `[R]`."""
+        stride = self.places.stride
+        around = begin[:, None] + torch.arange(stride) - stride // 2
+        around = around.clamp(0, max(0, self.length - size))
+        recent = self.fine.describe(history[..., -self.matched :])[0]
+        past = (around[..., None] - torch.arange(recent.shape[1], 0, -1)).clamp_min(0).to(recent.device)
+        rows = torch.arange(self.rows, device=recent.device)[:, None, None]
+        difference = (self.levels[rows, past] - recent[:, None]).abs().mean((2, 3))
+        best = difference.argmin(1).cpu()
+        return around.gather(1, best[:, None])[:, 0]
 
     def _take(self, begin: Tensor, size: int) -> Tensor:
         """Frames of the context from `begin [R]` on; after its end comes its beginning."""
         index = (begin[:, None] + torch.arange(size)) % self.length
         return take(self.context, index.to(self.context.device))
-
-
-def crossfade(old: Tensor, new: Tensor, centre: Tensor) -> Tensor:
-    """From `old [R, D, F]` to `new`, both relative to `centre [R, D, 1]`, at a steady level.
-
-    With the weight g rising linearly and ρ the correlation of the two (at least 0), their sum `(1 − g) old + g new` is
-    divided by `√((1 − g)² + g² + 2 g (1 − g) ρ)`, the level that it would otherwise have.
-    """
-    frames = new.shape[-1]
-    gain = torch.arange(1, frames + 1, device=new.device) / (frames + 1)
-    old, new = old - centre, new - centre
-    norms = old.flatten(1).norm(dim=1) * new.flatten(1).norm(dim=1)
-    correlation = ((old * new).flatten(1).sum(1) / norms.clamp_min(1e-9)).clamp(0, 1)[:, None, None]
-    level = ((1 - gain) ** 2 + gain**2 + 2 * gain * (1 - gain) * correlation).sqrt()
-    return ((1 - gain) * old + gain * new) / level + centre

@@ -71,6 +71,13 @@ class Prior(ABC):
         rows, _, frames = context.latents.shape
         return Replay(context, torch.full((rows,), frames, device=context.latents.device))
 
+    def lead_in(self, frames: int) -> Tensor | None:
+        """Where the first guess was taken from, the `frames` frames before it, `[R, D, frames]`; None if it has none.
+
+        The contexts' ends are cross-faded with it. Called after `frames`.
+        """
+        return None
+
     @abstractmethod
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor | None:
         """The guess at frames `start … start + steps − 1` after the contexts, `[R, D, steps]`; None if it is empty.
@@ -105,6 +112,27 @@ def replay(context: Tensor, lags: Tensor, start: int, steps: int) -> Tensor:
 def take(context: Tensor, index: Tensor) -> Tensor:
     """Frames `index [B, F]` of `context [B, D, T]`: `[B, D, F]`."""
     return context.gather(-1, index[:, None].expand(-1, context.shape[1], -1))
+
+
+def preceding(context: Tensor, begin: Tensor, frames: int) -> Tensor:
+    """The `frames` frames before frames `begin [R]` of `context [R, D, T]`; of a row without as many, its last ones."""
+    before = torch.where(begin >= frames, begin, context.shape[-1])
+    return take(context, before[:, None] + torch.arange(-frames, 0, device=begin.device))
+
+
+def crossfade(old: Tensor, new: Tensor, centre: Tensor) -> Tensor:
+    """From `old [R, D, F]` to `new`, both relative to `centre [R, D, 1]`, at a steady level.
+
+    With the weight g rising linearly and ρ the correlation of the two (at least 0), their sum `(1 − g) old + g new` is
+    divided by `√((1 − g)² + g² + 2 g (1 − g) ρ)`, the level that it would otherwise have.
+    """
+    frames = new.shape[-1]
+    gain = torch.arange(1, frames + 1, device=new.device) / (frames + 1)
+    old, new = old - centre, new - centre
+    norms = old.flatten(1).norm(dim=1) * new.flatten(1).norm(dim=1)
+    correlation = ((old * new).flatten(1).sum(1) / norms.clamp_min(1e-9)).clamp(0, 1)[:, None, None]
+    level = ((1 - gain) ** 2 + gain**2 + 2 * gain * (1 - gain) * correlation).sqrt()
+    return ((1 - gain) * old + gain * new) / level + centre
 
 
 def draw_lags(count: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
@@ -167,6 +195,7 @@ class FrameOrder:
         else:
             self.lag = int(draw_lags(1, self.frames, generator))
         self.repeat, self.position = -1, 0
+        self.begin: int | None = None  # first frame of the continuation
 
     def indices(self, start: int, steps: int) -> Tensor:
         """Context frames that stand for frames `start … start + steps − 1` of the continuation, `[steps]`.
@@ -180,6 +209,8 @@ class FrameOrder:
             while self.repeat < repeat:
                 self.repeat, self.position = self.repeat + 1, self._draw_position()
             length = min(self.lag - phase, end - start)
+            if self.begin is None:
+                self.begin = self.position + phase
             parts.append(torch.arange(length) + self.position + phase)
             start += length
         return torch.cat(parts)
@@ -203,6 +234,10 @@ class Rhythm(Prior):
         probs = probs.repeat_interleave(len(context.latents) // len(probs), 0)
         return cls(context, [FrameOrder(row, generator) for row, generator in zip(probs, generators, strict=True)])
 
+    def lead_in(self, frames: int) -> Tensor:
+        begin = torch.tensor([order.begin or 0 for order in self.orders], device=self.latents.device)
+        return preceding(self.latents, begin, frames)
+
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
         index = torch.stack([order.indices(start, steps) for order in self.orders])
         return take(self.latents, index.to(self.latents.device))
@@ -219,6 +254,9 @@ class Replay(Prior):
     def draw(cls, context: Context, generators: Generators) -> Replay:
         lags = torch.cat([draw_lags(1, context.latents.shape[-1], generator) for generator in generators])
         return cls(context, lags.to(context.latents.device))
+
+    def lead_in(self, frames: int) -> Tensor:
+        return preceding(self.latents, self.latents.shape[-1] - self.lags, frames)
 
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
         return replay(self.latents, self.lags, start, steps)

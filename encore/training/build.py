@@ -136,7 +136,7 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks)
     model.set_statistics(ranks.broadcast_from_main(lambda: data.statistics()[1]))
     model.to(ranks.device)
     model.recompute = config.optim.recompute
-    if model.pointer is not None:
+    if model.pointer is not None and terms.generation.generative:
         fit_pointer(model.pointer, data, terms.generation.block_frames, config.run.seed, ranks)
     optim = config.optim
     synthesizer = build_synthesizer(config, data, terms, ranks, model)

@@ -6,8 +6,10 @@ import itertools
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +62,7 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
     def save(self, path: Path, config: TrainConfig, frames: PairFrames) -> None:
-        """Writes everything to a temporary name and renames it, so that there is never half a checkpoint."""
+        """Writes everything."""
         synthesizer = self.objective.synthesizer
         codec = synthesizer.codec
         content = {
@@ -77,9 +79,7 @@ class TrainState:
             "objective": self.objective.state_dict(),
             "progress": vars(self.progress),
         }
-        temporary = path.with_suffix(".tmp")
-        torch.save(content, temporary)
-        temporary.replace(path)
+        write(content, path)
 
     def load(self, path: Path, config: TrainConfig) -> None:
         """Continues from a checkpoint, with its precision if `config` leaves the choice.
@@ -114,6 +114,20 @@ class TrainState:
             self.objective.synthesizer.precision = saved.optim.precision
         if adversary is not None and not had_adversary:
             adversary.steps = self.progress.step  # it counts the run's steps, whenever it joined
+
+
+def write(content: Mapping[str, Any], path: Path) -> None:
+    """Writes to a temporary name and renames it, so that there is never half a checkpoint."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def add_run_id(path: Path, run_id: str | None) -> None:
+    """Completes a checkpoint that was written before the tracker had given the run an id."""
+    content = read(path)
+    content["progress"]["run_id"] = run_id
+    write(content, path)
 
 
 def resume_source(config: RunConfig) -> Path | None:

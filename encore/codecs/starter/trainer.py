@@ -5,7 +5,6 @@ The caller gives the loss to minimise as a function of (prediction, target), bot
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import time
@@ -14,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from encodec.modules import SEANetDecoder, SEANetEncoder
 from torch import Tensor, nn
 
 from encore.audio import split_whole
 from encore.codecs.base import Codec
-from encore.codecs.encodec import SEANetCodec
-from encore.codecs.starter.weights import Architecture
+from encore.codecs.starter.network import Architecture, StarterDecoder, StarterEncoder
+from encore.codecs.starter.weights import StarterCodec
 from encore.errors import EncoreError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -80,11 +78,6 @@ class CropSampler:
         return crop
 
 
-def excerpts(recordings: Sequence[Tensor], samples: int) -> Tensor:
-    """The beginnings of all recordings `[C, N]`, mixed to mono and concatenated: `[N]`, about `samples` in all."""
-    return torch.cat([recording[:, : samples // len(recordings)].mean(0) for recording in recordings])
-
-
 def validation_crops(recordings: Sequence[Tensor], sample_rate: int) -> list[Tensor]:
     """Two crops of 4 s from each recording `[C, N]`, centred at thirds of it (or all of a shorter one, twice).
 
@@ -117,13 +110,20 @@ def log_relative_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (error / (target.square().sum(-1) + floor)).log().mean()
 
 
+def below(audio: Tensor, frequency: float) -> Tensor:
+    """Audio `[..., N]` without its frequencies from `frequency` on, in cycles per sample."""
+    spectrum = torch.fft.rfft(audio)
+    kept = torch.arange(spectrum.shape[-1], device=audio.device) < frequency * audio.shape[-1]
+    return torch.fft.irfft(spectrum * kept, n=audio.shape[-1])
+
+
 @dataclass(frozen=True)
 class CodecTraining:
     """Settings of the training loop. The learning rate warms up over 100 steps, then decays along a cosine to a 50th.
 
     Attributes:
         steps: to stop after.
-        minutes: to stop after; with both, what comes first.
+        minutes: of processor time to stop after, of all threads, with validation; with both, what comes first.
         batch_size: crops per step.
         learning_rate: peak.
         validate_every: steps between validations.
@@ -152,27 +152,15 @@ class CodecTrainer:
     Args:
         encoder: parameters that need no gradient are not trained.
         decoder: likewise.
-        rates: of some parameters, by name (`encoder.<name>`, `decoder.<name>`): for each element the factor of the
-            learning rate, 0 for constants.
         objective: loss to minimise.
         settings: of the loop.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        rates: Mapping[str, Tensor],
-        objective: Loss,
-        settings: CodecTraining,
-    ) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, objective: Loss, settings: CodecTraining) -> None:
         self.encoder, self.decoder = encoder, decoder
         self.objective, self.settings = objective, settings
-        named = {f"encoder.{name}": parameter for name, parameter in encoder.named_parameters()}
-        named |= {f"decoder.{name}": parameter for name, parameter in decoder.named_parameters()}
-        trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-        self.parameters = list(trained.values())
-        self.slowed = [(parameter, rates[name]) for name, parameter in trained.items() if name in rates]
+        parameters = [*encoder.parameters(), *decoder.parameters()]
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, betas=(0.8, 0.99))
 
     def fit(
@@ -196,7 +184,7 @@ class CodecTrainer:
         """
         best, step, not_finite, progress = validate(), 0, 0, 0.0
         on_best()
-        started = time.monotonic()
+        started = time.process_time()
         while progress < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.rate(step, progress)
@@ -205,7 +193,7 @@ class CodecTrainer:
             if not_finite == 10:
                 raise EncoreError("the training loss is not finite; lower --lr. The best weights so far are saved")
             step += 1
-            progress = self.settings.progress(step, time.monotonic() - started)
+            progress = self.settings.progress(step, time.process_time() - started)
             on_step(step, progress, loss)
             if step % self.settings.validate_every == 0 or progress == 1:
                 loss = validate()
@@ -221,18 +209,16 @@ class CodecTrainer:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         if torch.isfinite(norm):
-            # Adam's step does not depend on the scale of the gradient, so the step itself is scaled.
-            before = [parameter.detach().clone() for parameter, _ in self.slowed]
             self.optimizer.step()
-            for (parameter, rate), old in zip(self.slowed, before, strict=True):
-                parameter.data = torch.lerp(old, parameter.data, rate)
         return float(loss.detach())
 
 
-def stored_codec(architecture: Architecture, encoder: SEANetEncoder, decoder: SEANetDecoder) -> SEANetCodec:
+def stored_codec(architecture: Architecture, encoder: nn.Module, decoder: nn.Module) -> StarterCodec:
     """The codec as `save_codec` would store it, in half precision; a copy."""
-    encoder, decoder = (copy.deepcopy(module).half().float() for module in (encoder, decoder))
-    return SEANetCodec(encoder, decoder, architecture.sample_rate, architecture.channels)
+    stored = StarterEncoder(architecture), StarterDecoder(architecture)
+    for copy, module in zip(stored, (encoder, decoder), strict=True):
+        copy.load_state_dict({name: value.half().float() for name, value in module.state_dict().items()})
+    return StarterCodec(architecture, *stored)
 
 
 @torch.no_grad()

@@ -1,53 +1,66 @@
-"""Codecs that train_codec.py trained, as files, and the bundled one among them: `starter`.
+"""The starter codec, and its file format; codecs that train_codec.py trained are such files too.
 
-A codec is one safetensors file: tensors `encoder.*` and `decoder.*` (the state dicts of the encodec package's
-SEANetEncoder and SEANetDecoder) and, in the metadata, its `Architecture`.
+A codec is one safetensors file: tensors `encoder.*` and `decoder.*` (the state dicts of `StarterEncoder` and
+`StarterDecoder`) and, in the metadata, its `Architecture`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from encodec.modules import SEANetDecoder, SEANetEncoder
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from encore.codecs.base import register_codec
-from encore.codecs.encodec import PRETRAINED, SEANetCodec
+from encore.codecs.base import Codec, hash_tensors, register_codec
+from encore.codecs.encodec import PRETRAINED
+from encore.codecs.starter.network import BLOCK, Architecture, StarterDecoder, StarterEncoder
 from encore.errors import EncoreError
 
 STARTER_WEIGHTS = Path(__file__).with_name("starter_codec.safetensors")
-FORMAT = 1
+FORMAT = 2
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Sample rate in Hz, and the arguments of the encodec package's SEANet under their own names."""
+class StarterCodec(Codec):
+    """A codec of the starter's architecture: mono, causal, 320 samples per frame."""
 
-    sample_rate: int = 24000
-    channels: int = 1
-    dimension: int = 128
-    n_filters: int = 16
-    ratios: tuple[int, ...] = (8, 5, 4, 2)
-    norm: str = "none"
-    causal: bool = True
-    lstm: int = 2
-    kernel_size: int = 7
-    last_kernel_size: int = 7
-    residual_kernel_size: int = 3
-    compress: int = 2
-    n_residual_layers: int = 1
-    true_skip: bool = False
-    pad_mode: str = "reflect"
+    def __init__(self, architecture: Architecture, encoder: StarterEncoder, decoder: StarterDecoder) -> None:
+        super().__init__(architecture.sample_rate, 1, BLOCK, architecture.coefficients + architecture.envelopes)
+        self.encoder, self.decoder = encoder, decoder
+        self.requires_grad_(False)
+        self.train(False)
 
-    def build(self) -> tuple[SEANetEncoder, SEANetDecoder]:
-        """A new, randomly initialised encoder and decoder."""
-        arguments = {name: value for name, value in asdict(self).items() if name != "sample_rate"}
-        arguments["ratios"] = list(self.ratios)
-        return SEANetEncoder(**arguments), SEANetDecoder(**arguments)
+    def hash_weights(self) -> str:
+        return hash_tensors((self.sample_rate, self.channels, None, None), self.state_dict())
+
+    def feature_encoder(self) -> nn.Module:
+        return FeatureEncoder(self.encoder)
+
+    @torch.no_grad()
+    def encode(self, audio: Tensor) -> Tensor:
+        latents: Tensor = self.encoder(audio)
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        audio: Tensor = self.decoder(latents)
+        return audio
+
+
+class FeatureEncoder(nn.Module):
+    """The encoder as a network of one layer, whose activations are the latents."""
+
+    channels = 1
+
+    def __init__(self, encoder: StarterEncoder) -> None:
+        super().__init__()
+        self.model = nn.Sequential(encoder)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        latents: Tensor = self.model(audio)
+        return latents
 
 
 def save_codec(path: Path, architecture: Architecture, encoder: nn.Module, decoder: nn.Module) -> None:
@@ -63,7 +76,7 @@ def save_codec(path: Path, architecture: Architecture, encoder: nn.Module, decod
     temporary.replace(path)
 
 
-def load_codec_file(path: Path) -> tuple[Architecture, SEANetEncoder, SEANetDecoder]:
+def load_codec_file(path: Path) -> tuple[Architecture, StarterEncoder, StarterDecoder]:
     """Reads what `save_codec` wrote.
 
     Raises:
@@ -77,9 +90,8 @@ def load_codec_file(path: Path) -> tuple[Architecture, SEANetEncoder, SEANetDeco
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
         if description.pop("format") != FORMAT:
             raise KeyError("format")
-        description["ratios"] = tuple(description["ratios"])
         architecture = Architecture(**description)
-        encoder, decoder = architecture.build()
+        encoder, decoder = StarterEncoder(architecture), StarterDecoder(architecture)
         for part, module in (("encoder", encoder), ("decoder", decoder)):
             prefix = part + "."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
@@ -90,7 +102,7 @@ def load_codec_file(path: Path) -> tuple[Architecture, SEANetEncoder, SEANetDeco
     return architecture, encoder, decoder
 
 
-def build_from_file(path: Path, bandwidth: float | None, name: str | None = None) -> SEANetCodec:
+def build_from_file(path: Path, bandwidth: float | None, name: str | None = None) -> StarterCodec:
     """The codec of a file; it has no quantiser, so `bandwidth` must be None. `name` replaces the path in errors.
 
     Raises:
@@ -101,11 +113,10 @@ def build_from_file(path: Path, bandwidth: float | None, name: str | None = None
             f"--encodec_bandwidth {bandwidth:g}: codec {name or path} has no quantiser; leave the flag out or use "
             f"--codec {next(iter(PRETRAINED))}"
         )
-    architecture, encoder, decoder = load_codec_file(path)
-    return SEANetCodec(encoder, decoder, architecture.sample_rate, architecture.channels)
+    return StarterCodec(*load_codec_file(path))
 
 
 @register_codec("starter")
-def build_starter(repository: Path | None, bandwidth: float | None) -> SEANetCodec:
+def build_starter(repository: Path | None, bandwidth: float | None) -> StarterCodec:
     """The bundled codec: 24 kHz, mono, 75 frames per second, causal; needs no download."""
     return build_from_file(STARTER_WEIGHTS, bandwidth, "starter")
