@@ -83,7 +83,7 @@ class ContinuationTransformer(nn.Module):
     A block is `gain · prior + scale · (gate · prior + residual)` in normalised latents. Latents are normalised per
     channel with mean and standard deviation of the item's own context (`statistics`) on the way in and denormalised on
     the way out (Kim et al. 2022), so that what is added is as loud as the music around it: a quieter context has an
-    equally quieter continuation. Those of the corpus, the buffer `std` `[D, 1]`, bound a context's deviations from below.
+    equally quieter continuation. The buffer `std` `[D, 1]`, the corpus' deviations, bounds a context's from below.
 
     Changes that differ from channel to channel are heard as hiss, however small, unless they are right in every detail.
     So a model learns first how uncertain the loudness of a block is: the gain is the same for all of its channels and
