@@ -200,25 +200,26 @@ def test_an_output_projection_of_zeros_gives_the_prior() -> None:
 @torch.no_grad()
 def test_gain_and_residual_act_on_normalised_latents() -> None:
     model = new_model(start_at_prior=True, lively=False)
-    context, (_, prior), residual = torch.randn(3, D, 20), inputs(1), torch.randn(D)
+    context, (_, prior), gate, residual = torch.randn(3, D, 20), inputs(1), torch.randn(D), torch.randn(D)
     mean, std = context.mean(-1, keepdim=True), context.std(-1, correction=0, keepdim=True)
     guess = (prior - mean) / std
-    model.gain_proj.bias.copy_(torch.tensor([0.5, 0.0, 0.0]))
+    model.gain_proj.bias.copy_(torch.tensor([0.5, 0.0]))
+    noise = torch.ones(3, NOISE_CHANNELS, STEPS)
     gain = math.exp(0.5)
-    assert torch.allclose(model(context, STEPS, None, prior), gain * guess * std + mean, atol=1e-5)
+    assert torch.allclose(model(context, STEPS, noise, prior), gain * guess * std + mean, atol=1e-5)
     nn.init.zeros_(model.out_proj.weight)
-    model.out_proj.bias.copy_(residual)
+    model.out_proj.bias.copy_(torch.cat([gate, residual]))
     model.scale.fill_(0.25)
-    expected = (gain * guess + 0.25 * residual[:, None]) * std + mean
-    assert torch.allclose(model(context, STEPS, None, prior), expected, atol=1e-5)
+    expected = ((gain + 0.25 * gate[:, None]) * guess + 0.25 * residual[:, None]) * std + mean
+    assert torch.allclose(model(context, STEPS, noise, prior), expected, atol=1e-5)
     model.gain_proj.bias.fill_(100.0)
-    assert model(context, STEPS, None, prior).isfinite().all()
+    assert model(context, STEPS, noise, prior).isfinite().all()
 
 
 @torch.no_grad()
 def test_a_blocks_gain_is_constant_and_follows_its_noise() -> None:
     model = new_model(start_at_prior=True, lively=False)
-    model.gain_proj.bias.copy_(torch.tensor([0.0, 0.2, 0.05]))
+    model.gain_proj.bias.copy_(torch.tensor([0.2, 0.05]))
     context, prior = torch.randn(1, D, 20), torch.ones(2, D, 2 * STEPS)
     noise = torch.randn(2, NOISE_CHANNELS, 2).repeat_interleave(STEPS, -1)
     noise[:, : NOISE_CHANNELS // 4] = noise[..., : NOISE_CHANNELS // 4, :1]

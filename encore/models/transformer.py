@@ -80,16 +80,16 @@ class ContinuationTransformer(nn.Module):
     to the `window` frames before it (`decode_block`). So any number of blocks, at different places of one sequence, can
     be generated in one pass (`forward`), as training does.
 
-    A block is `gain · prior + scale · residual` in normalised latents. Latents are normalised per channel with mean and
-    standard deviation of the item's own context (`statistics`) on the way in and denormalised on the way out (Kim et
-    al. 2022), so that all that is added is as loud as the music around it: a quieter context has an equally quieter
-    continuation. The corpus' deviations, the buffer `std` `[D, 1]`, bound those of a context from below.
+    A block is `gain · prior + scale · (gate · prior + residual)` in normalised latents. Latents are normalised per
+    channel with mean and standard deviation of the item's own context (`statistics`) on the way in and denormalised on
+    the way out (Kim et al. 2022), so that what is added is as loud as the music around it: a quieter context has an
+    equally quieter continuation. The buffer `std` `[D, 1]`, the corpus' deviations, bounds a context's from below.
 
     Changes that differ from channel to channel are heard as hiss, however small, unless they are right in every detail.
-    So a model learns first how loud a block is: the gain is the same for all of its channels and frames, and its
-    logarithm normally distributed; the projection of the block's mean token gives the mean, and how far the noise of
-    the continuation and of the block moves it. The residual has a value per channel and frame, and a learned scale per
-    channel that starts at zero (Touvron et al. 2021).
+    So a model learns first how uncertain the loudness of a block is: the gain is the same for all of its channels and
+    frames, and its logarithm is normally distributed about 0; the projection of the block's mean token says how far the
+    noise of the continuation and that of the block move it. Gate and residual have a value per channel and frame, and a
+    learned scale per channel that starts at zero (Touvron et al. 2021).
 
     Args:
         latent_dim: D, channels of the latents.
@@ -129,7 +129,7 @@ class ContinuationTransformer(nn.Module):
         self.block_in_proj = nn.Linear(2 * latent_dim + NOISE_CHANNELS, d_model)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
-        self.gain_proj, self.out_proj = nn.Linear(d_model, 3), nn.Linear(d_model, latent_dim)
+        self.gain_proj, self.out_proj = nn.Linear(d_model, 2), nn.Linear(d_model, 2 * latent_dim)
         self.scale = nn.Parameter(torch.ones(latent_dim, 1))
         self._initialise(start_at_prior)
 
@@ -271,14 +271,14 @@ class ContinuationTransformer(nn.Module):
         with torch.autocast(device.type, enabled=False):  # rounded to bfloat16, gains would add hiss
             x = self.norm(x.float())
             gain = self._log_gain(x, noise, steps)
-            residual = self.scale * self.out_proj(x).transpose(1, 2)
-            return prior + (gain.expm1() * normal + residual) * std
+            gate, residual = self.out_proj(x).transpose(1, 2).chunk(2, 1)
+            return prior + (gain.expm1() * normal + self.scale * (gate * normal + residual)) * std
 
     def _log_gain(self, x: Tensor, noise: Tensor, steps: int) -> Tensor:
         """The logarithm of the gain `[R, 1, n · steps]`, of the last layer's output `[R, n · steps, d_model]`."""
-        mean, of_continuation, of_block = self.gain_proj(x.unflatten(1, (-1, steps)).mean(2)).chunk(3, -1)
+        of_continuation, of_block = self.gain_proj(x.unflatten(1, (-1, steps)).mean(2)).chunk(3, -1)
         first = noise[..., ::steps].transpose(1, 2)  # these channels are constant in a block
-        gain = mean + of_continuation * first[..., :1] + of_block * first[..., PER_CONTINUATION : PER_CONTINUATION + 1]
+        gain = of_continuation * first[..., :1] + of_block * first[..., PER_CONTINUATION : PER_CONTINUATION + 1]
         return gain.clamp(-MOST_GAIN, MOST_GAIN).repeat_interleave(steps, 1).transpose(1, 2)
 
     def _decode_layer(
