@@ -46,6 +46,7 @@ class SegmentConfig:
         "seconds from one pair of a file to the next; default: --segment_seconds, so that all but the beginning of a "
         "file is an output once",
         minimum=SHORTEST_SECONDS,
+        common=True,
     )
     val_fraction: float = knob(0.1, "share of the files that goes to val; at least one group", common=True)
     test_fraction: float = knob(
