@@ -276,7 +276,7 @@ class ContinuationTransformer(nn.Module):
 
     def _log_gain(self, x: Tensor, noise: Tensor, steps: int) -> Tensor:
         """The logarithm of the gain `[R, 1, n · steps]`, of the last layer's output `[R, n · steps, d_model]`."""
-        of_continuation, of_block = self.gain_proj(x.unflatten(1, (-1, steps)).mean(2)).chunk(3, -1)
+        of_continuation, of_block = self.gain_proj(x.unflatten(1, (-1, steps)).mean(2)).chunk(2, -1)
         first = noise[..., ::steps].transpose(1, 2)  # these channels are constant in a block
         gain = of_continuation * first[..., :1] + of_block * first[..., PER_CONTINUATION : PER_CONTINUATION + 1]
         return gain.clamp(-MOST_GAIN, MOST_GAIN).repeat_interleave(steps, 1).transpose(1, 2)

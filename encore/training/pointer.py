@@ -30,9 +30,7 @@ from encore.models.pointer_prior import EXCERPT_SECONDS
 
 PAIRS, HELD_OUT = 192, 48  # at most, of training and of validation
 STEPS, BATCH, LEARNING_RATE, DECAY = 300, 24, 0.4, 1e-5
-CONTINUITY = (
-    2.0  # log odds: more for going on with an excerpt than the score asks for, as it cannot hear a broken pulse
-)
+CONTINUITY = 2.0  # log odds added for going on with an excerpt, as the score cannot hear a broken pulse
 BOUNDARIES = (1.0, 0.75)  # of the context
 STEP = 2  # strides from place to place
 VERSION = 2  # of the pointers that are kept
