@@ -60,6 +60,7 @@ def shards(context: Tensor) -> Tensor:
     return torch.stack([torch.cat(row, -1) for row in parts])[:, None]
 
 
+@pytest.mark.slow
 def test_what_is_not_music_or_other_music_is_told_apart(context: Tensor, truth: Windows) -> None:
     real = draw(1)
     white = torch.randn(len(context), real.shape[-1], generator=torch.Generator().manual_seed(0))
@@ -68,6 +69,7 @@ def test_what_is_not_music_or_other_music_is_told_apart(context: Tensor, truth: 
         assert critic_values(truth, windows_of(context, made, RATE), NAMES).mean() > least, name
 
 
+@pytest.mark.slow
 def test_music_of_the_same_kind_is_not(context: Tensor, truth: Windows) -> None:
     """Whatever notes follow, they are as probable as those that do; nor does it matter how loud they are."""
     again = critic_values(truth, windows_of(context, 0.3 * draw(2), RATE), NAMES)
@@ -75,6 +77,7 @@ def test_music_of_the_same_kind_is_not(context: Tensor, truth: Windows) -> None:
     assert critic_values(truth, truth, NAMES).tolist() == [0.5] * len(NAMES)
 
 
+@pytest.mark.slow
 def test_a_recording_is_never_judged_by_a_critic_that_knows_it() -> None:
     """What makes a continuation true differs from recording to recording: it is learned only by those who know them."""
     random = torch.Generator().manual_seed(0)

@@ -104,6 +104,7 @@ def test_candidates_that_are_chosen_together_are_found_out_in_an_evaluation(batc
     assert abs(excess_distance(Continuer("alone", "", independently, deterministic=False), batch)) < 4
 
 
+@pytest.mark.slow
 def test_every_continuer_draws_its_candidates_independently(continuers: dict[str, Continuer], batch: Batch) -> None:
     assert continuers.keys() == {"model", "prior", "pointer", "pointer_prior", "replay", "shards", "noise"}
     for name, continuer in continuers.items():

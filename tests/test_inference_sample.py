@@ -255,6 +255,7 @@ def test_a_stream_can_be_played_while_it_grows_and_stopped(drawing: Path, song: 
     assert len(Page(tmp_path / "out" / "index.html").audio) == 3
 
 
+@pytest.mark.slow
 def test_a_folder_of_songs_is_continued_and_a_bad_file_is_named(
     call_command: Command, drawing: Path, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def test_lengths_and_offsets(long_pairs: Path, flags: dict[str, Any], frames: tu
     assert list(data.pairs) == ["train", "val"] and len(find_pairs(long_pairs, SAMPLE_RATE)["test"]) == 1
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_with_long_contexts_and_continues_songs_from_them(
     long_pairs: Path, call_command: Command, train_flags: list[object], tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_damaged_pair_is_named_with_the_reason(folder: Path, damage, reason: s
     assert str(culprit) in message and reason in message and len(message.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_all_damaged_pairs_are_reported_together_without_a_traceback(folder: Path, call_command: Command) -> None:
     other_rate(folder)
     (folder / "val" / "pair_0001_output.wav").unlink()

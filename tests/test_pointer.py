@@ -277,6 +277,7 @@ def test_block_odds_are_those_of_the_draws_of_the_prior() -> None:
     assert (counts / draws - odds).abs().max() < 0.02
 
 
+@pytest.mark.slow
 def test_training_learns_what_is_to_be_trusted(codec: Codec) -> None:
     """Places are right where the rhythm says so, whatever the last second was like."""
     torch.manual_seed(0)
@@ -300,6 +301,7 @@ def test_training_learns_what_is_to_be_trusted(codec: Codec) -> None:
     assert all(torch.equal(one, other) for one, other in zip(pointer.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_training_on_loops_lowers_the_score_of_other_loops(codec: Codec) -> None:
     cases, others = ([new_case(codec, seed, period=1.2) for seed in seeds] for seeds in ((0, 1), (2, 3)))
     pointer, untrained = Pointer(), Pointer()

@@ -38,6 +38,7 @@ def test_launcher_and_worker_import_nothing_that_only_some_runs_need(run_program
     assert "torch" in imported and not LATER & imported
 
 
+@pytest.mark.slow
 def test_baselines_are_measured_once(
     train_flags: list[object], tmp_path: Path, call_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

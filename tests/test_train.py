@@ -65,6 +65,7 @@ def test_the_log_of_energy_has_the_replay_baseline_and_what_has_no_repulsion_ter
     assert log.count("  Val Loss:   ") == 4
 
 
+@pytest.mark.slow
 def test_the_best_model_is_never_worse_than_the_prior(
     train_flags: list[object], tmp_path: Path, call_command: Command
 ) -> None:
