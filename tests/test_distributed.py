@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 from encore.errors import EncoreError
 from encore.training.distributed import AgreedError, Ranks
@@ -82,8 +84,10 @@ WORKER = """#!/bin/sh
 [ $ENDING != TERM ] && exit $ENDING
 trap 'echo saved > rank$RANK; exit 143' TERM
 touch up$RANK
-[ -e up0 ] && [ -e up1 ] && kill -TERM $PPID
-while :; do sleep 0.05; done
+while :; do
+    [ $RANK = 1 ] && [ -z "$sent" ] && [ -e up0 ] && [ -e watched ] && sent=1 && kill -TERM $PPID
+    sleep 0.05
+done
 """
 
 
@@ -96,7 +100,14 @@ def test_the_launcher_ends_as_its_workers_do_and_passes_signals_on(
     call_command: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two workers that are shell scripts: rank 1 fails, or the launcher gets a SIGTERM."""
+    """Two workers that are shell scripts: rank 1 fails, or the launcher gets a SIGTERM once it watches them."""
+    watch = LocalElasticAgent._monitor_workers
+
+    def note(*given: Any) -> Any:
+        (tmp_path / "watched").touch()
+        return watch(*given)
+
+    monkeypatch.setattr(LocalElasticAgent, "_monitor_workers", note)
     worker = tmp_path / "worker"
     worker.write_text(WORKER)
     worker.chmod(0o755)
