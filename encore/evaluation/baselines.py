@@ -19,8 +19,7 @@ from encore.evaluation.metrics.repetition import best_lag
 from encore.inference.continuation import Contexts, continue_latents, crossfade, fade_frames
 from encore.models.generation import make_generators
 from encore.models.loading import Generator
-from encore.models.priors import crossfade as crossfade_latents
-from encore.models.priors import draw_lags, preceding, take
+from encore.models.priors import draw_lags, lead_into, preceding, take
 from encore.models.priors import replay as repeat
 from encore.registry import PRIORS
 
@@ -212,9 +211,8 @@ class Baselines:
     def decode(self, context: Tensor, latents: Tensor, begin: Tensor) -> Tensor:
         """Audio of `latents`, which come from frames `begin [R]` of the context, joined as by `Sampler.lead_in`."""
         fade = fade_frames(self.codec)
-        before = preceding(context, begin.to(context.device), fade)
-        end = crossfade_latents(context[..., -fade:], before, context.mean(-1, keepdim=True))
-        return self.codec.decode_continuation(torch.cat([context[..., :-fade], end], -1), latents, self.margin, fade)
+        joined = lead_into(context, preceding(context, begin.to(context.device), fade))
+        return self.codec.decode_continuation(joined, latents, self.margin, fade)
 
     def other_music(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         assert self.partners is not None

@@ -91,8 +91,7 @@ def continue_latents(
     else:
         made = generate(generator.model, sampler, frames, generator.precision)
     fade = fade_frames(generator.codec)
-    latents = torch.cat([latents[..., :-fade], sampler.lead_in(fade)], -1)
-    return generator.codec.decode_continuation(latents, made, generator.margin, fade)
+    return generator.codec.decode_continuation(sampler.lead_in(fade), made, generator.margin, fade)
 
 
 def fade_frames(codec: Codec) -> int:
@@ -177,13 +176,12 @@ def stream_batch(generator: Generator, contexts: Tensor, draws: Draws) -> Iterat
     sampler = Sampler(generator.generation, context, generators, draws.temperature)
     fade = min(fade_frames(codec), generator.generation.block_frames)
     lead = _lead_frames(codec, generator.margin + fade, latents.shape[-1])
-    past = latents[..., -lead:]
     blocks = generate_blocks(generator.model, sampler, generator.precision)
     unit = codec.segment_frames or 1
     frames = math.ceil(remaining / hop / unit) * unit
     for number, made in enumerate(_joined(blocks, math.ceil(DECODED_SECONDS * codec.frame_rate), frames)):
         if number == 0:
-            past = torch.cat([past[..., :-fade], sampler.lead_in(fade)], -1)
+            past = sampler.lead_in(fade)[..., -lead:]
         past = torch.cat([past, made], dim=-1)
         audio = codec.decode(past).cpu()
         before, audio = audio[..., (lead - fade) * hop : lead * hop], audio[..., lead * hop :]

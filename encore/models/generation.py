@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from encore.models.precision import FP32, autocast
-from encore.models.priors import Context, Generators, crossfade
+from encore.models.priors import Context, Generators, lead_into
 from encore.models.transformer import NOISE_CHANNELS, PER_BLOCK, PER_CONTINUATION, ContinuationTransformer, KVCache
 from encore.registry import PRIORS
 
@@ -81,12 +81,12 @@ class Sampler:
         return self._prior.frames(start, steps, history)
 
     def lead_in(self, frames: int) -> Tensor:
-        """The contexts' last frames `[R, D, frames]`, cross-faded into what lay before the prior's first guess.
+        """The contexts `[R, D, T]`, whose last `frames` go over into what lay before the prior's first guess.
 
         So the sound changes within the end of the context and not at a point. Called after the first `prior`.
         """
-        end, guess = self.context.latents[..., -frames:], self._prior.lead_in(frames)
-        return end if guess is None else crossfade(end, guess, self.context.latents.mean(-1, keepdim=True))
+        context, before = self.context.latents, self._prior.lead_in(frames)
+        return context if before is None else lead_into(context, before)
 
     def recent(self, history: Tensor) -> Tensor:
         """The end of `history [R, D, F]`, as much as the prior looks at."""

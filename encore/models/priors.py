@@ -135,6 +135,13 @@ def crossfade(old: Tensor, new: Tensor, centre: Tensor) -> Tensor:
     return ((1 - gain) * old + gain * new) / level + centre
 
 
+def lead_into(context: Tensor, before: Tensor) -> Tensor:
+    """`context [R, D, T]`, whose last frames go over into `before [R, D, F]`: see `crossfade`."""
+    frames = before.shape[-1]
+    end = crossfade(context[..., -frames:], before, context.mean(-1, keepdim=True))
+    return torch.cat([context[..., :-frames], end], -1)
+
+
 def draw_lags(count: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
     """Uniform lags from a quarter of `frames` to all of it, in frames, `[count]` int64 on the CPU."""
     shortest = max(1, round(MIN_LAG * frames))
