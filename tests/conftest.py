@@ -295,6 +295,18 @@ FORKS: list[Forks] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--codec_repository", help="folder with the weights of a pretrained codec, to test it as well")
+    parser.addoption("--tries", type=int, help="try every fault this often, and those that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.tries is None:
+        items[:] = [item for item in items if "full" not in item.keywords]
+
+
+@pytest.fixture(scope="session")
+def tries(pytestconfig: pytest.Config) -> int:
+    """How often to try a fault at random moments."""
+    return pytestconfig.option.tries or 1
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

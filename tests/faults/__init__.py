@@ -1,0 +1,1 @@
+"""What can go wrong during a run that takes days, done for real."""
