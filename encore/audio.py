@@ -23,6 +23,7 @@ from encore.errors import EncoreError
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 MAX_RIFF_BYTES = 2**32 - 2**16  # of audio; the rest is for the header
 EXCERPT_MARGIN_SECONDS = 0.05  # around an excerpt, for the resampler's filter
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 1_000_000  # Hz
 SHORTEST_SECONDS = 0.2  # of a segment; the longest window of the common spectral losses has 2048 samples
 
 T = TypeVar("T")
