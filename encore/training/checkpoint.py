@@ -19,7 +19,7 @@ from encore.config.knobs import to_flags
 from encore.config.schema import RunConfig, TrainConfig
 from encore.data import PairFrames
 from encore.errors import EncoreError
-from encore.models.loading import FORMAT, read
+from encore.models.loading import FORMAT, fitting, read
 from encore.models.precision import AUTO
 from encore.tracking.mlflow import JOURNAL
 from encore.training.objective import Objective
@@ -103,13 +103,14 @@ class TrainState:
             problems.append(f"was trained with --discriminator {discriminator}; keep that one")
         if problems:
             raise EncoreError("\n".join(f"--resume {path}: {problem}" for problem in problems))
-        self.model.load_state_dict(content["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.schedule.load_state_dict(content["schedule"])
-        self.objective.load_state_dict(content["objective"])
-        self.progress = Progress(**content["progress"])
+        with fitting(path):
+            self.model.load_state_dict(content["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(content["ema"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
+            self.objective.load_state_dict(content["objective"])
+            self.progress = Progress(**content["progress"])
         if config.optim.precision == AUTO:
             self.objective.synthesizer.precision = saved.optim.precision
         if adversary is not None and not had_adversary:
