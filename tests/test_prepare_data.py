@@ -283,7 +283,7 @@ def test_unusable_files_are_listed_and_the_rest_is_prepared(music: Path, tmp_pat
     nan[30_000] = np.nan
     soundfile.write(music / "nan.wav", nan, 24_000, subtype="FLOAT")
     tune(music / "short.wav", 1.5)
-    (music / os.fsdecode(b"latin\xe9.wav")).write_bytes(whole)
+    (music / os.fsdecode(b"latin\xe9.wav")).write_bytes(whole[:100])
     text = prepare(music, tmp_path / "pairs")
     assert "Files that cannot be read: 5" in text
     for start in (
@@ -291,7 +291,7 @@ def test_unusable_files_are_listed_and_the_rest_is_prepared(music: Path, tmp_pat
         "text.flac: cannot be read as audio",
         "cut [1].wav: truncated",
         "nan.wav: holds NaN",
-        "latin\ufffd.wav: its name is not UTF-8; rename it",
+        "latin\ufffd.wav: truncated",  # a name need not be UTF-8
     ):
         assert f"\n  {start}" in text
     assert "Files left out: 1\n  short.wav: 1.50 s long, shorter than an input and an output, 2 s" in text

@@ -182,8 +182,6 @@ def cut(job: Cut, config: SegmentConfig) -> tuple[Source, Tensor]:
             audio = alter(audio, config.sample_rate, job.alteration, other)
     except EncoreError as error:
         return Source(name, str(error).removeprefix(f"{job.path}: "), unreadable=True), none
-    except UnicodeError:
-        return Source(name, "its name is not UTF-8; rename it", unreadable=True), none
     except MemoryError:
         return Source(name, "does not fit into memory; cut it into shorter files", unreadable=True), none
     length, needed = audio.shape[-1], config.context_samples + config.target_samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,7 +128,10 @@ class FolderContinuation:
             write_wav(self.config.output / one.name / TRUTH, truth, rate)
         cards = audio_cards(list(samples.values()), rate, peak(one.song.context, rate))
         # The page would hold hundreds of megabytes if the audio was within it.
-        cards = [replace(card, audio=quote(f"{one.name}/{file}")) for file, card in zip(samples, cards, strict=True)]
+        cards = [
+            replace(card, audio=quote(os.fsencode(f"{one.name}/{file}")))
+            for file, card in zip(samples, cards, strict=True)
+        ]
         table = None
         if truth is not None:
             signals = compared_signals(self.generator, truth, written)

@@ -95,7 +95,8 @@ def render(template: str, **context: Any) -> str:
     Raises:
         jinja2.UndefinedError: the template uses a name that the context lacks.
     """
-    return _templates.get_template(template).render(context)
+    page = _templates.get_template(template).render(context)
+    return page.encode("utf-8", "replace").decode("utf-8")  # file names need not be UTF-8
 
 
 def write_page(
