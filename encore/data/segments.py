@@ -163,7 +163,7 @@ class AudioFiles(Segments):
             here, there = here[same], there[same]
             for name in ("samples", "rates", "digests"):
                 getattr(self, name)[here] = stored[name][there]
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise EncoreError(f"{index}: cannot be used ({error}); delete it, and all files are read again") from error
         self._stored = count == len(here) == len(self.names)
 

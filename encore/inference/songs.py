@@ -85,7 +85,8 @@ def find_songs(config: SampleConfig) -> list[Path]:
 def output_names(songs: Sequence[Path], folder: Path) -> list[str]:
     """A name for each song's folder of results: its path within `folder`, in one level and without a suffix.
 
-    A name never leads out of the folder that it is made in, and is no longer than file systems allow. Songs whose names would be equal, in upper or lower case, keep the suffix, or get a number.
+    A name never leads out of the folder that it is made in, and is no longer than file systems allow. Songs whose names
+    would be equal, in upper or lower case, keep the suffix, or get a number.
     """
     taken, names = {"index.html"}, []
     stems = [_short("_".join(song.relative_to(folder).with_suffix("").parts)) for song in songs]
