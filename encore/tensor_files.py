@@ -52,7 +52,7 @@ def check_stored(path: Path) -> None:
     except OSError:
         raise
     except Exception as error:  # zipfile raises almost anything for damaged files
-        raise ValueError(f"no zip file: {error}") from error
+        raise ValueError(f"no zip file: {error!s:.200}") from error
     claimed = sum(entry.file_size for entry in entries)
     if claimed > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ValueError(f"it claims {claimed} bytes, but has {size}")

@@ -55,7 +55,7 @@ def load_columns(path: Path) -> dict[str, NDArray]:
     except OSError:
         raise
     except Exception as error:  # numpy raises almost anything for damaged files
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{error!s:.200}") from error
 
 
 def pack_text(texts: Sequence[str]) -> Bytes:

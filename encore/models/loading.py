@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from encore.codecs import Codec, load_codec
-from encore.config.schema import TrainConfig
+from encore.config.schema import ModelConfig, TrainConfig
 from encore.errors import EncoreError
 from encore.models.checkpoint_checks import checkpoint_problems
 from encore.models.generation import GenerationConfig
@@ -119,8 +119,7 @@ def load_generator(
         prefix = "module."
         weights = {k.removeprefix(prefix): v for k, v in content["ema"].items() if k.startswith(prefix)}
     with fitting(path):
-        with torch.device("meta"):  # takes no memory: the settings may ask for another model than there are weights for
-            check_shapes(build_model(config, codec, content["context_frames"]), weights)
+        check_weights(config.model, weights)
         model = build_model(config, codec, content["context_frames"])
         model.load_state_dict(weights)
     model = model.to(device).eval()
@@ -129,15 +128,24 @@ def load_generator(
     return Generator(model, codec, config, *lengths, content["margin"], chosen)
 
 
-def check_shapes(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raises ValueError if weights are missing, of another shape or not finite; `model` may be on the meta device."""
-    for name, expected in model.state_dict().items():
-        found = weights.get(name)
-        if found is None or found.shape != expected.shape:
-            raise ValueError(
-                f"{name} is {'missing' if found is None else list(found.shape)}, not {list(expected.shape)}"
-            )
-        if not found.isfinite().all():
+def check_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Compares weights with the settings of a model before one of that size is allocated.
+
+    Raises:
+        ValueError: the settings ask for another size, or for heads that cannot be, or weights are not finite.
+        KeyError: weights are missing.
+    """
+    width, layers = (
+        len(weights["in_proj.weight"]),
+        {name.split(".")[1] for name in weights if name.startswith("blocks.")},
+    )
+    for name, asked, held in (("d_model", config.d_model, width), ("num_layers", config.num_layers, len(layers))):
+        if asked != held:
+            raise ValueError(f"--{name} {asked}, but its weights are those of {held}")
+    if width % config.nhead or width // config.nhead % 2:
+        raise ValueError(f"--nhead {config.nhead} at --d_model {width}")
+    for name, value in weights.items():
+        if not value.isfinite().all():
             raise ValueError(f"{name} is not finite")
 
 
