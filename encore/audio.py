@@ -233,21 +233,31 @@ def regular_size(path: Path) -> int:
 
 def write_wav(path: Path, audio: Tensor, sample_rate: int) -> None:
     """Writes float audio `[C, N]` as a 16-bit wav; samples beyond ±1 are clipped."""
-    soundfile.write(os.fsencode(path), _clipped(audio), sample_rate, subtype="PCM_16")
+    with _writing(path):
+        soundfile.write(os.fsencode(path), _clipped(audio), sample_rate, subtype="PCM_16")
 
 
 def start_wav(path: Path, channels: int, sample_rate: int, samples: int) -> None:
     """Creates an empty 16-bit wav that will grow to `samples` samples: an RF64 if these are too many for a RIFF."""
     kind = "WAV" if 2 * channels * samples < MAX_RIFF_BYTES else "RF64"
-    with soundfile.SoundFile(os.fsencode(path), "w", sample_rate, channels, "PCM_16", format=kind):
+    with _writing(path), soundfile.SoundFile(os.fsencode(path), "w", sample_rate, channels, "PCM_16", format=kind):
         pass
 
 
 def append_wav(path: Path, audio: Tensor) -> None:
     """Appends `[C, N]` to a wav, which is a complete file before and after; samples beyond ±1 are clipped."""
-    with soundfile.SoundFile(os.fsencode(path), "r+") as file:
+    with _writing(path), soundfile.SoundFile(os.fsencode(path), "r+") as file:
         file.seek(0, soundfile.SEEK_END)
         file.write(_clipped(audio))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What cannot be written is an EncoreError with the file's name. libsndfile does not tell why."""
+    try:
+        yield
+    except (OSError, soundfile.SoundFileError, AssertionError) as error:  # an assertion of soundfile's: too few bytes
+        raise EncoreError(f"{path}: cannot be written; make space there, or name another folder") from error
 
 
 def _clipped(audio: Tensor) -> np.ndarray:

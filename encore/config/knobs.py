@@ -136,7 +136,7 @@ def out_of_bounds(one: Knob, value: Any) -> str | None:
 
 def shown(number: float) -> str:
     """A bound as a person writes it."""
-    return str(number) if isinstance(number, int) else f"{number:g}"
+    return f"{number:.10g}"
 
 
 def listed(names: str) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from encore.audio import write_wav
 from encore.config.cli import print_error
-from encore.errors import EncoreError, make_folder
+from encore.errors import EncoreError, disk_space, make_folder
 from encore.inference.config import SampleConfig
 from encore.inference.continuation import Draws, reconstruct, stream_batch
 from encore.inference.presentation import CODEC, TRUTH, describe_files, titles
@@ -166,7 +166,8 @@ def write_folder_page(
         groups=[(result.name, result.cards) for result in results],
         problems=[f"{song}: {problem}" for song, problem in problems.items()],
     )
-    path.write_text(page, encoding="utf-8")
+    with disk_space(path, "the page"):
+        path.write_text(page, encoding="utf-8")
     return mean
 
 

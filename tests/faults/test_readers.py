@@ -35,8 +35,9 @@ from encore.data.folders import find_wavs
 from encore.data.index_files import load_columns, save_columns
 from encore.data.shards import INDEX, find_shards
 from encore.errors import EncoreError
-from encore.models.loading import FORMAT, build_model, load_generator
+from encore.models.loading import load_generator
 from tests.conftest import Command, melody, write_pairs
+from tests.faults.small import checkpoint_content
 
 MEMORY, SECONDS = 2**30, 10  # bytes and processor time that one file may take at most
 CPU = torch.device("cpu")
@@ -149,19 +150,7 @@ def test_audio_headers_that_claim_what_cannot_be(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint() -> dict[str, Any]:
-    """What a small run would save."""
-    config = TrainConfig.from_flags(codec="starter", d_model=16, nhead=2, num_layers=1).resolved()
-    codec = load_codec("starter")
-    model = build_model(config, codec, 20)
-    return {
-        "format": FORMAT,
-        "run": "a",
-        "config": config.to_dict(),
-        "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
-        **{"context_frames": 20, "segment_frames": 20, "margin": 3},
-        **{"model": model.state_dict(), "ema": None, "optimizer": {}, "schedule": {}, "objective": {}},
-        "progress": {"step": 1, "run_id": None},
-    }
+    return checkpoint_content()
 
 
 junk = st.one_of(

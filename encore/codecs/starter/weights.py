@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -74,7 +74,11 @@ def save_codec(path: Path, architecture: Architecture, encoder: nn.Module, decod
     }
     temporary = path.with_suffix(path.suffix + ".tmp")
     metadata = {"encore_codec": json.dumps({"format": FORMAT, **asdict(architecture)})}
-    save_file(tensors, temporary, metadata=metadata)
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise EncoreError(f"{path}: cannot be written ({error}); make space there, or name another folder") from error
     temporary.replace(path)
 
 
