@@ -97,6 +97,7 @@ class Trainer:
         model = torch.compile(state.model) if config.optim.compile else state.model
         self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.tracker: Tracker | None = None
+        self.tracker_opened = False
         self.best_lacks_id = False
         self.status = "FAILED"
 
@@ -122,7 +123,7 @@ class Trainer:
         return cls(config, ranks, console, data, state, source)
 
     def start_run(self) -> None:
-        """Opens the run's folder and log, measures the baselines, and opens the tracker on rank 0."""
+        """Opens the run's folder and log, measures the baselines, and gives rank 0's tracker what it sends first."""
         objective, progress = self.state.objective, self.state.progress
         if self.ranks.is_main:
             move_aside(self.folder, self.source)
@@ -140,9 +141,14 @@ class Trainer:
             for kind, values in measured.items():
                 self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
             self.tracker.artifact(self.folder / "config.json")
-            self.tracker.flush()
         if self.source is None and PRIOR in measured:
             self.start_from(measured[PRIOR])
+
+    def open_tracker(self) -> None:
+        """Has the tracker send what it was given, once: opening a store delays a step that runs beside it."""
+        if self.tracker is not None and not self.tracker_opened:
+            self.tracker.flush()
+            self.tracker_opened = True
 
     def start_from(self, prior: Values) -> None:
         """Takes the untrained model, whose continuations are the prior's, for the best one until another is better.
@@ -202,6 +208,7 @@ class Trainer:
                 lr = schedule.lr(progress.step)
                 step = self.train_step(batches, running, stop)
                 self.apply_step(step, lr)
+                self.open_tracker()
                 stopped = step.stop()
                 running = step.running if step.finite else running
                 seconds += step.seconds
