@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,30 @@ from torch import Tensor
 
 from encore.errors import disk_space
 from encore.models.loading import read
+
+
+class DiskFile(io.BufferedWriter):
+    """A file for torch.save, which hides the error of a file that it is writing to behind one of its own."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def save(self, content: Mapping[str, Any]) -> None:
+        """Returns when the disk has everything."""
+        try:
+            torch.save(content, self)
+        except RuntimeError:
+            if self.error is not None:
+                raise self.error from None
+            raise
+        self.flush()
+        os.fsync(self.fileno())
 
 
 def write(content: Mapping[str, Any], path: Path, keep: int | None = None) -> None:
@@ -33,11 +58,8 @@ def write(content: Mapping[str, Any], path: Path, keep: int | None = None) -> No
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        # To an open file, as torch.save(…, path) says nothing of a full disk.
-        with disk_space(path, "a checkpoint"), open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with disk_space(path, "a checkpoint"), DiskFile(io.FileIO(temporary, "w")) as file:
+            file.save(content)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

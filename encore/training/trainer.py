@@ -289,8 +289,8 @@ class Trainer:
             self.console.print(f"validation is not finite: {', '.join(broken)}", style="yellow")
         with self.ranks.agree():
             if self.tracker is not None:
-                self.track(self.tracker, metrics)
                 self.save_epoch(self.tracker, metrics)
+                self.track(self.tracker, metrics)
         if self.out_of_patience:
             self.console.print(f"stopped early: no better validation loss for {self.config.optim.patience} epochs")
 
