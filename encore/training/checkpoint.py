@@ -21,11 +21,11 @@ from encore.data import PairFrames
 from encore.errors import EncoreError
 from encore.models.loading import FORMAT, read
 from encore.models.precision import AUTO
-from encore.tracking.mlflow import JOURNAL
+from encore.tracking import SPOOL
 from encore.training.objective import Objective
 from encore.training.optim import Schedule
 
-RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", JOURNAL)
+RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", SPOOL)
 # Flags that a resumed run cannot change: they determine the shapes of the tensors, or what the model has learned to do.
 FIXED = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
 
@@ -121,13 +121,6 @@ def write(content: Mapping[str, Any], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(content, temporary)
     temporary.replace(path)
-
-
-def add_run_id(path: Path, run_id: str | None) -> None:
-    """Completes a checkpoint that was written before the tracker had given the run an id."""
-    content = read(path)
-    content["progress"]["run_id"] = run_id
-    write(content, path)
 
 
 def resume_source(config: RunConfig) -> Path | None:

@@ -24,7 +24,7 @@ from encore.data.dataset import Batch
 from encore.tracking import Tracker, build_tracker
 from encore.training.baseline_cache import baselines
 from encore.training.build import build_state, build_terms
-from encore.training.checkpoint import TrainState, add_run_id, move_aside, resume_source
+from encore.training.checkpoint import TrainState, move_aside, resume_source
 from encore.training.console import PRIOR, SHARE, EpochMetrics, TrainConsole, named_metrics
 from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
@@ -97,7 +97,6 @@ class Trainer:
         model = torch.compile(state.model) if config.optim.compile else state.model
         self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.tracker: Tracker | None = None
-        self.best_lacks_id = False
         self.status = "FAILED"
 
     @classmethod
@@ -145,15 +144,11 @@ class Trainer:
             self.start_from(measured[PRIOR])
 
     def start_from(self, prior: Values) -> None:
-        """Takes the untrained model, whose continuations are the prior's, for the best one until another is better.
-
-        It is saved without the tracker's id of the run, which may take seconds to come; `end_epoch` adds it.
-        """
+        """Takes the untrained model, whose continuations are the prior's, for the best one until another is better."""
         self.state.progress.best = prior["loss"]
         if self.tracker is not None:
             self.tracker.metrics(named_metrics("val", prior, self.state.objective.components), step=0)
-            self.state.save(self.folder / "best_model.pt", self.config, self.data.frames)
-            self.best_lacks_id = True
+            self.save("best_model.pt")
 
     @property
     def finished(self) -> bool:
@@ -287,9 +282,6 @@ class Trainer:
             self.track(self.tracker, metrics)
             if metrics.best:
                 self.save("best_model.pt")
-            elif self.best_lacks_id:
-                add_run_id(self.folder / "best_model.pt", self.tracker.run_id)
-            self.best_lacks_id = False
             if metrics.epoch % self.config.run.save_every == 0 or self.finished:
                 self.save("last.pt")
         if self.out_of_patience:
