@@ -1,0 +1,182 @@
+"""Notices ranks that hang: each rank tells the others where it stands, and ends the group when one does not move on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple, NoReturn, TypeVar
+
+import torch.distributed as dist
+
+from encore.config import cli
+from encore.errors import EncoreError, listing
+
+T = TypeVar("T")
+
+HUNG = 1  # exit status of ranks that end because one of them hangs: the launcher restarts them
+BEAT = 5.0  # seconds between what a rank tells of itself, at most
+ANSWER = 10.0  # seconds that the store, a thread in rank 0's process, may take to answer
+ENDING = 10.0  # seconds that a rank may stand still once a signal has come, at least
+SAVING = "saving"  # what a signal does not hurry
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands.
+
+    Attributes:
+        step: the optimiser step, counted from 1; None outside of training, where a phase may take any time.
+        waits: whether it waits for other ranks.
+    """
+
+    phase: str
+    step: int | None = None
+    waits: bool = False
+
+    def __str__(self) -> str:
+        where = self.phase if self.step is None else f"step {self.step}, {self.phase}"
+        return where + ", waiting for other ranks" * self.waits
+
+
+class Report(NamedTuple):
+    """What a rank has told: how often, on which host, and for how many seconds it has stood where."""
+
+    beats: int = 0
+    host: str = "unknown host"
+    still: float = 0.0
+    place: Place = Place("starting")
+
+
+class Watch:
+    """A thread that ends this process when its group does not move on.
+
+    A rank that waits for another is patient for as long as that one works. It gives up after `limit` seconds, if
+    - a rank has not told anything meanwhile: it is stopped, or its machine is gone;
+    - a rank has stood at the same place of training for that long;
+    - or all ranks wait for each other.
+    A rank also ends itself once it has stood still in training for that long. Seconds are counted in beats of the
+    thread, so that those during which the process itself was suspended do not count.
+
+    The process ends with status `HUNG`, at once, because a thread that hangs can do nothing more; one of the ranks
+    prints which of them hangs and where it stood.
+
+    Args:
+        store: of the process group; a connection of its own is made to it.
+        limit: seconds.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int, limit: float):
+        self.store, self.rank, self.world_size, self.limit = store, rank, world_size, limit
+        self.interval = min(BEAT, limit / 20)
+        self.place = Place("starting")
+        self.longest = 0.0  # seconds that the rank has stood still so far and gone on
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+        self._signals, self._signalled = socket.socketpair()
+        for end in (self._signals, self._signalled):
+            end.setblocking(False)
+
+    def at(self, phase: str, step: int | None = None, waits: bool = False) -> None:
+        """Notes that this rank has moved on, and to where."""
+        self.place = Place(phase, step, waits)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A block in which this rank waits for the others."""
+        before = self.place
+        self.place = replace(before, waits=True)
+        yield
+        self.place = replace(before)  # an equal one, but another: the rank has moved on
+
+    def __enter__(self) -> Watch:
+        # A handler in Python must wait until what the process waits for is done; this tells of a signal at once.
+        with suppress(ValueError):  # not in the main thread, which alone gets signals
+            signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        with suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+        self._ended.set()
+        self._thread.join()
+        self._signals.close()
+        self._signalled.close()
+
+    def _run(self) -> None:
+        place, still, beats, signalled = self.place, 0.0, 0, False
+        host, store = socket.gethostname(), self.store.clone()
+        while not self._ended.wait(self.interval):
+            self.longest = self.longest if self.place is place else max(self.longest, still)
+            still = still + self.interval if self.place is place else 0.0
+            place, beats, signalled = self.place, beats + 1, signalled or self._has_signal()
+            limit = self.limit
+            if signalled and place.phase != SAVING:
+                limit = min(limit, max(ENDING, 2 * self.longest))
+            own = Report(beats, host, still, place)
+            try:
+                store.set(str(self.rank), json.dumps(asdict(place) | {"beats": beats, "host": host, "still": still}))
+            except dist.DistError:  # the store is gone with rank 0, which the main thread notices too
+                return
+            if still > limit and (place.waits or place.step is not None):
+                self._judge(own, limit)
+
+    def _has_signal(self) -> bool:
+        with suppress(BlockingIOError):
+            return bool(self._signals.recv(1))
+        return False
+
+    def _judge(self, own: Report, limit: float) -> None:
+        """Ends the process if some rank hangs."""
+        before = self._asked(self._reports)
+        self._ended.wait(3 * self.interval)
+        now = self._asked(self._reports)
+        if self.place is not own.place or self._ended.is_set():
+            return
+        if before is None or now is None:
+            self._end([f"rank 0 does not answer rank {self.rank}, which is at {own.place}"])
+        silent = [rank for rank, report in now.items() if rank != self.rank and report.beats == before[rank].beats]
+        if silent:
+            self._end([f"rank {r} ({now[r].host}) does not respond; it was last at {now[r].place}" for r in silent])
+        stuck = {rank: report for rank, report in now.items() if report.still > limit}
+        working = {rank: report for rank, report in stuck.items() if report.place.step and not report.place.waits}
+        if working:
+            # What hangs has stood for longest; others may wait for it where no waiting is expected.
+            most = max(report.still for report in working.values()) - 2 * self.interval
+            stuck = {rank: report for rank, report in working.items() if report.still > most}
+        elif len(stuck) < self.world_size or not all(report.place.waits for report in stuck.values()):
+            return
+        self._end([f"rank {r} ({one.host}) has been at {one.place}, for {one.still:.0f} s" for r, one in stuck.items()])
+
+    def _asked(self, question: Callable[[], T]) -> T | None:
+        """The answer, None if there is none in time: a store whose process is stopped lets one wait for ever."""
+        found: list[T] = []
+        asking = threading.Thread(target=lambda: found.append(question()), daemon=True)
+        asking.start()
+        asking.join(ANSWER)
+        return found[0] if found else None
+
+    def _reports(self) -> dict[int, Report]:
+        """What every rank has told last."""
+        store, reports = self.store.clone(), {}
+        for rank in range(self.world_size):
+            reports[rank] = Report()
+            if store.check([str(rank)]):
+                told = json.loads(store.get(str(rank)))
+                place = Place(told.pop("phase"), told.pop("step"), told.pop("waits"))
+                reports[rank] = Report(**told, place=place)
+        return reports
+
+    def _end(self, problems: list[str]) -> NoReturn:
+        """Ends the process; the first rank to come here says why, or every rank if the store does not answer."""
+        if self._asked(lambda: self.store.clone().add("ended", 1)) in (1, None):
+            cli.print_error(EncoreError(listing(problems)))
+        else:
+            self._ended.wait(1.0)  # the launcher ends all ranks as soon as one has ended
+        os._exit(HUNG)
