@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from encore.models.precision import FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
 from encore.registry import PRIORS
 
-FORMAT = 6
+FORMAT = 7
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise EncoreError(f"{path}: no such checkpoint")
     try:
+        verify(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = content["format"]
     except Exception as error:  # torch.load raises almost anything for files of other kinds
@@ -41,6 +43,19 @@ def read(path: Path) -> dict[str, Any]:
             "or use the version that wrote it"
         )
     return content
+
+
+def verify(path: Path) -> None:
+    """Compares the checksums that the file holds of its parts (a zip's CRC-32) with them, which torch.load does not.
+
+    Raises:
+        ValueError: a part is damaged.
+        zipfile.BadZipFile: the file is incomplete, or no checkpoint.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"damaged: the checksum of {damaged} is wrong")
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +13,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from encore.config.knobs import to_flags
-from encore.config.schema import RunConfig, TrainConfig
+from encore.config.schema import TrainConfig
 from encore.data import PairFrames
 from encore.errors import EncoreError
 from encore.models.loading import FORMAT, read
 from encore.models.precision import AUTO
-from encore.tracking.mlflow import JOURNAL
 from encore.training.objective import Objective
 from encore.training.optim import Schedule
 
-RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", JOURNAL)
 # Flags that a resumed run cannot change: they determine the shapes of the tensors, or what the model has learned to do.
 FIXED = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
 
@@ -54,6 +49,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     objective: Objective
+    run: str = ""  # id, of `run_folder.Identity`
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -67,6 +63,7 @@ class TrainState:
         codec = synthesizer.codec
         content = {
             "format": FORMAT,
+            "run": self.run,
             "config": {**config.to_dict(), "precision": synthesizer.precision},
             "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
             "context_frames": frames.context,
@@ -128,23 +125,3 @@ def add_run_id(path: Path, run_id: str | None) -> None:
     content = read(path)
     content["progress"]["run_id"] = run_id
     write(content, path)
-
-
-def resume_source(config: RunConfig) -> Path | None:
-    """The checkpoint to resume; workers that the elastic agent has restarted resume the last one."""
-    last = config.checkpoint_dir / "last.pt"
-    if config.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-        return last if last.is_file() else None
-    return Path(config.resume) if config.resume else None
-
-
-def move_aside(folder: Path, source: Path | None) -> None:
-    """Moves an earlier run's files to `earlier_<n>/`, unless this run resumes it."""
-    resumed = source is not None and source.resolve().parent == folder.resolve()
-    if resumed or not any((folder / name).exists() for name in ("last.pt", "best_model.pt")):
-        return
-    number = next(n for n in itertools.count(1) if not (folder / f"earlier_{n}").exists())
-    (folder / f"earlier_{number}").mkdir()
-    for name in RUN_FILES:
-        if (folder / name).exists():
-            shutil.move(folder / name, folder / f"earlier_{number}" / name)

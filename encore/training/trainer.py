@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -24,11 +23,12 @@ from encore.data.dataset import Batch
 from encore.tracking import Tracker, build_tracker
 from encore.training.baseline_cache import baselines
 from encore.training.build import build_state, build_terms
-from encore.training.checkpoint import TrainState, add_run_id, move_aside, resume_source
+from encore.training.checkpoint import TrainState, add_run_id
 from encore.training.console import PRIOR, SHARE, EpochMetrics, TrainConsole, named_metrics
 from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
+from encore.training.run_folder import RunFolder, Start
 from encore.training.validation import Values, validate_model, write_example
 
 MAX_NOT_FINITE = 10  # steps in a row
@@ -87,13 +87,12 @@ class Trainer:
         config: TrainConfig,
         ranks: Ranks,
         console: TrainConsole,
+        run_folder: RunFolder,
         data: PairData,
         state: TrainState,
-        source: Path | None,
     ):
         self.config, self.ranks, self.console, self.data, self.state = config, ranks, console, data, state
-        self.source = source
-        self.folder = config.run.checkpoint_dir
+        self.run_folder, self.folder, self.source = run_folder, run_folder.path, run_folder.start.source
         model = torch.compile(state.model) if config.optim.compile else state.model
         self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.tracker: Tracker | None = None
@@ -110,22 +109,34 @@ class Trainer:
         with ranks.agree():
             config = config.resolved()
             validate(config)
+        with contextlib.ExitStack() as opened:
+            folder = opened.enter_context(RunFolder.open(config.run, ranks))
+            trainer = cls(config, ranks, console, folder, *cls.build(config, ranks, console, folder.start))
+            opened.pop_all()  # `close` gives the folder free
+        return trainer
+
+    @staticmethod
+    def build(config: TrainConfig, ranks: Ranks, console: TrainConsole, start: Start) -> tuple[PairData, TrainState]:
+        """The data and the state to begin with."""
+        for note in start.notes:
+            console.print(note, style="yellow")
+        with ranks.agree():
             codec = load_codec(config.codec.name, config.codec.repository, config.codec.bandwidth).to(ranks.device)
             data = PairData.open(config, codec)
             terms = build_terms(config, data, ranks)
         data.encode(ranks, console)
-        state = build_state(config, data, terms, ranks)
-        source = ranks.broadcast_from_main(lambda: resume_source(config.run))
+        state = build_state(config, data, terms, ranks, start.source is not None)
+        state.run = start.identity.run
         with ranks.agree():
-            if source is not None:
-                state.load(source, config)
-        return cls(config, ranks, console, data, state, source)
+            if start.source is not None:
+                state.load(start.source, config)
+        return data, state
 
     def start_run(self) -> None:
         """Opens the run's folder and log, measures the baselines, and opens the tracker on rank 0."""
         objective, progress = self.state.objective, self.state.progress
         if self.ranks.is_main:
-            move_aside(self.folder, self.source)
+            self.run_folder.begin()
             flags = {**self.config.to_dict(), "resume": None}  # a run with this file for --config is a new one
             (self.folder / "config.json").write_text(json.dumps(flags, indent=2) + "\n")
             self.console.open_log(self.folder / "train.log")
@@ -326,6 +337,7 @@ class Trainer:
             if (self.folder / "best_model.pt").is_file():
                 self.tracker.artifact(self.folder / "best_model.pt", "checkpoints")
             self.tracker.close(self.status)
+        self.run_folder.close()
 
 
 def seed_of(*numbers: int) -> int:
