@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from encore.config.components import ADVERSARIAL
@@ -69,6 +70,7 @@ def _optimisation(config: TrainConfig) -> list[str]:
     for name, number in (
         ("lr", config.optim.lr),
         ("clip_norm", config.optim.clip_norm),
+        ("timeout_minutes", config.run.timeout_minutes),
         ("encodec_bandwidth", config.codec.bandwidth),
     ):
         if number == 0:
@@ -78,7 +80,9 @@ def _optimisation(config: TrainConfig) -> list[str]:
     counts = config.run.nnodes.split(":")
     if not (len(counts) <= 2 and all(count.isdigit() and int(count) > 0 for count in counts)):
         problems.append(f"--nnodes {config.run.nnodes}: must be a number of machines N or a range MIN:MAX")
-    elif int(counts[-1]) > 1 and not config.run.rdzv_endpoint:
+    elif int(counts[0]) > int(counts[-1]):
+        problems.append(f"--nnodes {config.run.nnodes}: the first number must not be above the second")
+    elif int(counts[-1]) > 1 and not config.run.rdzv_endpoint and "SLURM_JOB_ID" not in os.environ:
         problems.append(f"--nnodes {config.run.nnodes}: several machines need --rdzv_endpoint HOST:PORT")
     return problems
 

@@ -30,6 +30,7 @@ from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
 from encore.training.run_folder import RunFolder, Start
 from encore.training.validation import Values, validate_model, write_example
+from encore.training.watch import SAVING
 
 MAX_NOT_FINITE = 10  # steps in a row
 ROLLOUT_PHASE = 0.25  # last share of the steps, in which the model continues from its own output
@@ -237,12 +238,15 @@ class Trainer:
         accumulation = config.optim.grad_accumulation
         rollout = progress.step >= (1 - ROLLOUT_PHASE) * self.state.schedule.total_steps
         for remaining in reversed(range(accumulation)):
+            self.ranks.at("loading data", progress.step + 1)
             batch = next(batches).to(self.ranks.device)
+            self.ranks.at("forward", progress.step + 1)
             plan = objective.synthesizer.plan(self.data.frames.target, rollout, common, self.data.most_shift)
             with self.model.no_sync() if remaining else contextlib.nullcontext():
                 forward = objective(self.model, batch.shifted(plan.shift), plan)
                 if not remaining:
                     step.stop = self.ranks.any_async(bool(stop))
+                self.ranks.at("backward", progress.step + 1, waits=not remaining)
                 result = objective.backward(forward, 1 / accumulation, progress.epoch_step % SHARES_EVERY == 0)
             step.left_out |= {*result.left_out}
             step.loss = result.total.mean().item()
@@ -250,6 +254,7 @@ class Trainer:
             for name, share in result.shares.items():
                 step.running.add_value(SHARE + name, share, len(batch))
             step.seconds += len(batch) * self.ranks.world_size * batch.target_audio.shape[-1] / objective.sample_rate
+        self.ranks.at("update", progress.step + 1)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
         step.running.add_value("grad_norm", float(norm), len(batch) * accumulation)
         step.finite = bool(norm.isfinite())  # equal on all ranks, as their gradients are
@@ -281,11 +286,13 @@ class Trainer:
 
     def validate(self) -> Values:
         """The components over all validation pairs."""
+        self.ranks.at("validation", self.state.progress.step)
         return validate_model(self.state.objective, self.state.evaluated, self.data.val_loader, self.ranks)
 
     def end_epoch(self, metrics: EpochMetrics, validation: Values) -> None:
         """Counts the epoch, adapts the schedule, prints, tracks and saves."""
         progress = self.state.progress
+        self.ranks.at(SAVING, progress.step)
         metrics.val = validation
         metrics.best = validation["loss"] < progress.best
         progress.best = min(validation["loss"], progress.best)
@@ -317,6 +324,7 @@ class Trainer:
 
     def interrupt(self) -> None:
         """Saves the exact step that a signal stopped training at."""
+        self.ranks.at(SAVING, self.state.progress.step)
         if self.ranks.is_main:
             self.save("last.pt")
         progress = self.state.progress

@@ -86,13 +86,17 @@ class Watch:
         """Notes that this rank has moved on, and to where."""
         self.place = Place(phase, step, waits)
 
+    def move(self) -> None:
+        """Notes that this rank has got on within the same place."""
+        self.place = replace(self.place)  # an equal one, but another
+
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """A block in which this rank waits for the others."""
         before = self.place
         self.place = replace(before, waits=True)
         yield
-        self.place = replace(before)  # an equal one, but another: the rank has moved on
+        self.place = replace(before)
 
     def __enter__(self) -> Watch:
         # A handler in Python must wait until what the process waits for is done; this tells of a signal at once.
