@@ -15,6 +15,8 @@ def run() -> None:
     """Runs a rank and ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends the process
     die_with_launcher()
+    # What a rank says when it loses another one must not drown in stacks of C++; a level of the user's own stays.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from encore.commands import train_worker
 
     train_worker.run()

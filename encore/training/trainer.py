@@ -240,7 +240,7 @@ class Trainer:
         for remaining in reversed(range(accumulation)):
             self.ranks.at("loading data", progress.step + 1)
             batch = next(batches).to(self.ranks.device)
-            self.ranks.at("forward", progress.step + 1)
+            self.ranks.at("forward", progress.step + 1, waits=True)  # DDP sends buffers from rank 0
             plan = objective.synthesizer.plan(self.data.frames.target, rollout, common, self.data.most_shift)
             with self.model.no_sync() if remaining else contextlib.nullcontext():
                 forward = objective(self.model, batch.shifted(plan.shift), plan)

@@ -67,12 +67,13 @@ class Watch:
     prints which of them hangs and where it stood.
 
     Args:
-        store: of the process group; a connection of its own is made to it.
+        store: of the process group; connections of its own are made to it.
         limit: seconds.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, limit: float):
-        self.store, self.rank, self.world_size, self.limit = store, rank, world_size, limit
+        self.store, self._questions = store.clone(), store.clone()  # one for each thread that uses it
+        self.rank, self.world_size, self.limit = rank, world_size, limit
         self.interval = min(BEAT, limit / 20)
         self.place = Place("starting")
         self.longest = 0.0  # seconds that the rank has stood still so far and gone on
@@ -115,7 +116,7 @@ class Watch:
 
     def _run(self) -> None:
         place, still, beats, signalled = self.place, 0.0, 0, False
-        host, store = socket.gethostname(), self.store.clone()
+        host, store = socket.gethostname(), self.store
         while not self._ended.wait(self.interval):
             self.longest = self.longest if self.place is place else max(self.longest, still)
             still = still + self.interval if self.place is place else 0.0
@@ -138,49 +139,64 @@ class Watch:
 
     def _judge(self, own: Report, limit: float) -> None:
         """Ends the process if some rank hangs."""
-        before = self._asked(self._reports)
+        before = self._reports()
         self._ended.wait(3 * self.interval)
-        now = self._asked(self._reports)
+        now = self._reports()
         if self.place is not own.place or self._ended.is_set():
             return
-        if before is None or now is None:
-            self._end([f"rank 0 does not answer rank {self.rank}, which is at {own.place}"])
         silent = [rank for rank, report in now.items() if rank != self.rank and report.beats == before[rank].beats]
         if silent:
-            self._end([f"rank {r} ({now[r].host}) does not respond; it was last at {now[r].place}" for r in silent])
+            self._end([f"rank {r} ({now[r].host}) does not respond; it last told of {now[r].place}" for r in silent])
         stuck = {rank: report for rank, report in now.items() if report.still > limit}
         working = {rank: report for rank, report in stuck.items() if report.place.step and not report.place.waits}
-        if working:
-            # What hangs has stood for longest; others may wait for it where no waiting is expected.
-            most = max(report.still for report in working.values()) - 2 * self.interval
-            stuck = {rank: report for rank, report in working.items() if report.still > most}
-        elif len(stuck) < self.world_size or not all(report.place.waits for report in stuck.values()):
-            return
-        self._end([f"rank {r} ({one.host}) has been at {one.place}, for {one.still:.0f} s" for r, one in stuck.items()])
-
-    def _asked(self, question: Callable[[], T]) -> T | None:
-        """The answer, None if there is none in time: a store whose process is stopped lets one wait for ever."""
-        found: list[T] = []
-        asking = threading.Thread(target=lambda: found.append(question()), daemon=True)
-        asking.start()
-        asking.join(ANSWER)
-        return found[0] if found else None
+        if working or (len(stuck) == self.world_size and all(report.place.waits for report in stuck.values())):
+            said = [
+                f"rank {r} ({o.host}) has been at {o.place} for {o.still:.0f} s" for r, o in (working or stuck).items()
+            ]
+            self._end(said)
 
     def _reports(self) -> dict[int, Report]:
         """What every rank has told last."""
-        store, reports = self.store.clone(), {}
-        for rank in range(self.world_size):
-            reports[rank] = Report()
-            if store.check([str(rank)]):
-                told = json.loads(store.get(str(rank)))
-                place = Place(told.pop("phase"), told.pop("step"), told.pop("waits"))
-                reports[rank] = Report(**told, place=place)
-        return reports
+
+        def ask() -> dict[int, Report]:
+            reports = {}
+            for rank in range(self.world_size):
+                reports[rank] = Report()
+                if self._questions.check([str(rank)]):
+                    told = json.loads(self._questions.get(str(rank)))
+                    place = Place(told.pop("phase"), told.pop("step"), told.pop("waits"))
+                    reports[rank] = Report(**told, place=place)
+            return reports
+
+        return self._answer(ask)
+
+    def _answer(self, question: Callable[[], T]) -> T:
+        """What the store answers to a question, which ends the process if it does not.
+
+        Asked in a thread, because a store whose process is stopped lets one wait for ever, whatever the timeout.
+        """
+        found: list[T] = []
+
+        def ask() -> None:
+            with suppress(dist.DistError):
+                found.append(question())
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(ANSWER)
+        if asking.is_alive():
+            self._say_and_end([f"rank 0 does not answer rank {self.rank}, which is at {self.place}"])
+        if not found:  # the process with the store has ended, and has said why
+            os._exit(HUNG)
+        return found[0]
 
     def _end(self, problems: list[str]) -> NoReturn:
-        """Ends the process; the first rank to come here says why, or every rank if the store does not answer."""
-        if self._asked(lambda: self.store.clone().add("ended", 1)) in (1, None):
-            cli.print_error(EncoreError(listing(problems)))
-        else:
+        """Ends the process; the first rank to come here says why."""
+        if self._answer(lambda: self._questions.add("ended", 1)) > 1:
             self._ended.wait(1.0)  # the launcher ends all ranks as soon as one has ended
+            os._exit(HUNG)
+        self._say_and_end(problems)
+
+    def _say_and_end(self, problems: list[str]) -> NoReturn:
+        cli.print_error(EncoreError(listing(problems)))
         os._exit(HUNG)
