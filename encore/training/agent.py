@@ -35,7 +35,7 @@ class Machines(NamedTuple):
         return self.least < self.most
 
     def __str__(self) -> str:
-        return f"{self.least} to {self.most} machines" if self.may_change else f"{self.most} machines"
+        return f"{self.least} to {self.most} machines" if self.may_change else counted(self.most, "machine")
 
 
 class Signals:
@@ -100,8 +100,10 @@ class Agent(LocalElasticAgent):
         super()._rendezvous(worker_group)
         now, ranks = worker_group.group_world_size, worker_group.workers[0].world_size
         if self.machines.most > 1 and now is not None:
-            change = "" if before in (None, now) else f"{abs(now - before)} {'joined' if now > before else 'left'}: "
-            say(f"{change}training on {now} machine{'s' * (now > 1)} with {ranks} ranks")
+            change = ""
+            if before not in (None, now):
+                change = f"{counted(abs(now - before), 'machine')} {'joined' if now > before else 'left'}: "
+            say(f"{change}training on {counted(now, 'machine')} with {counted(ranks, 'rank')}")
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if any(process.proc.poll() for process in self._processes()):  # one has failed: the others are ended
@@ -114,7 +116,7 @@ class Agent(LocalElasticAgent):
             self._remaining_restarts = 0
         elif statuses <= STOPPED and self.machines.may_change:
             self._remaining_restarts += 1  # of which the restart that follows takes one
-            say("the ranks of another machine were told to stop; going on without it")
+            say("the ranks were told to stop through another machine; going on with those that remain")
         elif self._remaining_restarts:
             rank, failure = min(result.failures.items(), key=lambda item: item[1].timestamp)
             say(f"rank {rank} ended with status {failure.exitcode}: starting again, from the last checkpoint")
@@ -134,6 +136,10 @@ class Agent(LocalElasticAgent):
             if process.proc.poll() is None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.proc.pid, signal.SIGCONT)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def say(line: str) -> None:
