@@ -1,7 +1,8 @@
-"""A plugin for the tests of faults: a rank that dies, stops or hangs at a training pair of a run's first process.
+"""A plugin for the tests of faults: a rank that dies, stops or hangs, or whose launcher does, at a pair it is to read.
 
-MISBEHAVE is `RANK:PAIR:HOW`: which rank, at which of the pairs that it reads (counted from 1), and how. It happens once
-in a folder: a file `misbehaved` there says that it has.
+MISBEHAVE is `RANK:PAIR:HOW`: which rank, at which of the pairs that it reads (counted from 1), and how: the name of a
+signal to itself, `launcher` for SIGKILL to its launcher, or `hang`. It happens once in a folder; a file `misbehaved`
+there then holds the process id of the rank.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ MISBEHAVE = "MISBEHAVE"
 
 
 def misbehave(how: str) -> None:
-    Path("misbehaved").write_text(str(os.getpid()))
-    if how == "hang":
-        os.mkfifo("nobody_writes")
-        with open("nobody_writes"):
-            return
-    os.kill(os.getpid(), signal.Signals[how])
+    Path("misbehaved.tmp").write_text(str(os.getpid()))
+    Path("misbehaved.tmp").rename("misbehaved")
+    if how not in ("hang", "launcher"):
+        os.kill(os.getpid(), signal.Signals[how])
+        return
+    if how == "launcher":
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.mkfifo("nobody_writes")
+    with open("nobody_writes"):  # as a file on a disk that does not answer
+        raise AssertionError("it was written to")
 
 
 def with_fault(rank: str, pair: str, how: str) -> None:
