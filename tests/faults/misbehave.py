@@ -1,8 +1,8 @@
 """A plugin for the tests of faults: a rank that dies, stops or hangs, or whose launcher does, at a pair it is to read.
 
 MISBEHAVE is `RANK:PAIR:HOW`: which rank, at which of the pairs that it reads (counted from 1), and how: the name of a
-signal to itself, `launcher` for SIGKILL to its launcher, or `hang`. It happens once in a folder; a file `misbehaved`
-there then holds the process id of the rank.
+signal to itself, `launcher` for SIGKILL to its launcher, `error` for one that the user can put right, or `hang`. It
+happens once in a folder; a file `misbehaved` there then holds the process id of the rank.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.data.dataset import PairDataset
+from encore.errors import EncoreError
 
 MISBEHAVE = "MISBEHAVE"
 
@@ -20,6 +21,8 @@ MISBEHAVE = "MISBEHAVE"
 def misbehave(how: str) -> None:
     Path("misbehaved.tmp").write_text(str(os.getpid()))
     Path("misbehaved.tmp").rename("misbehaved")
+    if how == "error":
+        raise EncoreError("song.wav: broken")
     if how not in ("hang", "launcher"):
         os.kill(os.getpid(), signal.Signals[how])
         return

@@ -59,14 +59,14 @@ def test_a_run_whose_rank_hangs_or_dies_is_restarted_and_ends_with_the_same_weig
     for number in range(tries):
         folder = tmp_path / str(number)
         folder.mkdir()
-        rank, pair = random.randrange(2), random.randint(3, 8)
-        result = run_command("train_ddp.py", *launch, cwd=folder, env={MISBEHAVE: f"{rank}:{pair}:{how}"})
-        assert result.returncode == 0 and (folder / "misbehaved").exists(), (rank, pair, result.stderr)
+        where, pair = random.randrange(2), random.randint(3, 8)
+        result = run_command("train_ddp.py", *launch, cwd=folder, env={MISBEHAVE: f"{where}:{pair}:{how}"})
+        assert result.returncode == 0 and (folder / "misbehaved").exists(), (where, pair, result.stderr)
         assert "Traceback" not in result.stderr, result.stderr
         assert result.stderr.count("starting again, from the last checkpoint\n") == 1
         if how != "SIGKILL":
             named = re.findall(r"^error: rank (\d) (?:\(\S+\) |does not answer)", result.stderr, re.MULTILINE)
-            assert named == [str(rank)], result.stderr
+            assert named == [str(where)], result.stderr
         assert equal_weights(folder / LAST, undisturbed / LAST)
 
 
