@@ -180,7 +180,10 @@ def check_complete(path: Path) -> None:
 
 def write_wav(path: Path, audio: Tensor, sample_rate: int) -> None:
     """Writes float audio `[C, N]` as a 16-bit wav; samples beyond ±1 are clipped."""
-    soundfile.write(path, _clipped(audio), sample_rate, subtype="PCM_16")
+    try:
+        soundfile.write(path, _clipped(audio), sample_rate, subtype="PCM_16")
+    except soundfile.LibsndfileError as error:  # which does not say more
+        raise EncoreError(f"{path}: cannot be written ({error.error_string}) Is there space on the disk?") from error
 
 
 def start_wav(path: Path, channels: int, sample_rate: int, samples: int) -> None:

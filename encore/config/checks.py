@@ -77,6 +77,12 @@ def _optimisation(config: TrainConfig) -> list[str]:
             problems.append(f"--{name} 0: must be above 0")
     if config.data.unity_test and config.data.shuffle_targets:
         problems.append("--unity_test true --shuffle_targets true: contradict each other; choose one")
+    together, accumulation = config.data.global_batch_size, config.optim.grad_accumulation
+    if together is not None and accumulation > 1:
+        problems.append(
+            f"--global_batch_size {together} --grad_accumulation {accumulation}: one follows from the other "
+            "and the number of ranks; leave one out"
+        )
     counts = config.run.nnodes.split(":")
     if not (len(counts) <= 2 and all(count.isdigit() and int(count) > 0 for count in counts)):
         problems.append(f"--nnodes {config.run.nnodes}: must be a number of machines N or a range MIN:MAX")

@@ -246,8 +246,9 @@ def in_order(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], worker
     if not workers or not jobs:
         yield from (function(*job) for job in jobs)
         return
-    # spawn, because a forked child of a process with torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
+    # A forked child of a process with torch's threads can hang; the fork server has none, and imports torch once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker)
     waiting: deque[Future[T]] = deque()
     try:

@@ -148,13 +148,14 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks,
         replace(config, optim=replace(optim, precision=precision)), data, terms, ranks, model
     )
     objective = Objective(terms.components, synthesizer, terms.combiner, terms.adversary).to(ranks.device)
-    total_steps = int(min(optim.max_steps or math.inf, optim.epochs * data.steps))
+    division = data.sampler.division
     return TrainState(
         model,
         averaged(model, optim.ema_decay) if optim.ema_decay else None,
         adamw(model, optim.lr, optim.weight_decay),
-        Schedule(optim.scheduler, optim.lr, optim.warmup_steps, total_steps),
+        Schedule(optim.scheduler, optim.lr, optim.warmup_steps * division.pairs, total=0),
         objective,
+        division,
     )
 
 

@@ -121,21 +121,23 @@ class Watch:
             self.longest = self.longest if self.place is place else max(self.longest, still)
             still = still + self.interval if self.place is place else 0.0
             place, beats, signalled = self.place, beats + 1, signalled or self._has_signal()
-            limit = self.limit
-            if signalled and place.phase != SAVING:
-                limit = min(limit, max(ENDING, 2 * self.longest))
+            hurried = min(self.limit, max(ENDING, 2 * self.longest)) if signalled else self.limit
             own = Report(beats, host, still, place)
             try:
                 store.set(str(self.rank), json.dumps(asdict(place) | {"beats": beats, "host": host, "still": still}))
             except dist.DistError:  # the store is gone with rank 0, which the main thread notices too
                 return
-            if still > limit and (place.waits or place.step is not None):
-                self._judge(own, limit)
+            if self._exceeds(own, hurried) and (place.waits or place.step is not None):
+                self._judge(own, hurried)
 
     def _has_signal(self) -> bool:
         with suppress(BlockingIOError):
             return bool(self._signals.recv(1))
         return False
+
+    def _exceeds(self, report: Report, limit: float) -> bool:
+        """Whether a rank has stood still for longer than it may, which is `limit` unless it saves."""
+        return report.still > (self.limit if report.place.phase == SAVING and not report.place.waits else limit)
 
     def _judge(self, own: Report, limit: float) -> None:
         """Ends the process if some rank hangs."""
@@ -147,7 +149,7 @@ class Watch:
         silent = [rank for rank, report in now.items() if rank != self.rank and report.beats == before[rank].beats]
         if silent:
             self._end([f"rank {r} ({now[r].host}) does not respond; it last told of {now[r].place}" for r in silent])
-        stuck = {rank: report for rank, report in now.items() if report.still > limit}
+        stuck = {rank: report for rank, report in now.items() if self._exceeds(report, limit)}
         working = {rank: report for rank, report in stuck.items() if report.place.step and not report.place.waits}
         if working or (len(stuck) == self.world_size and all(report.place.waits for report in stuck.values())):
             said = [
