@@ -16,7 +16,7 @@ from encore.config.schema import TrainConfig
 from encore.data import PairFrames
 from encore.data.dataset import Division
 from encore.errors import EncoreError
-from encore.models.loading import FORMAT, read
+from encore.models.loading import FORMAT, fitting, read
 from encore.models.precision import AUTO
 from encore.training.objective import Objective
 from encore.training.optim import Schedule
@@ -139,16 +139,17 @@ class TrainState:
             problems.append(f"was trained with --discriminator {discriminator}; keep that one")
         if problems:
             raise EncoreError("\n".join(f"--resume {path}: {problem}" for problem in problems))
-        self.model.load_state_dict(content["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        warmup = self.schedule.warmup
-        self.schedule.load_state_dict(content["schedule"])
-        if saved.optim.warmup_steps != config.optim.warmup_steps:
-            self.schedule.warmup = warmup
-        self.objective.load_state_dict(content["objective"])
-        self.progress = Progress(**content["progress"])
+        with fitting(path):
+            self.model.load_state_dict(content["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(content["ema"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            warmup = self.schedule.warmup
+            self.schedule.load_state_dict(content["schedule"])
+            if saved.optim.warmup_steps != config.optim.warmup_steps:
+                self.schedule.warmup = warmup
+            self.objective.load_state_dict(content["objective"])
+            self.progress = Progress(**content["progress"])
         if config.optim.precision == AUTO:
             self.objective.synthesizer.precision = saved.optim.precision
         if adversary is not None and not had_adversary:

@@ -77,6 +77,7 @@ class Trainer:
         self.writer = CheckpointWriter()
         self.saved = time.monotonic()  # when the last checkpoint was
         self.tracker: Tracker | None = None
+        self.tracker_opened = False
         self.best_lacks_id = False
         self.status = "FAILED"
 
@@ -121,7 +122,7 @@ class Trainer:
         return data, state
 
     def start_run(self) -> None:
-        """Opens the run's folder and log, measures the baselines, and opens the tracker on rank 0."""
+        """Opens the run's folder and log, measures the baselines, and gives rank 0's tracker what it sends first."""
         objective, progress = self.state.objective, self.state.progress
         with self.ranks.agree():
             if self.ranks.is_main:
@@ -142,9 +143,14 @@ class Trainer:
             for kind, values in measured.items():
                 self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
             self.tracker.artifact(self.folder / "config.json")
-            self.tracker.flush()
         if self.source is None and PRIOR in measured and math.isfinite(measured[PRIOR]["loss"]):
             self.start_from(measured[PRIOR])
+
+    def open_tracker(self) -> None:
+        """Has the tracker send what it was given, once: opening a store delays a step that runs beside it."""
+        if self.tracker is not None and not self.tracker_opened:
+            self.tracker.flush()
+            self.tracker_opened = True
 
     def start_from(self, prior: Values) -> None:
         """Takes the untrained model, whose continuations are the prior's, for the best one until another is better.
@@ -230,6 +236,7 @@ class Trainer:
                 lr = schedule.lr(progress.samples, pairs)
                 step = self.step.take(batches, running, partial(self.request, stop))
                 self.step.apply(step, lr)
+                self.open_tracker()
                 running, taken = step.running if step.finite else running, taken + 1
                 request = step.request()
                 self.answer(request, running)
