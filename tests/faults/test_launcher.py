@@ -8,20 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from encore.models.loading import read
 from encore.training import slurm
 from tests.conftest import ENVIRONMENT, Command, Forks, command
-from tests.faults.test_ranks import LAST, MISBEHAVE, equal_weights, flags, is_running, wait_for_end
+from tests.faults.test_ranks import LAST, MISBEHAVE, equal_weights, flags, is_running, wait_for_end, wait_until
 
-T = TypeVar("T")
 __all__ = ["flags"]  # a fixture
 
 
@@ -242,12 +239,3 @@ def children(process: int, count: int) -> list[int]:
     """The processes that a process has started, once there are `count`."""
     found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [int(child) for child in found] if len(found) >= count else []
-
-
-def wait_until(condition: Callable[[], T], process: subprocess.Popen[bytes] | None = None, seconds: float = 120) -> T:
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        assert process is None or process.poll() is None, f"process has ended with status {process and process.poll()}"
-        time.sleep(0.05)
-    return result

@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ import torch
 from encore.models.loading import read
 from tests.conftest import ENVIRONMENT, Command, Forks, command
 
+T = TypeVar("T")
 MISBEHAVE = "MISBEHAVE"  # environment variable of the plugin, which only ranks may import
 LAST = Path("checkpoints/last.pt")
 
@@ -82,7 +85,7 @@ def test_a_signal_ends_a_run_soon_even_though_a_rank_hangs(
         launch = command("train_ddp.py", *flags, "--world_size", 2)
         env = {**ENVIRONMENT, MISBEHAVE: f"{random.randrange(2)}:{random.randint(3, 6)}:{how}"}
         with subprocess.Popen(launch, cwd=folder, env=env, stderr=subprocess.PIPE, text=True) as launcher:
-            wait_for(folder / "misbehaved")
+            wait_until((folder / "misbehaved").exists, launcher)
             signalled = time.monotonic()
             launcher.send_signal(signal.SIGTERM)
             _, errors = launcher.communicate(timeout=120)
@@ -93,11 +96,13 @@ def test_a_signal_ends_a_run_soon_even_though_a_rank_hangs(
             assert read(folder / LAST)["progress"]["step"] > 0
 
 
-def wait_for(path: Path, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], T], process: subprocess.Popen[Any] | None = None, seconds: float = 120) -> T:
     deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} has not come within {seconds} s"
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        assert process is None or process.poll() is None, f"process has ended with status {process and process.poll()}"
         time.sleep(0.05)
+    return result
 
 
 def is_running(process: int) -> bool:
