@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 HUNG = 1  # exit status of ranks that end because one of them hangs: the launcher restarts them
 BEAT = 5.0  # seconds between what a rank tells of itself, at most
+SILENCE = 1.0  # seconds, at least, in which a rank that responds tells something of itself
 ANSWER = 10.0  # seconds that the store, a thread in rank 0's process, may take to answer
 ENDING = 10.0  # seconds that a rank may stand still once a signal has come, at least
 SAVING = "saving"  # what a signal does not hurry
@@ -115,20 +116,26 @@ class Watch:
         self._signalled.close()
 
     def _run(self) -> None:
-        place, still, beats, signalled = self.place, 0.0, 0, False
-        host, store = socket.gethostname(), self.store
+        place, still, beats, signalled, host = self.place, 0.0, 0, False, socket.gethostname()
+        suspected: tuple[float, dict[int, Report]] | None = None  # when, and what ranks had told by then
         while not self._ended.wait(self.interval):
             self.longest = self.longest if self.place is place else max(self.longest, still)
             still = still + self.interval if self.place is place else 0.0
             place, beats, signalled = self.place, beats + 1, signalled or self._has_signal()
-            hurried = min(self.limit, max(ENDING, 2 * self.longest)) if signalled else self.limit
+            limit = min(self.limit, max(ENDING, 2 * self.longest)) if signalled else self.limit
             own = Report(beats, host, still, place)
             try:
-                store.set(str(self.rank), json.dumps(asdict(place) | {"beats": beats, "host": host, "still": still}))
+                told = {"beats": beats, "host": host, "still": still, **asdict(place)}
+                self.store.set(str(self.rank), json.dumps(told))
             except dist.DistError:  # the store is gone with rank 0, which the main thread notices too
                 return
-            if self._exceeds(own, hurried) and (place.waits or place.step is not None):
-                self._judge(own, hurried)
+            if not self._exceeds(own, limit) or (place.step is None and not place.waits):
+                suspected = None
+            elif suspected is None:
+                suspected = still, self._reports()
+            elif still - suspected[0] >= max(3 * self.interval, SILENCE):
+                self._judge(limit, suspected[1], self._reports())
+                suspected = None
 
     def _has_signal(self) -> bool:
         with suppress(BlockingIOError):
@@ -139,13 +146,8 @@ class Watch:
         """Whether a rank has stood still for longer than it may, which is `limit` unless it saves."""
         return report.still > (self.limit if report.place.phase == SAVING and not report.place.waits else limit)
 
-    def _judge(self, own: Report, limit: float) -> None:
+    def _judge(self, limit: float, before: dict[int, Report], now: dict[int, Report]) -> None:
         """Ends the process if some rank hangs."""
-        before = self._reports()
-        self._ended.wait(3 * self.interval)
-        now = self._reports()
-        if self.place is not own.place or self._ended.is_set():
-            return
         silent = [rank for rank, report in now.items() if rank != self.rank and report.beats == before[rank].beats]
         if silent:
             self._end([f"rank {r} ({now[r].host}) does not respond; it last told of {now[r].place}" for r in silent])
@@ -189,16 +191,19 @@ class Watch:
         if asking.is_alive():
             self._say_and_end([f"rank 0 does not answer rank {self.rank}, which is at {self.place}"])
         if not found:  # the process with the store has ended, and has said why
-            os._exit(HUNG)
+            self._exit()
         return found[0]
 
     def _end(self, problems: list[str]) -> NoReturn:
         """Ends the process; the first rank to come here says why."""
         if self._answer(lambda: self._questions.add("ended", 1)) > 1:
             self._ended.wait(1.0)  # the launcher ends all ranks as soon as one has ended
-            os._exit(HUNG)
+            self._exit()
         self._say_and_end(problems)
 
     def _say_and_end(self, problems: list[str]) -> NoReturn:
         cli.print_error(EncoreError(listing(problems)))
+        self._exit()
+
+    def _exit(self) -> NoReturn:
         os._exit(HUNG)
