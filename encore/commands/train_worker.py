@@ -16,10 +16,10 @@ from encore.models.allocator import keep_freed_memory
 from encore.tracking import preparing
 from encore.training import distributed
 from encore.training.console import TrainConsole
-from encore.training.distributed import AgreedError
+from encore.training.distributed import DIVERGED, AgreedError
 from encore.training.trainer import Diverged, StopSignal, Trainer
 
-DIVERGED = 3  # exit status of a run that ended because its steps were not finite
+LOST = 1  # exit status of a rank that lost another
 
 
 def main(config: TrainConfig) -> None:
@@ -30,7 +30,7 @@ def main(config: TrainConfig) -> None:
     distributed.share_cores()
     keep_freed_memory()
     stop = StopSignal()
-    with distributed.start() as ranks:
+    with distributed.start(config.run.timeout_minutes) as ranks:
         try:
             with TrainConsole(ranks.is_main) as console:
                 with preparing(config.tracking) if ranks.is_main else nullcontext():
@@ -44,6 +44,12 @@ def main(config: TrainConfig) -> None:
             if isinstance(error, AgreedError):
                 ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
             sys.exit(DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR)
+        except RuntimeError as error:
+            if not distributed.lost_connection(error):
+                raise
+            place = ranks.watch.place if ranks.watch else "start"
+            cli.print_error(EncoreError(f"rank {ranks.rank} has lost the connection to another rank, at {place}"))
+            sys.exit(LOST)
     if trainer.status == "KILLED":
         sys.exit(128 + (stop.number or signal.SIGTERM))
 
