@@ -113,7 +113,7 @@ def measure(folder: Path) -> dict[str, float]:
     pairs = find_pairs(folder, RATE)
     lap("find")
     segments = pairs["train"].segments
-    cache, numbers = LatentCache.open(folder / ".latents", codec.identity, segments), np.arange(len(segments))
+    cache, numbers = LatentCache.open(folder / ".latents", codec, segments), np.arange(len(segments))
     new = segments.unhashed(numbers)
     cache.know(new, segments.hash(new))
     segments.remember(folder / ".latents")

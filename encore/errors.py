@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,16 @@ class EncoreError(Exception):
 
     The entry points print it without a traceback and exit with status 2.
     """
+
+
+class RestartError(EncoreError):
+    """An error that a new start mends: what was damaged has been removed, and is made again."""
+
+
+def disk_error(error: OSError) -> str:
+    """What the system says of a failed write, "disk full" where that is it."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{'disk full: ' if full else ''}{error.strerror or error}"
 
 
 def listing(problems: Sequence[str], most: int = 10) -> str:
