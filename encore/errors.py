@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -17,12 +18,6 @@ class EncoreError(Exception):
 
 class RestartError(EncoreError):
     """An error that a new start mends: what was damaged has been removed, and is made again."""
-
-
-def disk_error(error: OSError) -> str:
-    """What the system says of a failed write, "disk full" where that is it."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return f"{'disk full: ' if full else ''}{error.strerror or error}"
 
 
 def listing(problems: Sequence[str], most: int = 10) -> str:
@@ -44,4 +39,21 @@ def make_folder(folder: Path, flag: str) -> None:
     except OSError as error:
         raise EncoreError(
             f"{flag} {folder}: cannot be written to ({error.strerror or error}); name another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def disk_space(path: Path, what: str) -> Iterator[None]:
+    """A block that writes `what` to a file.
+
+    Raises:
+        EncoreError: there is no space for it: the disk or the user's quota is full, or files may not be that large.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise EncoreError(
+            f"{path}: no space for {what} ({error.strerror}); make space there, or name another folder"
         ) from error

@@ -27,7 +27,7 @@ from encore.data.index_files import (
 )
 from encore.data.latent_shards import PATTERN, Checksums, Shard, checksum, is_finite, read_shard, write_shard
 from encore.data.segments import Segments
-from encore.errors import EncoreError, RestartError, disk_error, listing
+from encore.errors import EncoreError, RestartError, disk_space, listing
 
 SHARD_BYTES = 2**25  # of latents, about a quarter of an hour of audio at 75 frames of 128 values per second
 LEFT_OVER = 3600  # seconds after which a temporary file is one of a process that was killed
@@ -213,7 +213,7 @@ class LatentCache:
         Raises:
             EncoreError: it cannot be written.
         """
-        with self._writing(name):
+        with self._usable(), disk_space(self.folder / name, "an index"):
             save_columns(self.folder / name, columns)
 
     def _match(self) -> None:
@@ -240,7 +240,7 @@ class LatentCache:
         return latents
 
     def _write(self, latents: dict[str, np.ndarray]) -> None:
-        with self._writing("a shard of latents"):
+        with self._usable(), disk_space(self.folder, "latents"):
             write_shard(self.folder, latents)
 
     @contextmanager
@@ -250,16 +250,6 @@ class LatentCache:
         except OSError as error:
             raise EncoreError(
                 f"--cache_dir {self.folder.parent}: cannot be used ({error}); name another folder"
-            ) from error
-
-    @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise EncoreError(
-                f"--cache_dir {self.folder.parent}: {what} cannot be written ({disk_error(error)}); free disk space or "
-                "name another folder"
             ) from error
 
     def delete(self, path: Path, problem: str) -> None:

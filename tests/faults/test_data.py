@@ -230,17 +230,17 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(music: Music)
     with full_disk(9000), pytest.raises(EncoreError) as raised:
         music.complete()
     assert str(raised.value) == (
-        f"--cache_dir {music.folder / 'cache'}: a shard of latents cannot be written (disk full: "
-        f"{os.strerror(errno.EFBIG)}); free disk space or name another folder"
+        f"{music.folder / 'cache' / music.codec.identity}: no space for latents ({os.strerror(errno.EFBIG)}); make "
+        "space there, or name another folder"
     )
     assert not [*(music.folder / "cache").rglob(PATTERN), *(music.folder / "cache").rglob("*.tmp")]
     assert music.is_whole()
     cache = music.complete()
     measured = LatentStatistics(cache, music.numbers)
-    with full_disk(100), pytest.raises(EncoreError, match="statistics-.*cannot be written .disk full"):
+    with full_disk(100), pytest.raises(EncoreError, match="statistics-.*: no space for an index"):
         measured.store(*measured.of_sums(measured.sums()))
     cache.indexed = set()
-    with full_disk(100), pytest.raises(EncoreError, match="index.npz cannot be written .disk full"):
+    with full_disk(100), pytest.raises(EncoreError, match="index.npz: no space for an index"):
         cache.save_index()
     assert music.is_whole()
 
