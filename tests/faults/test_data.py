@@ -32,7 +32,7 @@ from encore.training.rounds import in_rounds
 from tests.conftest import SAMPLE_RATE, Finished, Forks, melody, write_pairs
 
 CPU = torch.device("cpu")
-FILES = 4
+FILES = 2
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ class Music:
         self.folder, self.codec = folder, codec
         self.paths = [folder / f"{number}.wav" for number in range(FILES)]
         for seed, path in enumerate(self.paths):
-            soundfile.write(path, melody(0.5, seed), SAMPLE_RATE)
+            soundfile.write(path, melody(0.3, seed), SAMPLE_RATE)
         self.numbers: Numbers = np.arange(FILES)
         self.latents = [cache.load(number) for cache in [self.complete()] for number in range(FILES)]
 
@@ -111,14 +111,11 @@ DAMAGES: dict[str, Callable[[Music], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("indexed", [True, False])
-def test_a_shard_that_a_start_finds_damaged_is_named_and_made_again(music: Music, damage: str, indexed: bool) -> None:
+def test_a_shard_that_a_start_finds_damaged_is_named_and_made_again(music: Music, damage: str) -> None:
     DAMAGES[damage](music)
     damaged = music.shard
-    if not indexed:
-        music.index.unlink()
     cache = music.open()
-    assert cache.missing(music.numbers).tolist() == [0, 1, 2, 3]
+    assert cache.missing(music.numbers).tolist() == [*range(FILES)]
     assert [note.partition(": damaged (")[0] for note in cache.notes] == [str(damaged)] and not damaged.exists()
     assert music.is_whole()
 
@@ -131,7 +128,7 @@ def test_latents_that_are_not_finite_are_neither_stored_nor_served(
     with pytest.raises(
         RestartError, match=rf"{damaged}: damaged \(values that are not finite\) and deleted; start again"
     ):
-        cache.load(2)
+        cache.load(1)
     assert music.is_whole()
     music.shard.unlink()
     encode = music.codec.encode
@@ -143,7 +140,7 @@ def test_latents_that_are_not_finite_are_neither_stored_nor_served(
 def test_no_flipped_bit_is_served(music: Music, tries: int) -> None:
     """Whatever bit of a shard, of its index or of an audio file is another: the right latents, or an error."""
     draw, noticed = random.Random(tries), 0
-    for number in range(8 * tries):
+    for number in range(4 * tries):
         path = (music.shard, music.index, music.shard)[number % 3]
         if number % 2:
             music.index.unlink(missing_ok=path != music.index)
@@ -161,8 +158,6 @@ def test_no_flipped_bit_is_served(music: Music, tries: int) -> None:
             except RestartError:
                 noticed += 1
         assert music.is_whole()
-        shutil.rmtree(music.shard.parent)
-        assert music.is_whole()
     assert noticed
 
 
@@ -177,7 +172,7 @@ def test_a_damaged_audio_file_is_named(music: Music) -> None:
         with pytest.raises(EncoreError, match=r"1\.wav: damaged or changed since it was first read, .* touch it"):
             segments.read(1, SAMPLE_RATE, 1)
     music.paths[1].touch()
-    assert music.complete().segments.read(1, SAMPLE_RATE, 1).shape == (1, SAMPLE_RATE // 2)
+    assert music.complete().segments.read(1, SAMPLE_RATE, 1).shape == (1, round(0.3 * SAMPLE_RATE))
 
 
 def test_a_process_that_is_killed_leaves_only_whole_shards(tmp_path: Path, tries: int) -> None:
@@ -227,7 +222,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(music: Music) -> None:
     music.shard.unlink()
-    with full_disk(9000), pytest.raises(EncoreError) as raised:
+    with full_disk(2000), pytest.raises(EncoreError) as raised:
         music.complete()
     assert str(raised.value) == (
         f"{music.folder / 'cache' / music.codec.identity}: no space for latents ({os.strerror(errno.EFBIG)}); make "
@@ -306,24 +301,13 @@ def undisturbed(
 ) -> tuple[Path, dict[str, torch.Tensor], Callable[..., list[Finished]]]:
     """A data set with its cache, the weights of a run of two ranks on it, and a function that runs such a run."""
     root = tmp_path_factory.mktemp("undisturbed")
-    flags = (
-        *train_flags,
-        "--epochs",
-        2,
-        "--tracker",
-        "none",
-        "--prior",
-        "none",
-        "--precision",
-        "fp32",
-        "--metrics",
-        "",
-    )
+    flags = (*train_flags, "--epochs", 2, "--tracker", "none", "--prior", "none", "--precision", "fp32")
+    flags += ("--objective", "regression", "--decode_seconds", 0.2, "--metrics", "spectral")
 
     def run(folder: Path, *more: object) -> list[Finished]:
         return forks.ranks(2, *flags, "--dataset_folder", folder / "pairs", *more, cwd=folder)
 
-    write_pairs(root / "pairs", {"train": 4, "val": 2})
+    write_pairs(root / "pairs", {"train": 4, "val": 2}, seconds=0.5)
     done = run(root)
     assert not any(rank.returncode for rank in done), done[0].stderr
     return root, read(root / "checkpoints" / "last.pt")["model"], run
