@@ -48,7 +48,7 @@ The demonstration is done. What it made:
   demo/report/index.html         both compared with a replay of the input, a loop and the truth: audio and tables
   demo/continuation/index.html   three continuations of $song
 To compare runs:
-  .venv/bin/python -m mlflow ui --backend-store-uri sqlite:///mlflow.db
+  .venv/bin/python -m mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 To train on your own music:
   .venv/bin/python prepare_data.py MUSIC_FOLDER --output pairs
   ./run_train.sh --dataset_folder pairs --codec starter

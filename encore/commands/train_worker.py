@@ -9,6 +9,7 @@ from contextlib import closing, nullcontext
 from functools import partial
 
 from encore.config import cli
+from encore.config.knobs import problems_of
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.models.allocator import keep_freed_memory
@@ -23,6 +24,8 @@ DIVERGED = 3  # exit status of a run that ended because its steps were not finit
 
 def main(config: TrainConfig) -> None:
     """Run one rank of a training run."""
+    if problems := problems_of(config):  # torchrun and srun start it with flags that nobody has checked
+        raise EncoreError("\n".join(problems))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends the process
     distributed.share_cores()
     keep_freed_memory()

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import soundfile
 from torch import Tensor
 
-from encore.audio import check_complete, read_audio
+from encore.audio import audio_header, read_audio
 from encore.data.index_files import DIGEST_BYTES, Bytes, Numbers, load_columns, pack_text, save_columns, unpack_text
 from encore.errors import EncoreError
 
@@ -121,15 +120,10 @@ class AudioFiles(Segments):
 
     def _header(self, number: int) -> tuple[int, int] | str:
         """Length and sample rate of a file, or why it cannot be used."""
-        path = self.place(number)
         try:
-            check_complete(path)
-            header = soundfile.info(str(path))
+            return audio_header(self.place(number))
         except EncoreError as error:
             return str(error)
-        except (OSError, soundfile.SoundFileError) as error:
-            return f"{path}: cannot be read as audio ({error}); remove it with its partner"
-        return header.frames, header.samplerate
 
     def read(self, number: int, sample_rate: int, channels: int) -> Tensor:
         return read_audio(self.place(number), sample_rate, channels)
@@ -169,7 +163,7 @@ class AudioFiles(Segments):
             here, there = here[same], there[same]
             for name in ("samples", "rates", "digests"):
                 getattr(self, name)[here] = stored[name][there]
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise EncoreError(f"{index}: cannot be used ({error}); delete it, and all files are read again") from error
         self._stored = count == len(here) == len(self.names)
 

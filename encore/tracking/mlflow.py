@@ -21,16 +21,6 @@ MAX_PARAMS, MAX_METRICS = 100, 1000  # MLflow's limits for one request
 NOT_THE_RECORD = (401, 403, 408, 429)  # HTTP status codes of errors that another record would get too
 
 
-def import_mlflow(uri: str) -> None:
-    """Imports what logging to a server or store needs, which takes seconds."""
-    modules = ["mlflow.tracking", "mlflow.system_metrics.system_metrics_monitor"]
-    if _is_database(uri):
-        modules += ["mlflow.store.tracking.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_workspace_store"]
-        modules += ["alembic.command", "sqlalchemy.dialects.sqlite"]
-    for module in modules:
-        importlib.import_module(module)
-
-
 def connect(uri: str, retries: int = 1, timeout: int = 10) -> Any:
     """An `MlflowClient` that notices a dead server in seconds; MLflow's defaults would try for minutes.
 

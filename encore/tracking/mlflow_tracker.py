@@ -13,7 +13,7 @@ from typing import Any
 
 from encore.config.schema import TrackingConfig
 from encore.errors import EncoreError
-from encore.tracking.mlflow import ID, MlflowRun, import_mlflow
+from encore.tracking.mlflow import ID, MlflowRun
 from encore.tracking.sender import Sender, reason
 from encore.tracking.spool import Record, Spool, is_open, read_spool
 from encore.tracking.tracker import Tracker, register_tracker
@@ -51,7 +51,7 @@ class MlflowTracker(Tracker):
     @staticmethod
     def prepare(settings: TrackingConfig) -> None:
         with contextlib.suppress(Exception):  # which the thread will meet again, and report
-            import_mlflow(settings.mlflow_uri)
+            import mlflow.tracking  # noqa: F401
 
     def params(self, values: Mapping[str, Any]) -> None:
         self._spool.append({"kind": "params", "values": {name: str(value) for name, value in values.items()}})
