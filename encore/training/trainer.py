@@ -249,8 +249,10 @@ class Trainer:
             self.console.print(f"validation is not finite: {', '.join(broken)}", style="yellow")
         with self.ranks.agree():
             if self.tracker is not None:
+                # First, as of an epoch that is tracked and not saved when the run is killed nothing is missing later.
+                self.tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
                 self.save_epoch(metrics)
-                self.track(self.tracker, metrics)
+                self.track_example(self.tracker, metrics)
         if self.out_of_patience:
             self.console.print(f"stopped early: no better validation loss for {self.config.optim.patience} epochs")
 
@@ -260,9 +262,8 @@ class Trainer:
         if names := [BEST] * metrics.best + [LAST] * due:
             self.save(*names)
 
-    def track(self, tracker: Tracker, metrics: EpochMetrics) -> None:
-        """Sends an epoch's metrics, and now and then an example, to the tracker."""
-        tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
+    def track_example(self, tracker: Tracker, metrics: EpochMetrics) -> None:
+        """Gives the tracker an example now and then, and has it send the epoch."""
         if metrics.epoch % self.config.tracking.artifact_every == 0 or self.finished:
             folder = self.folder / "examples" / f"epoch_{metrics.epoch:04d}"
             write_example(folder, self.state.objective, self.state.evaluated, self.data.val, self.ranks)
