@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from encore.codecs import Codec
 from encore.data import find_pairs, segment_frames
-from encore.data.dataset import EpochSampler, PairDataset, collate
+from encore.data.dataset import Division, EpochSampler, PairDataset, collate
 from encore.data.latent_cache import LatentCache
 from encore.data.segments import Segments
 from encore.data.shards import SHARD_BYTES, ShardIndex, ShardWriter
@@ -124,7 +124,7 @@ def measure(folder: Path) -> dict[str, float]:
     cache.statistics(pairs["train"].inputs)
     lap("statistics")
     data = PairDataset(pairs["train"], cache, codec, segment_frames(pairs, codec.hop_length))
-    sampler = EpochSampler(len(data), BATCH, 1, 0, 1, seed=0)
+    sampler = EpochSampler(len(data), Division(BATCH, 1, BATCH), 0, seed=0)
     batch = next(iter(DataLoader(data, batch_sampler=sampler, collate_fn=collate)))
     assert len(batch) == BATCH
     lap("batch")

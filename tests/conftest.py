@@ -427,7 +427,7 @@ def trained_flags(train_flags: list[object]) -> list[object]:
 @pytest.fixture(scope="session")
 def regression_flags(trained_flags: list[object]) -> list[object]:
     """Flags of the run `trained_regression`."""
-    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0, "--lr", 3e-3]
+    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0, "--lr", 3e-3, "--precision", "fp32"]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from encore.codecs import Codec, load_codec
 from encore.commands.evaluate import open_data
 from encore.data import find_pairs, segment_frames
-from encore.data.dataset import EpochSampler, PairDataset, collate
+from encore.data.dataset import Division, EpochSampler, PairDataset, collate
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
 from encore.evaluation.config import EvalConfig
@@ -63,7 +63,7 @@ def batches(folder: Path, codec: Codec) -> list[tuple[torch.Tensor, ...]]:
     cache = LatentCache.open(folder / ".latents", codec.identity, segments)
     cache.complete(np.arange(len(segments)), codec, CPU)
     data = PairDataset(pairs["train"], cache, codec, segment_frames(pairs, codec.hop_length), shuffle_seed=1)
-    sampler = EpochSampler(len(data), 2, 1, rank=1, world_size=2, seed=3)
+    sampler = EpochSampler(len(data), Division(4, 2, 2), rank=1, seed=3)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=collate, num_workers=1, persistent_workers=True)
     found: list[tuple[torch.Tensor, ...]] = []
     for epoch in range(2):

@@ -21,10 +21,12 @@ from encore.data.dataset import PairDataset
 from encore.data.latent_cache import LatentCache
 from encore.data.pairs import PairFrames
 from encore.models.generation import GenerationConfig
+from encore.tracking import mlflow
 from encore.training.baseline_cache import key
 from encore.training.build import build_components
 from encore.training.objective import Objective
 from encore.training.synthesis import Synthesizer
+from encore.training.trainer import Trainer
 from tests.conftest import SAMPLE_RATE, Command, melody, write_pairs
 
 CPU = torch.device("cpu")
@@ -63,6 +65,28 @@ def test_baselines_are_measured_once(
     assert floor("--lr", 1) == "42.0000"  # nothing that they depend on
     assert floor("--metrics", "mel") == first
     assert len([*data.glob(".latents/*/baselines/*.json")]) == 2
+
+
+@pytest.mark.slow
+def test_the_trackers_store_is_opened_after_the_first_step(
+    train_flags: list[object], tmp_path: Path, call_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def note(place: object, name: str, event: str) -> None:
+        function = getattr(place, name)
+
+        def noted(*arguments: object) -> object:
+            events.append(event)
+            return function(*arguments)
+
+        monkeypatch.setattr(place, name, noted)
+
+    note(Trainer, "apply_step", "step")
+    note(mlflow, "connect", "opened")
+    result = call_command("train_worker.py", *train_flags, "--max_steps", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert events[0] == "step" and sorted(events) == ["opened", "step", "step"]
 
 
 @pytest.fixture(scope="module")

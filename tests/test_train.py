@@ -221,7 +221,10 @@ def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
     uninterrupted, killed, stopped = (tmp_path / name for name in ("uninterrupted", "killed", "stopped"))
     for folder in (uninterrupted, killed, stopped):
         folder.mkdir()
-    flags, last = (*trained_flags, *JSON, "--batch_size", 1, "--epochs", 2), Path("checkpoints/last.pt")
+    flags, last = (
+        (*trained_flags, *JSON, "--batch_size", 1, "--epochs", 2, "--precision", "fp32"),
+        Path("checkpoints/last.pt"),
+    )
     results = forks.ranks(2, *flags, cwd=uninterrupted)
     launch = (*flags, "--world_size", 2, "--max_restarts", 1)
     results.append(forks("train_ddp.py", *launch, cwd=killed, env={SIGNAL: "SIGKILL"}))

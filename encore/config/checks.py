@@ -63,6 +63,12 @@ def _optimisation(config: TrainConfig) -> list[str]:
     problems = []
     if config.data.unity_test and config.data.shuffle_targets:
         problems.append("--unity_test true --shuffle_targets true: contradict each other; choose one")
+    together, accumulation = config.data.global_batch_size, config.optim.grad_accumulation
+    if together is not None and accumulation > 1:
+        problems.append(
+            f"--global_batch_size {together} --grad_accumulation {accumulation}: one follows from the other "
+            "and the number of ranks; leave one out"
+        )
     counts = config.run.nnodes.split(":")
     if not (len(counts) <= 2 and all(NODES.fullmatch(count) for count in counts)):
         problems.append(

@@ -43,6 +43,14 @@ class DataConfig:
     cache_dir: Path | None = knob(None, "folder for encoded latents; default DATASET_FOLDER/.latents", DATA)
     num_workers: int = knob(2, "processes that read audio, per rank", DATA, minimum=0, maximum=MAX_PROCESSES)
     batch_size: int = knob(8, "pairs per step and rank", DATA, minimum=1, maximum=65536, common=True)
+    global_batch_size: int | None = knob(
+        None,
+        "pairs per optimiser step over all ranks, whatever their number, in batches of at most BATCH_SIZE; default: "
+        "BATCH_SIZE x ranks x GRAD_ACCUMULATION",
+        DATA,
+        minimum=1,
+        maximum=MAX_COUNT,
+    )
     unity_test: bool = knob(False, "make the target the end of the input: checks the whole pipeline", DATA, common=True)
     shuffle_targets: bool = knob(False, "give every input another pair's target: a control", DATA)
 
@@ -254,8 +262,21 @@ class RunConfig:
         Path("checkpoints"), "folder for checkpoints, config.json and train.log", RUN, common=True
     )
     save_every: int = knob(1, "epochs between saves of last.pt", RUN, minimum=1, maximum=MAX_COUNT)
+    save_minutes: float = knob(
+        10.0,
+        "minutes between saves of last.pt within an epoch; 0: after every step",
+        RUN,
+        minimum=0,
+        maximum=MAX_COUNT,
+    )
+    keep_last: int = knob(
+        2, "newest checkpoints to keep: last.pt, before it last_1.pt, and so on", RUN, minimum=1, maximum=MAX_COUNT
+    )
     resume: str | None = knob(
-        None, "checkpoint to resume, or auto: CHECKPOINT_DIR/last.pt if there is one", RUN, common=True
+        None,
+        "checkpoint to resume, or auto: the newest whole one in CHECKPOINT_DIR if there is one",
+        RUN,
+        common=True,
     )
     seed: int = knob(
         0, "seed of weights, order of pairs, dropout and crops", RUN, minimum=0, maximum=MAX_SEED, common=True

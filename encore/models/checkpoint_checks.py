@@ -16,6 +16,7 @@ from encore.config.schema import TrainConfig
 PARTS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("config", "codec", "model", "optimizer", "schedule", "objective", "progress"), dict),
     **dict.fromkeys(("context_frames", "segment_frames", "margin"), int),
+    "run": str,
     "ema": (dict, type(None)),
 }
 MAX_FRAMES = 2**31  # of contexts, segments and margins

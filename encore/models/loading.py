@@ -21,9 +21,9 @@ from encore.models.pointer_prior import POINTER
 from encore.models.precision import FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
 from encore.registry import PRIORS
-from encore.tensor_files import check_stored, load_tensors
+from encore.tensor_files import check_stored, load_tensors, verify
 
-FORMAT = 6
+FORMAT = 7
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def read(path: Path) -> dict[str, Any]:
         raise EncoreError(f"{path}: no such checkpoint")
     try:
         check_stored(path)
+        verify(path)
         content = load_tensors(path)
         if not isinstance(content, dict) or type(content.get("format")) is not int:
             raise ValueError("it has no format")

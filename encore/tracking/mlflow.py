@@ -194,4 +194,4 @@ class BackgroundMlflowTracker(BackgroundTracker):
     @staticmethod
     def prepare(settings: TrackingConfig) -> None:
         with contextlib.suppress(Exception):  # which the tracker will meet again, and report
-            connect(settings.mlflow_uri)
+            from mlflow.tracking import MlflowClient  # noqa: F401

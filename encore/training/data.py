@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from encore.codecs import Codec
-from encore.config.schema import TrainConfig
+from encore.config.schema import OptimConfig, TrainConfig
 from encore.data import PairFrames, Pairs, find_pairs, segment_frames
-from encore.data.dataset import Batch, EpochSampler, PairDataset, collate
+from encore.data.dataset import Batch, Division, EpochSampler, PairDataset, collate
 from encore.data.index_files import Numbers
 from encore.data.latent_cache import LatentCache
 from encore.data.pairs import SPLITS
 from encore.errors import EncoreError
+from encore.training.checkpoint import Progress
 from encore.training.console import TrainConsole
 from encore.training.distributed import Ranks
 
@@ -65,11 +66,6 @@ class PairData:
         pairs = find_pairs(data.dataset_folder, codec.sample_rate, data.dataset_format, data.latent_folder)
         return cls({split: pairs[split] for split in SPLITS}, codec, config)
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of an epoch."""
-        return self.sampler.steps
-
     def encode(self, ranks: Ranks, console: TrainConsole) -> None:
         """Encodes what the latent cache lacks, each rank its share, and prepares the batches.
 
@@ -96,6 +92,14 @@ class PairData:
         )
         with ranks.agree():
             self._prepare_batches(ranks)
+
+    def samples_left(self, optim: OptimConfig, progress: Progress) -> int:
+        """Pairs that training is still going to use, on all ranks together."""
+        epochs = optim.epochs - progress.epoch
+        steps = self.sampler.steps(progress.epoch_samples) + (epochs - 1) * self.sampler.steps(0) if epochs > 0 else 0
+        if optim.max_steps is not None:
+            steps = min(steps, max(0, optim.max_steps - progress.step))
+        return steps * self.sampler.division.pairs
 
     @property
     def most_shift(self) -> int:
@@ -136,7 +140,8 @@ class PairData:
         self.train = PairDataset(self.pairs["train"], **settings)
         self.val = PairDataset(self.pairs["val"], **settings)
         accumulation = self.config.optim.grad_accumulation
-        self.sampler = EpochSampler(len(self.train), data.batch_size, accumulation, ranks.rank, ranks.world_size, seed)
+        division = Division.of(ranks.world_size, data.batch_size, accumulation, data.global_batch_size)
+        self.sampler = EpochSampler(len(self.train), division, ranks.rank, seed)
         loader = partial(DataLoader, num_workers=data.num_workers, collate_fn=collate, pin_memory=ranks.has_gpu)
         own = range(ranks.rank, len(self.val), ranks.world_size)
         self.train_loader = loader(self.train, batch_sampler=self.sampler, persistent_workers=data.num_workers > 0)

@@ -69,14 +69,14 @@ class Ranks:
         result: T = box[0]
         return result
 
-    def any_async(self, flag: bool) -> Callable[[], bool]:
-        """Begins to ask whether `flag` is true on some rank; the function that is returned waits for the answer."""
-        count = torch.tensor([int(flag)], device=self.device)
-        work = dist.all_reduce(count, async_op=True)
+    def max_async(self, value: int) -> Callable[[], int]:
+        """Begins to ask for the largest `value` of all ranks; the function that is returned waits for the answer."""
+        largest = torch.tensor([value], device=self.device)
+        work = dist.all_reduce(largest, dist.ReduceOp.MAX, async_op=True)
 
-        def answer() -> bool:
+        def answer() -> int:
             work.wait()
-            return bool(count > 0)
+            return int(largest)
 
         return answer
 
