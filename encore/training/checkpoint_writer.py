@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from encore.errors import disk_space
-from encore.models.loading import read
 
 
 class DiskFile(io.BufferedWriter):
@@ -126,11 +125,6 @@ class CheckpointWriter:
         self.wait()
         self._pending = self._executor.submit(write_all, to_host(dict(content)), places)
 
-    def add_run_id(self, path: Path, run_id: str | None) -> None:
-        """Completes a checkpoint that was written before the tracker had given the run an id."""
-        self.wait()
-        self._pending = self._executor.submit(_add_run_id, path, run_id)
-
     @property
     def failed(self) -> bool:
         """Whether a write has ended with an error, which `wait` then raises."""
@@ -149,9 +143,3 @@ class CheckpointWriter:
     def close(self) -> None:
         """Waits for the last write, whether it succeeds or not."""
         self._executor.shutdown()
-
-
-def _add_run_id(path: Path, run_id: str | None) -> None:
-    content = read(path)
-    content["progress"]["run_id"] = run_id
-    write(content, path)

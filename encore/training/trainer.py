@@ -77,7 +77,6 @@ class Trainer:
         self.saved = time.monotonic()  # when the last checkpoint was
         self.tracker: Tracker | None = None
         self.tracker_opened = False
-        self.best_lacks_id = False
         self.status = "FAILED"
 
     @classmethod
@@ -152,15 +151,11 @@ class Trainer:
             self.tracker_opened = True
 
     def start_from(self, prior: Values) -> None:
-        """Takes the untrained model, whose continuations are the prior's, for the best one until another is better.
-
-        It is saved without the tracker's id of the run, which may take seconds to come; `end_epoch` adds it.
-        """
+        """Takes the untrained model, whose continuations are the prior's, for the best one until another is better."""
         self.state.progress.best = prior["loss"]
         if self.tracker is not None:
             self.tracker.metrics(named_metrics("val", prior, self.state.objective.components), step=0)
-            self.writer.write(self.state.content(self.config, self.data.frames), (self.folder / BEST, None))
-            self.best_lacks_id = True
+            self.save(BEST)
 
     @property
     def finished(self) -> bool:
@@ -296,16 +291,13 @@ class Trainer:
             self.console.print(f"validation is not finite: {', '.join(broken)}", style="yellow")
         with self.ranks.agree():
             if self.tracker is not None:
-                self.save_epoch(self.tracker, metrics)
+                self.save_epoch(metrics)
                 self.track(self.tracker, metrics)
         if self.out_of_patience:
             self.console.print(f"stopped early: no better validation loss for {self.config.optim.patience} epochs")
 
-    def save_epoch(self, tracker: Tracker, metrics: EpochMetrics) -> None:
+    def save_epoch(self, metrics: EpochMetrics) -> None:
         """Saves the best model if it is that, and the last one if it is time for it."""
-        if self.best_lacks_id and not metrics.best:
-            self.writer.add_run_id(self.folder / BEST, tracker.run_id)
-        self.best_lacks_id = False
         due = metrics.epoch % self.config.run.save_every == 0 or self.finished
         if names := [BEST] * metrics.best + [LAST] * due:
             self.save(*names)
