@@ -86,19 +86,17 @@ def test_a_copy_is_written_and_training_need_not_wait(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_a_damaged_checkpoint_leads_to_the_same_end(
-    train_flags: list[object], tmp_path: Path, call_command: Command
-) -> None:
+def test_a_damaged_checkpoint_leads_to_the_same_end(train_flags: list[object], tmp_path: Path, forks: Forks) -> None:
     flags = (*train_flags, *SMALL, "--batch_size", 4)
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     for folder, epochs in ((whole, 3), (damaged, 2)):
         folder.mkdir()
-        result = call_command("train_worker.py", *flags, "--epochs", epochs, "--scheduler", "constant", cwd=folder)
+        (result,) = forks.ranks(1, *flags, "--epochs", epochs, "--scheduler", "constant", cwd=folder)
         assert result.returncode == 0, result.stderr
     (damaged / LAST).write_bytes((damaged / LAST).read_bytes()[:-100])
     (damaged / "checkpoints" / "last.pt.tmp").write_text("left over")
     again = (*flags, "--epochs", 3, "--scheduler", "constant", "--resume", "auto")
-    result = call_command("train_worker.py", *again, cwd=damaged)
+    (result,) = forks.ranks(1, *again, cwd=damaged)
     assert result.returncode == 0, result.stderr
     assert "last.pt: not a checkpoint of Encore (" in result.stdout and "last_1.pt is used instead" in result.stdout
     assert "resumed from checkpoints/last_1.pt at epoch 2, step 0" in result.stdout
