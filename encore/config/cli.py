@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -65,6 +66,9 @@ def add_command(app: App, config_class: type[C], main: Callable[[C], None]) -> N
 def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> None:
     """Runs a command, called `name` in its help. What the user can put right ends in a line and exit status 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8, nor terminals know all of it
     try:
         if plugins := _plugins_of(argv):
             load_plugins(plugins)
