@@ -20,7 +20,10 @@ AGENT, OTHER = Process("node1", 100, 1000.0), Process("node2", 100, 1000.0)
 
 
 def checkpoint(path: Path, run: str) -> Path:
-    torch.save({"format": FORMAT, "run": run}, path)
+    empty: dict[str, dict[str, int]] = dict.fromkeys(("config", "model", "optimizer", "schedule", "objective"), {})
+    sizes = {"context_frames": 1, "segment_frames": 1, "margin": 0}
+    parts = {**empty, **sizes, "codec": {"identity": ""}, "progress": {"step": 0}, "ema": None}
+    torch.save({"format": FORMAT, "run": run, **parts}, path)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -185,3 +186,73 @@ def pins(path: Path) -> list[Requirement]:
     lines = [line.partition(" --hash=sha256:") for line in text.splitlines()]
     assert all(hashes for _, _, hashes in lines)
     return [Requirement(pin.strip()) for pin, *_ in lines]
+
+
+class Slurm:
+    """A job on a machine: SLURM's variables, and stand-ins for `srun` and `scontrol`, which notes its orders."""
+
+    def __init__(self, machine: Machine, state: str = "RUNNING") -> None:
+        self.machine, self.orders = machine, machine.elsewhere / "orders"
+        self.script = machine.elsewhere / "spool" / "slurm_script"  # SLURM runs a copy of the script
+        self.script.parent.mkdir()
+        shutil.copy2(machine.tree / "run_train.sh", self.script)
+        job = f"JobId=7\n   JobState={state} Reason=None\n   Command={machine.tree}/run_train.sh --dataset_folder a b\n"
+        self.tool("scontrol", f"#!/bin/bash\n[ $1 = show ] && echo '{job}' || echo \"$@\" >> '{self.orders}'\n")
+        self.tool(
+            "srun",
+            f"#!/bin/bash\necho srun \"$@\" >> '{self.orders}'\n"
+            + 'while [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
+        )
+
+    def tool(self, name: str, text: str) -> None:
+        (self.machine.bin / name).write_text(text)
+        (self.machine.bin / name).chmod(0o755)
+
+    def start(self, *flags: str, nodes: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [self.script, *flags],
+            cwd=self.machine.elsewhere,
+            env={
+                **{"PATH": str(self.machine.bin), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(nodes)},
+                **{"SLURM_CPUS_ON_NODE": "4", "SLURM_RESTART_COUNT": str(restarts)},
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.mark.slow
+def test_sbatch_trains_on_all_machines_of_the_job_and_resumes_after_a_requeue(machine: Machine) -> None:
+    slurm = Slurm(machine)
+    flags, trained = ("--dataset_folder", "my pairs"), f"{machine.elsewhere} ['--dataset_folder', 'my pairs'"
+    for nodes, restarts, expected in (
+        (1, 0, trained + "]"),
+        (1, 2, trained + ", '--resume', 'auto']"),
+        (2, 0, trained.replace("['", "['--nnodes', '2', '") + "]"),
+    ):
+        output, errors = slurm.start(*flags, nodes=nodes, restarts=restarts).communicate(timeout=60)
+        assert output.splitlines()[-1:] == [expected], errors
+    (started,) = slurm.orders.read_text().splitlines()
+    assert started.startswith("srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=4 ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("state", "orders"), [("RUNNING", "requeue 7\n"), ("CANCELLED", "")])
+def test_a_job_that_runs_out_of_time_saves_and_is_put_into_the_queue_again(
+    machine: Machine, state: str, orders: str
+) -> None:
+    (machine.tree / "train_ddp.py").write_text(
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(143)))\n"
+        "print('training', flush=True)\n"
+        "signal.pause()\n"
+    )
+    slurm = Slurm(machine, state)
+    slurm.orders.touch()
+    job = slurm.start("--dataset_folder", "pairs")
+    assert job.stdout is not None and job.stdout.readline() == "training\n"
+    job.send_signal(signal.SIGTERM)
+    output, errors = job.communicate(timeout=60)
+    assert (job.returncode, output) == (143, "saved\n"), errors
+    assert slurm.orders.read_text() == orders

@@ -30,6 +30,7 @@ from encore.training.resuming import settle, yardstick
 from encore.training.run_folder import BEST, LAST, RunFolder
 from encore.training.step import Diverged, Request, Step
 from encore.training.validation import Values, validate_model, write_example
+from encore.training.watch import SAVING
 
 
 class StopSignal:
@@ -275,11 +276,13 @@ class Trainer:
 
     def validate(self) -> Values:
         """The components over all validation pairs."""
+        self.ranks.at("validation", self.state.progress.step)
         return validate_model(self.state.objective, self.state.evaluated, self.data.val_loader, self.ranks)
 
     def end_epoch(self, metrics: EpochMetrics, validation: Values) -> None:
         """Counts the epoch, adapts the schedule, prints, tracks and saves."""
         progress = self.state.progress
+        self.ranks.at(SAVING, progress.step)
         metrics.val = validation
         metrics.best = progress.validated(validation["loss"])
         if not self.data.sampler.steps(progress.epoch_samples):  # otherwise --max_steps has ended it early
@@ -329,6 +332,7 @@ class Trainer:
         Raises:
             EncoreError: the one before it could not be written.
         """
+        self.ranks.at(SAVING, self.state.progress.step)
         if self.tracker is not None:
             self.state.progress.run_id = self.tracker.run_id
         keep = {LAST: self.config.run.keep_last}
@@ -338,6 +342,7 @@ class Trainer:
 
     def close(self) -> None:
         """Ends the tracked run with its status and stores the best checkpoint with it; waits for what is written."""
+        self.ranks.at("closing")
         self.writer.close()
         if self.tracker is not None:
             if (self.folder / BEST).is_file():
