@@ -49,7 +49,7 @@ def test_an_image_holds_all_that_its_entry_point_and_a_training_run_need(tmp_pat
     (entry,) = re.findall(r'^ENTRYPOINT \["/opt/encore/(\S+)"\]$', text, re.MULTILINE)
     for script in (entry, "setup_venv.sh"):
         subprocess.run(["bash", "-n", tmp_path / script], check=True)
-    named = re.findall(r"\brequirements[-\w]*\.txt\b", (tmp_path / "setup_venv.sh").read_text())
+    named = re.findall(r"\brequirements[-\w]*\.lock\b", (tmp_path / "setup_venv.sh").read_text())
     assert {name for name in named if "dev" not in name} <= set(copied())
     program = "import encore.commands.rank, encore.commands.train_worker, encore.commands.train as t; print(t.__file__)"
     env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
