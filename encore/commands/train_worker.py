@@ -16,7 +16,7 @@ from encore.models.allocator import keep_freed_memory
 from encore.tracking import preparing
 from encore.training import distributed
 from encore.training.console import TrainConsole
-from encore.training.distributed import DIVERGED, AgreedError
+from encore.training.distributed import DIVERGED, AgreedError, Ranks
 from encore.training.trainer import Diverged, StopSignal, Trainer
 
 LOST = 1  # exit status of a rank that lost another
@@ -29,29 +29,33 @@ def main(config: TrainConfig) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends the process
     distributed.share_cores()
     keep_freed_memory()
+    try:
+        with distributed.start(config.run.timeout_minutes) as ranks:
+            status = train(config, ranks)
+    except distributed.LostRank as error:
+        cli.print_error(EncoreError(str(error)))
+        status = LOST
+    if status:
+        sys.exit(status)
+
+
+def train(config: TrainConfig, ranks: Ranks) -> int:
+    """Trains to the end or to a signal; the exit status."""
     stop = StopSignal()
-    with distributed.start(config.run.timeout_minutes) as ranks:
-        try:
-            with TrainConsole(ranks.is_main) as console:
-                with preparing(config.tracking) if ranks.is_main else nullcontext():
-                    trainer = Trainer.from_config(config, ranks, console)
-                collect_garbage()
-                with closing(trainer):
-                    trainer.fit(stop)
-        except EncoreError as error:
-            if ranks.is_main or not isinstance(error, AgreedError):
-                cli.print_error(error)
-            if isinstance(error, AgreedError):
-                ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
-            sys.exit(DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR)
-        except RuntimeError as error:
-            if not distributed.lost_connection(error):
-                raise
-            place = ranks.watch.place if ranks.watch else "start"
-            cli.print_error(EncoreError(f"rank {ranks.rank} has lost the connection to another rank, at {place}"))
-            sys.exit(LOST)
-    if trainer.status == "KILLED":
-        sys.exit(128 + (stop.number or signal.SIGTERM))
+    try:
+        with TrainConsole(ranks.is_main) as console:
+            with preparing(config.tracking) if ranks.is_main else nullcontext():
+                trainer = Trainer.from_config(config, ranks, console)
+            collect_garbage()
+            with closing(trainer):
+                trainer.fit(stop)
+    except EncoreError as error:
+        if ranks.is_main or not isinstance(error, AgreedError):
+            cli.print_error(error)
+        if isinstance(error, AgreedError):
+            ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
+        return DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR
+    return 128 + (stop.number or signal.SIGTERM) if trainer.status == "KILLED" else 0
 
 
 def collect_garbage() -> None:
