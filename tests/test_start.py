@@ -101,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(codec: Codec, folder: Path, **settings: Any) -> Any:
     pairs = find_pairs(folder, SAMPLE_RATE)["val"]
-    cache = LatentCache.open(folder / ".latents", codec.identity, pairs.segments)
+    cache = LatentCache.open(folder / ".latents", codec, pairs.segments)
     new = pairs.segments.unhashed(pairs.numbers)
     cache.know(new, pairs.segments.hash(new))
     return SimpleNamespace(

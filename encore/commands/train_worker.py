@@ -11,15 +11,16 @@ from functools import partial
 from encore.config import cli
 from encore.config.knobs import problems_of
 from encore.config.schema import TrainConfig
-from encore.errors import EncoreError
+from encore.errors import EncoreError, RestartError
 from encore.models.allocator import keep_freed_memory
 from encore.tracking import preparing
 from encore.training import distributed
 from encore.training.console import TrainConsole
+from encore.training.data import lost_readers
 from encore.training.distributed import DIVERGED, AgreedError, Ranks
 from encore.training.trainer import Diverged, StopSignal, Trainer
 
-LOST = 1  # exit status of a rank that lost another
+RESTART = 1  # exit status of a rank that could go on after a new start
 
 
 def main(config: TrainConfig) -> None:
@@ -34,7 +35,7 @@ def main(config: TrainConfig) -> None:
             status = train(config, ranks)
     except distributed.LostRank as error:
         cli.print_error(EncoreError(str(error)))
-        status = LOST
+        status = RESTART
     if status:
         sys.exit(status)
 
@@ -47,15 +48,22 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
             with preparing(config.tracking) if ranks.is_main else nullcontext():
                 trainer = Trainer.from_config(config, ranks, console)
             collect_garbage()
-            with closing(trainer):
+            with closing(trainer), lost_readers():
                 trainer.fit(stop)
     except EncoreError as error:
         if ranks.is_main or not isinstance(error, AgreedError):
             cli.print_error(error)
         if isinstance(error, AgreedError):
             ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
-        return DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR
+        return status_of(error)
     return 128 + (stop.number or signal.SIGTERM) if trainer.status == "KILLED" else 0
+
+
+def status_of(error: EncoreError) -> int:
+    """The exit status of a rank that ended with an error; launchers restart ranks that end with `RESTART`."""
+    if isinstance(error, RestartError) or (isinstance(error, AgreedError) and error.restart):
+        return RESTART
+    return DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR
 
 
 def collect_garbage() -> None:

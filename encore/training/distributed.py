@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from encore.errors import EncoreError
+from encore.errors import EncoreError, RestartError
 from encore.training import slurm
 from encore.training.watch import Place, Watch
 
@@ -27,7 +27,13 @@ T = TypeVar("T")
 
 
 class AgreedError(EncoreError):
-    """An error that is raised on all ranks, so that it is enough if one of them prints it."""
+    """An error that is raised on all ranks, so that it is enough if one of them prints it.
+
+    Attributes:
+        restart: whether a new start mends it (`RestartError`).
+    """
+
+    restart = False
 
 
 class LostRank(Exception):
@@ -72,14 +78,16 @@ class Ranks:
         Raises:
             AgreedError: the block raised an EncoreError on some rank: that of the lowest such rank, on every rank.
         """
-        message = None
+        said = None
         try:
             yield
         except EncoreError as error:
-            message = str(error)
-        failed = [other for other in self.gather(message) if other is not None]
+            said = str(error), isinstance(error, RestartError)
+        failed = [other for other in self.gather(said) if other is not None]
         if failed:
-            raise AgreedError(failed[0])
+            agreed = AgreedError(failed[0][0])
+            agreed.restart = failed[0][1]
+            raise agreed
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, in order of rank."""
