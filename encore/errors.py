@@ -16,6 +16,10 @@ class EncoreError(Exception):
     """
 
 
+class RestartError(EncoreError):
+    """An error that a new start mends: what was damaged has been removed, and is made again."""
+
+
 def listing(problems: Sequence[str], most: int = 10) -> str:
     """Joins problems into one message, a line each, and counts those beyond `most`."""
     lines = [*problems[:most], *([f"… and {len(problems) - most} more like these"] if len(problems) > most else [])]

@@ -134,7 +134,7 @@ def test_items_are_the_cached_latents_and_the_waveforms(folder: Path) -> None:
     codec = load_codec("starter")
     pairs = find_pairs(folder, SAMPLE_RATE)
     segments = pairs["train"].segments
-    cache = LatentCache.open(folder / ".latents", codec.identity, segments)
+    cache = LatentCache.open(folder / ".latents", codec, segments)
     cache.complete(np.arange(len(segments)), codec, torch.device("cpu"))
     data = PairDataset(pairs["train"], cache, codec, PairFrames(30, 30))
     batch = collate([data[0], data[2]])

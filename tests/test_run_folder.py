@@ -46,6 +46,16 @@ def test_a_new_run_sets_an_earlier_one_aside(tmp_path: Path) -> None:
     assert not (tmp_path / "last.pt").exists()
 
 
+def test_a_new_run_does_not_take_over_what_one_without_a_checkpoint_could_not_log(tmp_path: Path) -> None:
+    for name in ("mlflow_spool.jsonl", "mlflow_rejected.jsonl"):
+        (tmp_path / name).write_text(name)
+    begin(RunConfig(checkpoint_dir=tmp_path, resume="auto"))
+    assert not (tmp_path / "earlier_1").exists()
+    begin(RunConfig(checkpoint_dir=tmp_path))
+    moved = {path.name for path in (tmp_path / "earlier_1").iterdir()}
+    assert moved == {"mlflow_spool.jsonl", "mlflow_rejected.jsonl", "run.json"}
+
+
 def test_resume_auto_continues_the_run_in_the_folder(tmp_path: Path) -> None:
     auto = RunConfig(checkpoint_dir=tmp_path, resume="auto")
     first = begin(auto)

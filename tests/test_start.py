@@ -25,12 +25,12 @@ from encore.tracking import mlflow
 from encore.training.baseline_cache import key
 from encore.training.build import build_components
 from encore.training.objective import Objective
+from encore.training.step import Step
 from encore.training.synthesis import Synthesizer
-from encore.training.trainer import Trainer
 from tests.conftest import SAMPLE_RATE, Command, melody, write_pairs
 
 CPU = torch.device("cpu")
-LATER = {"mlflow", "pandas", "matplotlib", "librosa", "scipy", "jinja2", "psutil", "sqlalchemy"}
+LATER = {"mlflow", "pandas", "matplotlib", "librosa", "scipy", "jinja2", "sqlalchemy"}
 
 
 def test_launcher_and_worker_import_nothing_that_only_some_runs_need(run_program: Command) -> None:
@@ -82,7 +82,7 @@ def test_the_trackers_store_is_opened_after_the_first_step(
 
         monkeypatch.setattr(place, name, noted)
 
-    note(Trainer, "apply_step", "step")
+    note(Step, "apply", "step")
     note(mlflow, "connect", "opened")
     result = call_command("train_worker.py", *train_flags, "--max_steps", 2, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -101,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(codec: Codec, folder: Path, **settings: Any) -> Any:
     pairs = find_pairs(folder, SAMPLE_RATE)["val"]
-    cache = LatentCache.open(folder / ".latents", codec.identity, pairs.segments)
+    cache = LatentCache.open(folder / ".latents", codec, pairs.segments)
     new = pairs.segments.unhashed(pairs.numbers)
     cache.know(new, pairs.segments.hash(new))
     return SimpleNamespace(

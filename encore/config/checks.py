@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -74,7 +75,9 @@ def _optimisation(config: TrainConfig) -> list[str]:
         problems.append(
             f"--nnodes {config.run.nnodes}: must be a number of machines N or a range MIN:MAX, each from 1 to 9999"
         )
-    elif int(counts[-1]) > 1 and not config.run.rdzv_endpoint:
+    elif int(counts[0]) > int(counts[-1]):
+        problems.append(f"--nnodes {config.run.nnodes}: the first number must not be above the second")
+    elif int(counts[-1]) > 1 and not config.run.rdzv_endpoint and "SLURM_JOB_ID" not in os.environ:
         problems.append(f"--nnodes {config.run.nnodes}: several machines need --rdzv_endpoint HOST:PORT")
     return problems
 

@@ -286,9 +286,16 @@ class RunConfig:
         None, "ranks on this machine; default: all GPUs, else 1", RANKS, minimum=1, maximum=MAX_PROCESSES, common=True
     )
     nnodes: str = knob("1", "machines, N or MIN:MAX", RANKS)
-    rdzv_endpoint: str = knob("", "HOST:PORT of the rendezvous, for several machines", RANKS)
+    rdzv_endpoint: str = knob("", "HOST:PORT where several machines meet; default in a SLURM job: from it", RANKS)
     max_restarts: int = knob(
         0, "times that failed workers are restarted, from last.pt", RANKS, minimum=0, maximum=MAX_COUNT
+    )
+    timeout_minutes: float = knob(
+        10.0,
+        "minutes that a rank may stand still in training before all end and are restarted",
+        RANKS,
+        minimum=0.01,
+        maximum=7 * 24 * 60,
     )
 
 

@@ -7,11 +7,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from encore.codecs import Codec
 from encore.data.latent_cache import LatentCache
@@ -67,6 +68,17 @@ class Batch:
         return len(self.context)
 
 
+def collate_or_error(items: Sequence[tuple[Tensor, ...]] | EncoreError) -> Batch | EncoreError:
+    """`collate` of items, or the error that kept them from being read."""
+    return items if isinstance(items, EncoreError) else collate(items)
+
+
+def _batch_of(batch: Batch | EncoreError) -> Batch:
+    if isinstance(batch, EncoreError):
+        raise batch
+    return batch
+
+
 def collate(items: Sequence[tuple[Tensor, ...]]) -> Batch:
     return Batch(*(torch.stack(parts) for parts in zip(*items, strict=True)))
 
@@ -112,6 +124,13 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         target = source if same else self._load(int(self.targets[index]), self.frames.target, from_end=False)
         return source[0], source[1], target[1], target[0], torch.tensor(index)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, ...]] | EncoreError:
+        """The items of a batch; an error is returned, for `BatchLoader` to raise it."""
+        try:
+            return [self[index] for index in indices]
+        except EncoreError as error:
+            return error
+
     @property
     def content_hash(self) -> str:
         """Hash of all that the items depend on, except for the codec; takes no file to be read."""
@@ -127,6 +146,22 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         first = whole - frames if from_end else 0
         last = first + frames
         return latents[:, first:last].float(), audio[:, first * self.hop_length : last * self.hop_length]
+
+
+class BatchLoader:
+    """A `DataLoader` of batches, whose processes' errors arrive as they were raised.
+
+    `DataLoader` itself wraps the traceback of the process into the message.
+    """
+
+    def __init__(self, data: PairDataset, batch_size: int = 1, **settings: Any):
+        if "batch_sampler" not in settings:
+            settings["batch_size"] = batch_size
+        self.loader = DataLoader(data, collate_fn=collate_or_error, **settings)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # At once, not with the first batch: it draws from the generator that a training step seeds.
+        return map(_batch_of, iter(self.loader))
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,10 @@ class Segments(ABC):
         """SHA-256 of the contents of segments, `[N, 32]`."""
         raise NotImplementedError(f"{type(self).__name__} knows all contents")
 
+    def note(self, numbers: Numbers, digests: Bytes) -> None:
+        """Takes note of the contents of segments, as `hash` has found them in this process or in another."""
+        self.digests[numbers] = digests
+
     @abstractmethod
     def remember(self, cache_dir: Path) -> None:
         """Stores what was found out about the segments, so that the next start need not open them."""
@@ -126,11 +130,21 @@ class AudioFiles(Segments):
             return str(error)
 
     def read(self, number: int, sample_rate: int, channels: int) -> Tensor:
-        return read_audio(self.place(number), sample_rate, channels)
+        """Also raises EncoreError if the content is not the one that `digests` knows."""
+        path, known = self.place(number), self.digests[number].tobytes()
+        if any(known) and _digest(path) != known:
+            raise EncoreError(
+                f"{path}: damaged or changed since it was first read, its checksum is another; restore it, or touch it "
+                "if it is right as it is"
+            )
+        return read_audio(path, sample_rate, channels)
+
+    def note(self, numbers: Numbers, digests: Bytes) -> None:
+        super().note(numbers, digests)
+        self._stored = self._stored and not len(numbers)
 
     def hash(self, numbers: Numbers) -> Bytes:
         digests = list(_by_threads(lambda number: _digest(self.place(number)), numbers))
-        self._stored = self._stored and not digests
         return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
     def remember(self, cache_dir: Path) -> None:

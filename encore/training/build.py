@@ -163,7 +163,7 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks,
     """
     torch.manual_seed(config.run.seed)
     model = build_model(config, data.codec, data.frames.context)
-    model.set_statistics(ranks.broadcast_from_main(lambda: data.statistics()[1]))
+    model.set_statistics(data.statistics(ranks)[1])
     model.to(ranks.device)
     model.recompute = config.optim.recompute
     if model.pointer is not None and terms.generation.generative:

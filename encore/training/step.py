@@ -91,11 +91,13 @@ class Step:
         common = torch.Generator().manual_seed(seed_of(self.config.run.seed, progress.step))
         step, items = StepMetrics(WeightedMean(running.sums)), 0
         for remaining in reversed(range(division.accumulation)):
+            self.ranks.at("loading data", progress.step + 1)
             batch = next(batches).to(self.ranks.device)
             asked = None if remaining else request
             with self.model.no_sync() if remaining else contextlib.nullcontext():
                 self.accumulate(step, batch, common, asked)
             items += len(batch)
+        self.ranks.at("update", progress.step + 1)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         step.running.add_value("grad_norm", float(norm), items)
         step.finite = bool(norm.isfinite())  # equal on all ranks, as their gradients are
@@ -108,9 +110,11 @@ class Step:
         objective, progress, division = self.state.objective, self.state.progress, self.state.division
         rollout = progress.samples >= (1 - ROLLOUT_PHASE) * self.state.schedule.total
         plan = objective.synthesizer.plan(self.data.frames.target, rollout, common, self.data.most_shift)
+        self.ranks.at("forward", progress.step + 1, waits=True)  # DDP sends buffers from rank 0
         forward: Forward = objective(self.model, batch.shifted(plan.shift), plan)
         if request is not None:
             step.request = self.ranks.max_async(request())
+        self.ranks.at("backward", progress.step + 1, waits=request is not None)
         # DDP takes the mean over the ranks, the objective over the batch: every pair of the step counts the same.
         scale = len(batch) * division.ranks / division.pairs
         result = objective.backward(forward, scale, progress.epoch_step % SHARES_EVERY == 0)

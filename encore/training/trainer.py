@@ -27,6 +27,7 @@ from encore.training.run_folder import BEST, LAST, RunFolder
 from encore.training.step import Diverged, Request, Step
 from encore.training.stop_signal import StopSignal
 from encore.training.validation import Values, validate_model, write_example
+from encore.training.watch import SAVING
 
 
 class Trainer:
@@ -230,11 +231,13 @@ class Trainer:
 
     def validate(self) -> Values:
         """The components over all validation pairs."""
+        self.ranks.at("validation", self.state.progress.step)
         return validate_model(self.state.objective, self.state.evaluated, self.data.val_loader, self.ranks)
 
     def end_epoch(self, metrics: EpochMetrics, validation: Values) -> None:
         """Counts the epoch, adapts the schedule, prints, tracks and saves."""
         progress = self.state.progress
+        self.ranks.at(SAVING, progress.step)
         metrics.val = validation
         metrics.best = progress.validated(validation["loss"])
         if not self.data.sampler.steps(progress.epoch_samples):  # otherwise --max_steps has ended it early
@@ -246,8 +249,10 @@ class Trainer:
             self.console.print(f"validation is not finite: {', '.join(broken)}", style="yellow")
         with self.ranks.agree():
             if self.tracker is not None:
+                # First, as of an epoch that is tracked and not saved when the run is killed nothing is missing later.
+                self.tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
                 self.save_epoch(metrics)
-                self.track(self.tracker, metrics)
+                self.track_example(self.tracker, metrics)
         if self.out_of_patience:
             self.console.print(f"stopped early: no better validation loss for {self.config.optim.patience} epochs")
 
@@ -257,9 +262,8 @@ class Trainer:
         if names := [BEST] * metrics.best + [LAST] * due:
             self.save(*names)
 
-    def track(self, tracker: Tracker, metrics: EpochMetrics) -> None:
-        """Sends an epoch's metrics, and now and then an example, to the tracker."""
-        tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
+    def track_example(self, tracker: Tracker, metrics: EpochMetrics) -> None:
+        """Gives the tracker an example now and then, and has it send the epoch."""
         if metrics.epoch % self.config.tracking.artifact_every == 0 or self.finished:
             folder = self.folder / "examples" / f"epoch_{metrics.epoch:04d}"
             write_example(folder, self.state.objective, self.state.evaluated, self.data.val, self.ranks)
@@ -284,6 +288,7 @@ class Trainer:
         Raises:
             EncoreError: the one before it could not be written.
         """
+        self.ranks.at(SAVING, self.state.progress.step)
         if self.tracker is not None:
             self.state.progress.run_id = self.tracker.run_id
         keep = {LAST: self.config.run.keep_last}
@@ -293,6 +298,7 @@ class Trainer:
 
     def close(self) -> None:
         """Ends the tracked run with its status and stores the best checkpoint with it; waits for what is written."""
+        self.ranks.at("closing")
         self.writer.close()
         if self.tracker is not None:
             if (self.folder / BEST).is_file():

@@ -50,6 +50,7 @@ def _means(
 ) -> dict[str, Values]:
     running = {name: WeightedMean() for name in measures}
     for batch in loader:
+        ranks.move()
         batch = batch.to(ranks.device)
         for name, measure in measures.items():
             values = measure(batch)
