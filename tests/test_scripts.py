@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -11,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("setup_venv.sh", "run_train.sh", "run_tests.sh", ".ci/run")
@@ -35,7 +38,11 @@ class Machine:
             wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
             wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr("tiny-1.0.dist-info/RECORD", "")
-        (self.tree / "requirements.txt").write_text("./tiny-1.0-py3-none-any.whl\n")
+        self.tiny = "./tiny-1.0-py3-none-any.whl"
+        digest = hashlib.sha256((self.tree / self.tiny).read_bytes()).hexdigest()
+        for name in ("requirements", "requirements-dev"):
+            (self.tree / f"{name}.lock").write_text(f"{self.tiny} --hash=sha256:{digest}\n")
+        (self.tree / "requirements.txt").write_text(f"{self.tiny}\n")
         (self.tree / "requirements-dev.txt").write_text("-r requirements.txt\n")
         (self.tree / "train_ddp.py").write_text("import os, sys\nprint(os.getcwd(), sys.argv[1:])\n")
 
@@ -84,27 +91,34 @@ def test_set_up_is_done_once_and_again_where_it_must_be(machine: Machine) -> Non
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
     # The tests need more than training; what they installed is enough for training.
-    assert "Installing requirements-dev.txt" in machine.run("setup_venv.sh", "dev").stdout
+    assert "Installing requirements-dev.lock" in machine.run("setup_venv.sh", "dev").stdout
     assert machine.run("setup_venv.sh", "dev").stdout == machine.run("setup_venv.sh").stdout == ""
 
-    # Changed requirements are installed. An install that fails is not taken for done; the next one starts from nothing.
-    (machine.tree / "requirements.txt").write_text("./missing-1.0-py3-none-any.whl\n")
+    # A changed lock file is installed. An install that fails is not taken for done; the next one starts from nothing.
+    # Here it fails because a file is not the one that was locked.
+    whole = (machine.tree / "requirements.lock").read_text()
+    (machine.tree / "requirements.lock").write_text(f"{machine.tiny} --hash=sha256:{'0' * 64}\n")
     failed = machine.run("setup_venv.sh")
     assert failed.returncode == 2
-    assert "Installing requirements.txt" in failed.stdout
-    assert "error: could not install requirements.txt" in failed.stderr
+    assert "Installing requirements.lock" in failed.stdout
+    assert "error: could not install requirements.lock" in failed.stderr
     (machine.tree / ".venv/half an install").touch()
-    (machine.tree / "requirements.txt").write_text("./tiny-1.0-py3-none-any.whl\n")
+    (machine.tree / "requirements.lock").write_text(whole)
     assert machine.run("setup_venv.sh").returncode == 0
     assert machine.has_tiny()
     assert not (machine.tree / ".venv/half an install").exists()
+
+    # Who asks for the newest versions keeps them.
+    assert "Installing requirements-dev.txt" in machine.run("setup_venv.sh", "dev", "newest").stdout
+    assert machine.run("setup_venv.sh", "dev").stdout == machine.run("setup_venv.sh").stdout == ""
+    assert "error: old: unknown" in machine.run("setup_venv.sh", "old").stderr
 
 
 @pytest.mark.slow
 def test_settings_of_pip_do_not_change_what_is_installed_or_where(machine: Machine) -> None:
     subprocess.run([machine.tree / ".venv/bin/python", "-m", "pip", "uninstall", "-qy", "tiny"], check=True)
     assert not machine.has_tiny()
-    (machine.tree / ".venv/.installed-requirements.txt").unlink()
+    (machine.tree / ".venv/.installed-requirements.lock").unlink()
     (machine.elsewhere / "pip.conf").write_text("[global]\nuser = true\n[install]\nprefix = /nowhere\n")
     done = machine.run(
         "setup_venv.sh",
@@ -216,3 +230,29 @@ def test_a_job_that_runs_out_of_time_saves_and_is_put_into_the_queue_again(
     output, errors = job.communicate(timeout=60)
     assert (job.returncode, output) == (143, "saved\n"), errors
     assert slurm.orders.read_text() == orders
+
+
+def test_lock_files_hold_what_the_requirements_ask_for_on_every_python() -> None:
+    locked = {name: pins(ROOT / f"{name}.lock") for name in ("requirements", "requirements-dev")}
+    for name, lock in locked.items():
+        asked = [*(ROOT / "requirements.txt").open(), *((ROOT / f"{name}.txt").open())]
+        wanted = [Requirement(line.strip()) for line in asked if line.strip() and line[0] not in "#-"]
+        assert len(wanted) >= 15
+        for minor in range(10, 15):
+            place = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.1", "sys_platform": "linux"}
+            here = {one.name: one for one in lock if one.marker is None or one.marker.evaluate(place)}
+            for one in wanted:
+                if one.marker is None or one.marker.evaluate(place):
+                    (pin,) = here[canonicalize_name(one.name)].specifier
+                    assert pin.operator == "==" and one.specifier.contains(pin.version), (one, pin)
+    # Setting up for the tests changes nothing for training.
+    assert {str(one) for one in locked["requirements"]} <= {str(one) for one in locked["requirements-dev"]}
+
+
+def pins(path: Path) -> list[Requirement]:
+    """The requirements of a lock file, each of which has hashes; it names no place on the network."""
+    text = path.read_text().replace("\\\n", " ")
+    assert "://" not in text and "index" not in text
+    lines = [line.partition(" --hash=sha256:") for line in text.splitlines()]
+    assert all(hashes for _, _, hashes in lines)
+    return [Requirement(pin.strip()) for pin, *_ in lines]

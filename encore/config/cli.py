@@ -78,6 +78,18 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = 
     except EncoreError as error:
         print_error(error)
         sys.exit(USER_ERROR)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()) or "for Python's objects"
+        print_error(EncoreError(f"there is not enough memory ({reason:.200}); lower what is computed at once"))
+        sys.exit(USER_ERROR)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of this machine or of its GPU; PyTorch says the former in a RuntimeError's text."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def print_error(error: EncoreError) -> None:

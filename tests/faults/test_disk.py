@@ -1,17 +1,20 @@
-"""Disks that are full: what was being written is named, with what to do, and nothing half done is left in its place."""
+"""Disks and memory that are full: a sentence says so, with what to do, and nothing half done is left."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 import torch
 
 from encore.codecs.starter.weights import STARTER_WEIGHTS, load_codec_file, save_codec
+from encore.config import cli
 from encore.errors import EncoreError
 from encore.reporting.html import AudioSample, write_page
 from tests.conftest import Command, melody
@@ -64,6 +67,32 @@ def test_a_continuation_that_finds_no_space(music: Path, tmp_path: Path, call_co
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: out/") and "cannot be written; make space there, or name another folder" in line
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), lambda: bytearray(2**60)])
+def test_memory_that_runs_out_is_told_in_a_sentence(allocate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    app = cli.new_app()
+    app.command()(lambda: allocate())
+    with pytest.raises(SystemExit) as ended:
+        cli.run(app, [])
+    assert ended.value.code == 2
+    assert re.fullmatch(r"error: there is not enough memory \(.+\); lower .+\n", capsys.readouterr().err)
+
+
+@pytest.mark.full
+def test_a_continuation_that_finds_no_memory(music: Path, tmp_path: Path, call_command: Command) -> None:
+    torch.save(checkpoint_content(), tmp_path / "model.pt")
+    flags = ("--checkpoint", tmp_path / "model.pt", "--input", music / "0.wav", "--candidates", 1024)
+    least, most = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, most))
+    try:
+        result = call_command("inference_sample.py", *flags, cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (least, most))
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: there is not enough memory (") and line.endswith("lower what is computed at once")
 
 
 def test_pages_and_codecs_that_find_no_space(tmp_path: Path) -> None:

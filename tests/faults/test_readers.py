@@ -241,9 +241,9 @@ def test_codec_files(explore: Callable[..., None], tmp_path: Path) -> None:
         with refused_or_read():
             load_codec_file(path)
 
-    explore(10, of_other_bytes, edits, lengths)
+    explore(5, of_other_bytes, edits, lengths)
     values = st.one_of(st.integers(-(2**40), 2**40), st.floats(), st.none(), st.text(max_size=3))
-    explore(10, of_other_sizes, st.sampled_from(list(described)), values)
+    explore(8, of_other_sizes, st.sampled_from(list(described)), values)
 
 
 @pytest.fixture(scope="module")
