@@ -225,6 +225,22 @@ def test_two_machines_train_as_one_job_to_the_weights_of_two_ranks_on_one(
 
 
 @pytest.mark.full
+def test_the_others_end_with_a_line_when_the_machine_where_they_meet_is_lost(
+    flags: list[object], tmp_path: Path
+) -> None:
+    with machines(tmp_path, flags, "--epochs", 10000, "--lr", 1e-4) as start:
+        first = start("first")
+        first.wait_for("^training on 1 machine with 1 rank$")  # it holds the port
+        second = start("second")
+        second.wait_for("^training on 2 machines with 2 ranks$")
+        first.wait_for("^Epoch", 3) if "1 machine joined" in first.said else second.wait_for("^Epoch", 3)
+        first.launcher.kill()
+        assert second.end() == 1
+        said = second.said
+    assert "error: --rdzv_endpoint localhost:" in said and "Traceback" not in said, said
+
+
+@pytest.mark.full
 def test_an_error_that_a_retry_cannot_help_ends_the_job_on_all_machines_at_once(
     flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
