@@ -62,10 +62,10 @@ def marked(kind, name, before=False, last=False):
         return result
     setattr(kind, name, wrapped)
 
-from encore.training import trainer
-from_config, build_state = trainer.Trainer.from_config, trainer.build_state
-trainer.Trainer.from_config = lambda *arguments: (mark(), from_config(*arguments))[1]
-trainer.build_state = lambda *arguments: (mark(), build_state(*arguments))[1]
+from encore.training import build
+from_config, build_state = Trainer.from_config, build.build_state
+Trainer.from_config = lambda *arguments: (mark(), from_config(*arguments))[1]
+build.build_state = lambda *arguments: (mark(), build_state(*arguments))[1]
 marked(Trainer, "start_run", before=True)
 marked(Trainer, "train_epoch", before=True)
 marked(Step, "apply", last=True)

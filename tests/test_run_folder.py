@@ -13,17 +13,14 @@ import torch
 
 from encore.config.schema import RunConfig
 from encore.errors import EncoreError
-from encore.models.loading import FORMAT
 from encore.training.run_folder import Identity, Lock, Process, RunFolder, Start, find_start, launcher
+from tests.checkpoints import content
 
 AGENT, OTHER = Process("node1", 100, 1000.0), Process("node2", 100, 1000.0)
 
 
 def checkpoint(path: Path, run: str) -> Path:
-    empty: dict[str, dict[str, int]] = dict.fromkeys(("config", "model", "optimizer", "schedule", "objective"), {})
-    sizes = {"context_frames": 1, "segment_frames": 1, "margin": 0}
-    parts = {**empty, **sizes, "codec": {"identity": ""}, "progress": {"step": 0}, "ema": None}
-    torch.save({"format": FORMAT, "run": run, **parts}, path)
+    torch.save(content(run=run), path)
     return path
 
 
@@ -47,6 +44,16 @@ def test_a_new_run_sets_an_earlier_one_aside(tmp_path: Path) -> None:
     begin(RunConfig(checkpoint_dir=tmp_path, resume=str(tmp_path / "earlier_1" / "last.pt")))
     assert {path.name for path in (tmp_path / "earlier_2").iterdir()} == {"last.pt", "run.json"}
     assert not (tmp_path / "last.pt").exists()
+
+
+def test_a_new_run_does_not_take_over_what_one_without_a_checkpoint_could_not_log(tmp_path: Path) -> None:
+    for name in ("mlflow_spool.jsonl", "mlflow_rejected.jsonl"):
+        (tmp_path / name).write_text(name)
+    begin(RunConfig(checkpoint_dir=tmp_path, resume="auto"))
+    assert not (tmp_path / "earlier_1").exists()
+    begin(RunConfig(checkpoint_dir=tmp_path))
+    moved = {path.name for path in (tmp_path / "earlier_1").iterdir()}
+    assert moved == {"mlflow_spool.jsonl", "mlflow_rejected.jsonl", "run.json"}
 
 
 def test_resume_auto_continues_the_run_in_the_folder(tmp_path: Path) -> None:
@@ -94,8 +101,8 @@ def test_a_run_that_resumes_an_older_checkpoint_of_its_folder_does_so_again_afte
 
 
 def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
-    for content in ("{", "[]", '{"run": "a", "resume": null, "launchers": [1], "started": ""}', "\xff"):
-        (tmp_path / "run.json").write_bytes(content.encode("latin-1"))
+    for text in ("{", "[]", '{"run": "a", "resume": null, "launchers": [1], "started": ""}', "\xff"):
+        (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(EncoreError, match=f"^{tmp_path}/run.json: cannot be read"):
             find_start(RunConfig(checkpoint_dir=tmp_path), [])
 

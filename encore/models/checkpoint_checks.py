@@ -14,8 +14,8 @@ from encore.config.schema import TrainConfig
 
 # What a checkpoint consists of; `format` apart, which is looked at first.
 PARTS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("config", "codec", "model", "optimizer", "schedule", "objective", "progress"), dict),
-    **dict.fromkeys(("context_frames", "segment_frames", "margin"), int),
+    **dict.fromkeys(("config", "codec", "model", "optimizer", "schedule", "objective", "progress", "yardstick"), dict),
+    **dict.fromkeys(("context_frames", "segment_frames", "margin", "ranks", "step_pairs"), int),
     "run": str,
     "ema": (dict, type(None)),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from encore.tracking.spool import Record
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its page then opens on runs and charts, not on chats
 RUN_TAG = "encore.run"  # what Encore calls a run, so that it has a name before MLflow can be reached
+ID = re.compile("[0-9a-f]{32}")  # of a run
 MAX_PARAMS, MAX_METRICS = 100, 1000  # MLflow's limits for one request
 NOT_THE_RECORD = (401, 403, 408, 429)  # HTTP status codes of errors that another record would get too
 
@@ -63,6 +65,8 @@ def log_metrics(client: Any, run_id: str, values: Mapping[str, float], step: int
 
 def find_run(client: Any, run_id: str) -> Any:
     """The run that has the id, given by MLflow or as the tag `RUN_TAG`; None if there is none, or it was deleted."""
+    if not ID.fullmatch(run_id):
+        return None
     experiments = [one.experiment_id for one in client.search_experiments()]
     tagged = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1) if experiments else []
     if tagged:

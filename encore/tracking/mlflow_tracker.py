@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import shlex
 import time
 import uuid
@@ -13,13 +13,12 @@ from typing import Any
 
 from encore.config.schema import TrackingConfig
 from encore.errors import EncoreError
-from encore.tracking.mlflow import MlflowRun
+from encore.tracking.mlflow import ID, MlflowRun
 from encore.tracking.sender import Sender, reason
 from encore.tracking.spool import Record, Spool, is_open, read_spool
 from encore.tracking.tracker import Tracker, register_tracker
 
 SPOOL = "mlflow_spool.jsonl"
-ID = re.compile("[0-9a-f]{32}")  # of a run
 
 
 @register_tracker("mlflow")
@@ -51,14 +50,15 @@ class MlflowTracker(Tracker):
 
     @staticmethod
     def prepare(settings: TrackingConfig) -> None:
-        import mlflow.tracking  # noqa: F401
+        with contextlib.suppress(Exception):  # which the thread will meet again, and report
+            import mlflow.tracking  # noqa: F401
 
     def params(self, values: Mapping[str, Any]) -> None:
         self._spool.append({"kind": "params", "values": {name: str(value) for name, value in values.items()}})
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        self._spool.append({"kind": "metrics", "values": dict(values), "step": step, "time": now})
+        now, numbers = int(time.time() * 1000), {name: float(value) for name, value in values.items()}
+        self._spool.append({"kind": "metrics", "values": numbers, "step": step, "time": now})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         path, own = path.resolve(), self.folder.resolve()
@@ -109,7 +109,8 @@ def upload(folder: Path, uri: str | None, log: Callable[[str], None]) -> bool:
         except Exception as error:
             what = f"--mlflow_uri {settings.mlflow_uri}: cannot be reached ({reason(error)})"
             raise EncoreError(f"{what}; {path} has what is still to be sent") from error
-        spool.remove()
+        finally:
+            spool.close()
         log(f"logged to run {run.mlflow_id}")
     return bool(paths)
 

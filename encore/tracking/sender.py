@@ -75,7 +75,8 @@ class Sender:
             self._log(f"sending the rest to {self._destination.name}, for at most {until - time.monotonic():.0f} s")
             self._thread.join(max(0, until - time.monotonic()))
         self._abandoned = self._thread.is_alive()
-        self._spool.remove()
+        if not self._abandoned:
+            self._spool.close()
         return not len(self._spool)
 
     def send_all(self) -> None:

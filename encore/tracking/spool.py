@@ -117,13 +117,17 @@ class Spool:
             with contextlib.suppress(OSError):
                 os.fsync(self._file)
 
-    def remove(self) -> None:
-        """Removes the file, if all has been sent."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._file is None or self._lengths or self._memory:
+    def close(self) -> None:
+        """Removes the file if all has been sent. No other method may be called any more but `len`."""
+        with self._lock:
+            file, self._file = self._file, None
+            if file is None:
                 return
-            if os.path.samestat(os.fstat(self._file), os.stat(self.path)):  # not the one of a run that took over
-                self.path.unlink()
+            with contextlib.suppress(OSError):
+                whole = not self._lengths and not self._memory
+                if whole and os.path.samestat(os.fstat(file), os.stat(self.path)):  # not that of a run that took over
+                    self.path.unlink()
+            os.close(file)
 
     def _replace(self, lines: Sequence[Record]) -> None:
         """Opens the file with other content; it has the old or the new one, even if the process is killed."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import losses
-from encore.codecs import Codec
+from encore.codecs import Codec, load_codec
 from encore.codecs.base import hash_tensors
 from encore.codecs.losses import build_losses
 from encore.config.components import ADVERSARIAL, registered_name
@@ -21,11 +21,14 @@ from encore.models.pointer import Pointer
 from encore.models.precision import AUTO, FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
 from encore.training.checkpoint import TrainState
+from encore.training.console import TrainConsole
 from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Component, Objective
 from encore.training.optim import Schedule, adamw, averaged
 from encore.training.pointer import VERSION, train_pointer
+from encore.training.resuming import settle, yardstick
+from encore.training.run_folder import RunFolder
 from encore.training.stored import MARGIN_FILE, stored
 from encore.training.synthesis import Synthesizer, crop_samples
 
@@ -50,6 +53,30 @@ class Terms:
     adversary: losses.Adversary | None
     generation: GenerationConfig
     crop_frames: int
+
+
+def build_run(
+    config: TrainConfig, ranks: Ranks, console: TrainConsole, folder: RunFolder
+) -> tuple[PairData, TrainState]:
+    """The data and the state to begin with."""
+    start = folder.start
+    for note in start.notes:
+        console.print(note, style="yellow")
+    with ranks.agree():
+        codec = load_codec(config.codec.name, config.codec.repository, config.codec.bandwidth).to(ranks.device)
+        data = PairData.open(config, codec)
+        terms = build_terms(config, data, ranks)
+    data.encode(ranks, console)
+    state = build_state(config, data, terms, ranks, start.source is not None)
+    state.run, state.yardstick = start.identity.run, yardstick(config, data, state.objective)
+    lines: list[str] = []
+    with ranks.agree():
+        if start.source is not None:
+            lines = settle(state, state.load(start.source, config), config, folder)
+    for line in lines:
+        console.print(line)
+    state.schedule.total = state.progress.samples + data.samples_left(config.optim, state.progress)
+    return data, state
 
 
 def crop_frames(config: TrainConfig, codec: Codec, frames: int, has_gpu: bool) -> int:

@@ -5,50 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
 import time
 from functools import partial
-from types import FrameType
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from encore.codecs import load_codec
 from encore.config.checks import validate
 from encore.config.schema import TrainConfig
 from encore.errors import disk_space
 from encore.tracking import Tracker, build_tracker
 from encore.training.baseline_cache import baselines
-from encore.training.build import build_state, build_terms
+from encore.training.build import build_run
 from encore.training.checkpoint import TrainState
 from encore.training.checkpoint_writer import CheckpointWriter
 from encore.training.console import PRIOR, EpochMetrics, TrainConsole, named_metrics
 from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
-from encore.training.resuming import settle, yardstick
 from encore.training.run_folder import BEST, LAST, RunFolder
 from encore.training.step import Diverged, Request, Step
+from encore.training.stop_signal import StopSignal
 from encore.training.validation import Values, validate_model, write_example
 from encore.training.watch import SAVING
-
-
-class StopSignal:
-    """True once SIGINT or SIGTERM has come, so that the loop can finish its step and save."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def listen(self) -> None:
-        """Notes signals from now on."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def __bool__(self) -> bool:
-        return self.number > 0
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
 
 
 class Trainer:
@@ -92,33 +71,9 @@ class Trainer:
             validate(config)
         with contextlib.ExitStack() as opened:
             folder = opened.enter_context(RunFolder.open(config.run, ranks))
-            trainer = cls(config, ranks, console, folder, *cls.build(config, ranks, console, folder))
+            trainer = cls(config, ranks, console, folder, *build_run(config, ranks, console, folder))
             opened.pop_all()  # `close` gives the folder free
         return trainer
-
-    @staticmethod
-    def build(
-        config: TrainConfig, ranks: Ranks, console: TrainConsole, folder: RunFolder
-    ) -> tuple[PairData, TrainState]:
-        """The data and the state to begin with."""
-        start = folder.start
-        for note in start.notes:
-            console.print(note, style="yellow")
-        with ranks.agree():
-            codec = load_codec(config.codec.name, config.codec.repository, config.codec.bandwidth).to(ranks.device)
-            data = PairData.open(config, codec)
-            terms = build_terms(config, data, ranks)
-        data.encode(ranks, console)
-        state = build_state(config, data, terms, ranks, start.source is not None)
-        state.run, state.yardstick = start.identity.run, yardstick(config, data, state.objective)
-        lines: list[str] = []
-        with ranks.agree():
-            if start.source is not None:
-                lines = settle(state, state.load(start.source, config), config, folder)
-        for line in lines:
-            console.print(line)
-        state.schedule.total = state.progress.samples + data.samples_left(config.optim, state.progress)
-        return data, state
 
     def start_run(self) -> None:
         """Opens the run's folder and log, measures the baselines, and gives rank 0's tracker what it sends first."""
@@ -294,8 +249,10 @@ class Trainer:
             self.console.print(f"validation is not finite: {', '.join(broken)}", style="yellow")
         with self.ranks.agree():
             if self.tracker is not None:
+                # First, as of an epoch that is tracked and not saved when the run is killed nothing is missing later.
+                self.tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
                 self.save_epoch(metrics)
-                self.track(self.tracker, metrics)
+                self.track_example(self.tracker, metrics)
         if self.out_of_patience:
             self.console.print(f"stopped early: no better validation loss for {self.config.optim.patience} epochs")
 
@@ -305,9 +262,8 @@ class Trainer:
         if names := [BEST] * metrics.best + [LAST] * due:
             self.save(*names)
 
-    def track(self, tracker: Tracker, metrics: EpochMetrics) -> None:
-        """Sends an epoch's metrics, and now and then an example, to the tracker."""
-        tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
+    def track_example(self, tracker: Tracker, metrics: EpochMetrics) -> None:
+        """Gives the tracker an example now and then, and has it send the epoch."""
         if metrics.epoch % self.config.tracking.artifact_every == 0 or self.finished:
             folder = self.folder / "examples" / f"epoch_{metrics.epoch:04d}"
             write_example(folder, self.state.objective, self.state.evaluated, self.data.val, self.ranks)
