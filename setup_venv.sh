@@ -4,6 +4,8 @@
 #   ./setup_venv.sh          what training needs
 #   ./setup_venv.sh dev      what the tests and checks need as well (requirements-dev.lock)
 #   ./setup_venv.sh newest   likewise (dev newest), but the newest versions that requirements.txt allows, without hashes
+# Without a GPU it is 7 GB all the same: the common build of torch needs NVIDIA's libraries to be imported (libtorch_python
+# is linked with cuDNN, cuBLAS and NCCL), and a CPU build, from an index of its own, doesn't go with torchaudio's.
 # A stamp in .venv, written last, says what is installed: a second run does nothing, an interrupted one starts anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

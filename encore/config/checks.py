@@ -64,6 +64,8 @@ def _optimisation(config: TrainConfig) -> list[str]:
     problems = []
     if config.data.unity_test and config.data.shuffle_targets:
         problems.append("--unity_test true --shuffle_targets true: contradict each other; choose one")
+    if config.run.parallel == "fsdp" and config.optim.compile:
+        problems.append("--parallel fsdp --compile true: do not go together; leave one out")
     together, accumulation = config.data.global_batch_size, config.optim.grad_accumulation
     if together is not None and accumulation > 1:
         problems.append(

@@ -30,6 +30,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 MIN_RATE, MAX_RATE = 1e-12, 1e30  # of learning; training that diverges is noticed, whatever the rate
 MAX_PROCESSES = 1024  # on a machine
 OBJECTIVES, GENERATIONS = ("regression", "energy"), ("blocks", "whole")
+PARALLELS = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,12 @@ class RunConfig:
     plugins: str = knob("", "modules or files of your own that register building blocks: a,b.py", RUN, common=True)
     world_size: int | None = knob(
         None, "ranks on this machine; default: all GPUs, else 1", RANKS, minimum=1, maximum=MAX_PROCESSES, common=True
+    )
+    parallel: str = knob(
+        "ddp",
+        "whether ranks hold the whole model each (ddp) or a part of it (fsdp), if it is too large for one",
+        RANKS,
+        choices=PARALLELS,
     )
     nnodes: str = knob("1", "machines, N or MIN:MAX", RANKS)
     rdzv_endpoint: str = knob("", "HOST:PORT where several machines meet; default in a SLURM job: from it", RANKS)

@@ -26,6 +26,7 @@ from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Component, Objective
 from encore.training.optim import Schedule, adamw, averaged
+from encore.training.parallel import FSDP, shard
 from encore.training.pointer import VERSION, train_pointer
 from encore.training.resuming import settle, yardstick
 from encore.training.run_folder import RunFolder
@@ -176,9 +177,14 @@ def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks,
     )
     objective = Objective(terms.components, synthesizer, terms.combiner, terms.adversary).to(ranks.device)
     division = data.sampler.division
+    ema = averaged(model, optim.ema_decay) if optim.ema_decay else None
+    if config.run.parallel == FSDP:
+        shard(model)
+        if ema is not None:
+            shard(ema.module)
     return TrainState(
         model,
-        averaged(model, optim.ema_decay) if optim.ema_decay else None,
+        ema,
         adamw(model, optim.lr, optim.weight_decay),
         Schedule(optim.scheduler, optim.lr, optim.warmup_steps * division.pairs, total=0),
         objective,

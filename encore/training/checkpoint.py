@@ -20,6 +20,7 @@ from encore.models.loading import FORMAT, fitting, read
 from encore.models.precision import AUTO
 from encore.training.objective import Objective
 from encore.training.optim import Schedule
+from encore.training.parallel import gathered, load_optimizer, load_weights
 
 # Flags that a resumed run cannot change: they determine the shapes of the tensors, or what the model has learned to do.
 FIXED = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
@@ -95,7 +96,7 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
     def content(self, config: TrainConfig, frames: PairFrames) -> dict[str, Any]:
-        """What a checkpoint holds; the tensors are the state's own."""
+        """What a checkpoint holds; called by all ranks. Tensors of a model that is not split are the state's own."""
         synthesizer = self.objective.synthesizer
         codec = synthesizer.codec
         return {
@@ -109,9 +110,9 @@ class TrainState:
             "context_frames": frames.context,
             "segment_frames": frames.target,
             "margin": synthesizer.margin,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "model": gathered(self.model.state_dict()),
+            "ema": gathered(self.ema.state_dict()) if self.ema is not None else None,
+            "optimizer": gathered(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict(),
             "objective": self.objective.state_dict(),
             "progress": vars(self.progress),
@@ -140,10 +141,10 @@ class TrainState:
         if problems:
             raise EncoreError("\n".join(f"--resume {path}: {problem}" for problem in problems))
         with fitting(path):
-            self.model.load_state_dict(content["model"])
+            load_weights(self.model, content["model"])
             if self.ema is not None:
-                self.ema.load_state_dict(content["ema"])
-            self.optimizer.load_state_dict(content["optimizer"])
+                load_weights(self.ema, content["ema"])
+            load_optimizer(self.optimizer, content["optimizer"])
             warmup = self.schedule.warmup
             self.schedule.load_state_dict(content["schedule"])
             if saved.optim.warmup_steps != config.optim.warmup_steps:

@@ -10,7 +10,6 @@ from enum import IntEnum
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from encore.config.schema import TrainConfig
 from encore.data.dataset import Batch
@@ -20,6 +19,7 @@ from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean
 from encore.training.objective import Forward
+from encore.training.parallel import accumulating, clip_gradient, is_sharded
 
 MAX_NOT_FINITE = 10  # steps in a row
 ROLLOUT_PHASE = 0.25  # last share of the run, in which the model continues from its own output
@@ -74,7 +74,7 @@ class Step:
         console: TrainConsole,
         data: PairData,
         state: TrainState,
-        model: DistributedDataParallel,
+        model: nn.Module,
     ):
         self.config, self.ranks, self.console = config, ranks, console
         self.data, self.state, self.model = data, state, model
@@ -82,7 +82,7 @@ class Step:
     def take(self, batches: Iterator[Batch], running: WeightedMean, request: Callable[[], Request]) -> StepMetrics:
         """Accumulates the gradients of a step's batches and clips them.
 
-        The only collective operations are DDP's, and one that gathers requests beside the last backward pass.
+        The only collective operations are DDP's or FSDP's, and one that gathers requests beside the last backward pass.
         """
         progress, division = self.state.progress, self.state.division
         # All randomness of a step follows from its number, so that a resumed run draws what an uninterrupted one does.
@@ -94,11 +94,11 @@ class Step:
             self.ranks.at("loading data", progress.step + 1)
             batch = next(batches).to(self.ranks.device)
             asked = None if remaining else request
-            with self.model.no_sync() if remaining else contextlib.nullcontext():
+            with accumulating(self.model) if remaining else contextlib.nullcontext():
                 self.accumulate(step, batch, common, asked)
             items += len(batch)
         self.ranks.at("update", progress.step + 1)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+        norm = clip_gradient(self.model, self.config.optim.clip_norm)
         step.running.add_value("grad_norm", float(norm), items)
         step.finite = bool(norm.isfinite())  # equal on all ranks, as their gradients are
         return step
@@ -114,7 +114,7 @@ class Step:
         forward: Forward = objective(self.model, batch.shifted(plan.shift), plan)
         if request is not None:
             step.request = self.ranks.max_async(request())
-        self.ranks.at("backward", progress.step + 1, waits=request is not None)
+        self.ranks.at("backward", progress.step + 1, waits=request is not None or is_sharded(self.model))
         # DDP takes the mean over the ranks, the objective over the batch: every pair of the step counts the same.
         scale = len(batch) * division.ranks / division.pairs
         result = objective.backward(forward, scale, progress.epoch_step % SHARES_EVERY == 0)

@@ -7,9 +7,10 @@ import json
 import math
 import time
 from functools import partial
+from typing import cast
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from encore.config.checks import validate
 from encore.config.schema import TrainConfig
@@ -23,6 +24,7 @@ from encore.training.console import PRIOR, EpochMetrics, TrainConsole, named_met
 from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
+from encore.training.parallel import whole, wrap
 from encore.training.run_folder import BEST, LAST, RunFolder
 from encore.training.step import Diverged, Request, Step
 from encore.training.stop_signal import StopSignal
@@ -50,8 +52,8 @@ class Trainer:
     ):
         self.config, self.ranks, self.console, self.data, self.state = config, ranks, console, data, state
         self.run_folder, self.folder, self.source = run_folder, run_folder.path, run_folder.start.source
-        model = torch.compile(state.model) if config.optim.compile else state.model
-        self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        model = cast(nn.Module, torch.compile(state.model)) if config.optim.compile else state.model
+        self.model = wrap(model)
         self.step = Step(config, ranks, console, data, state, self.model)
         self.writer = CheckpointWriter()
         self.saved = time.monotonic()  # when the last checkpoint was
@@ -111,7 +113,7 @@ class Trainer:
         self.state.progress.best = prior["loss"]
         if self.tracker is not None:
             self.tracker.metrics(named_metrics("val", prior, self.state.objective.components), step=0)
-            self.save(BEST)
+        self.save(BEST)
 
     @property
     def finished(self) -> bool:
@@ -225,14 +227,13 @@ class Trainer:
                 self.writer.wait()
         elif request == Request.SAVE:
             self.state.progress.sums = running.sum_over(self.ranks)
-            with self.ranks.agree():
-                if self.ranks.is_main:
-                    self.save(LAST)
+            self.save(LAST)
 
     def validate(self) -> Values:
         """The components over all validation pairs."""
-        self.ranks.at("validation", self.state.progress.step)
-        return validate_model(self.state.objective, self.state.evaluated, self.data.val_loader, self.ranks)
+        with whole(self.state.evaluated):
+            self.ranks.at("validation", self.state.progress.step)
+            return validate_model(self.state.objective, self.state.evaluated, self.data.val_loader, self.ranks)
 
     def end_epoch(self, metrics: EpochMetrics, validation: Values) -> None:
         """Counts the epoch, adapts the schedule, prints, tracks and saves."""
@@ -251,7 +252,9 @@ class Trainer:
             if self.tracker is not None:
                 # First, as of an epoch that is tracked and not saved when the run is killed nothing is missing later.
                 self.tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
-                self.save_epoch(metrics)
+        self.save_epoch(metrics)
+        with whole(self.state.evaluated), self.ranks.agree():
+            if self.tracker is not None:
                 self.track_example(self.tracker, metrics)
         if self.out_of_patience:
             self.console.print(f"stopped early: no better validation loss for {self.config.optim.patience} epochs")
@@ -272,10 +275,9 @@ class Trainer:
 
     def interrupt(self) -> None:
         """Saves the exact step that a signal stopped training at."""
+        self.save(LAST)
         with self.ranks.agree():
-            if self.ranks.is_main:
-                self.save(LAST)
-                self.writer.wait()
+            self.writer.wait()
         progress = self.state.progress
         self.console.print(
             f"stopped in epoch {progress.epoch + 1} after step {progress.step}; --resume auto continues from there"
@@ -285,6 +287,8 @@ class Trainer:
     def save(self, *names: str) -> None:
         """Begins to write a checkpoint to the run's folder under each of the names, with the tracker's id of the run.
 
+        Called by all ranks, of which the first one writes.
+
         Raises:
             EncoreError: the one before it could not be written.
         """
@@ -293,7 +297,9 @@ class Trainer:
             self.state.progress.run_id = self.tracker.run_id
         keep = {LAST: self.config.run.keep_last}
         content = self.state.content(self.config, self.data.frames)
-        self.writer.write(content, *((self.folder / name, keep.get(name)) for name in names))
+        with self.ranks.agree():
+            if self.ranks.is_main:
+                self.writer.write(content, *((self.folder / name, keep.get(name)) for name in names))
         self.saved = time.monotonic()
 
     def close(self) -> None:
