@@ -18,7 +18,7 @@ from encore.models.precision import FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
 from encore.registry import PRIORS
 
-FORMAT = 6
+FORMAT = 7
 
 
 def read(path: Path) -> dict[str, Any]:
