@@ -2,16 +2,64 @@
 # Sets this machine up (once) and trains. Arguments go to train_ddp.py, for example
 #   ./run_train.sh --dataset_folder pairs --loss_weight_target 0.5 --loss_weight_spectral 0.5
 # Without arguments: a demonstration on synthesised music, in demo/, that takes a few minutes.
+#
+# Under SLURM: sbatch run_train.sh --dataset_folder pairs … (docs/clusters.md). One machine with all its GPUs, unless
+# options before the script's name say otherwise: sbatch --nodes=4 --time=24:00:00 run_train.sh …
+#SBATCH --job-name=encore
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
 set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# train_under_slurm FLAGS…: one launcher per machine of the job. 120 s before the time limit SLURM sends SIGTERM, upon
+# which training saves the step that it is at; the job is then put into the queue again and goes on from there.
+train_under_slurm() {
+    local command=("$here/.venv/bin/python" "$here/train_ddp.py") status=0 child
+    if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+        command=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1
+            --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=0
+            "${command[@]}" --nnodes "$SLURM_JOB_NUM_NODES")
+    fi
+    [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || set -- "$@" --resume auto
+    "${command[@]}" "$@" &
+    child=$!
+    trap 'kill -TERM $child' TERM
+    wait "$child" || status=$?
+    while kill -0 "$child" 2>/dev/null; do # the signal has ended `wait`, but not training
+        status=0
+        wait "$child" || status=$?
+    done
+    # Not after scancel or a preemption, which SLURM itself puts into the queue again.
+    if [ "$status" = 143 ] && [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit "$status"
+}
+
+# SLURM runs a copy of this file from a folder of its own.
+if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -e "$here/setup_venv.sh" ]; then
+    batch=yes
+    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/run_train\.sh.*|\1|p')
+    if [ ! -e "$here/setup_venv.sh" ]; then
+        echo "error: run_train.sh: SLURM does not tell where Encore is; submit it by its path, as it is" >&2
+        exit 2
+    fi
+fi
 
 if [ $# -gt 0 ]; then
     # From the folder of the caller, so that the paths among the arguments mean what they say.
-    here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
     "$here/setup_venv.sh"
+    [ -z "${batch:-}" ] || train_under_slurm "$@"
     exec "$here/.venv/bin/python" "$here/train_ddp.py" "$@"
 fi
 
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$here"
 ./setup_venv.sh
 python=.venv/bin/python
 
@@ -48,7 +96,7 @@ The demonstration is done. What it made:
   demo/report/index.html         both compared with a replay of the input, a loop and the truth: audio and tables
   demo/continuation/index.html   three continuations of $song
 To compare runs:
-  .venv/bin/python -m mlflow ui --backend-store-uri sqlite:///mlflow.db
+  .venv/bin/python -m mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 To train on your own music:
   .venv/bin/python prepare_data.py MUSIC_FOLDER --output pairs
   ./run_train.sh --dataset_folder pairs --codec starter

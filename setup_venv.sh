@@ -1,24 +1,34 @@
 #!/usr/bin/env bash
-# Makes .venv beside this file and installs what requirements.txt lists, with uv where it is there and pip otherwise.
+# Makes .venv beside this file and installs what Encore needs, with uv where it is there and pip otherwise: the versions
+# that requirements.lock lists, each file compared with its hash.
 #   ./setup_venv.sh          what training needs
-#   ./setup_venv.sh dev      what the tests and checks need as well
+#   ./setup_venv.sh dev      what the tests and checks need as well (requirements-dev.lock)
+#   ./setup_venv.sh newest   likewise (dev newest), but the newest versions that requirements.txt allows, without hashes
 # A stamp in .venv, written last, says what is installed: a second run does nothing, an interrupted one starts anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))'
-requirements=requirements.txt
-[ "${1:-}" != dev ] || requirements=requirements-dev.txt
 
 fail() {
     printf 'error: %s\n' "$@" >&2
     exit 2
 }
 
+dev="" kind=lock
+for argument in "$@"; do
+    case $argument in
+    dev) dev=-dev ;;
+    newest) kind=txt ;;
+    *) fail "$argument: unknown; give dev, newest, both or nothing" ;;
+    esac
+done
+requirements=requirements$dev.$kind
+
 # stamp_of FILE: what the stamp must say; it changes with Python's version and the requirements.
 stamp_of() {
-    local files=(requirements.txt)
-    [ "$1" = requirements.txt ] || files+=("$1")
+    local files=("$1")
+    [ "$1" != requirements-dev.txt ] || files+=(requirements.txt)
     .venv/bin/python -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' && cat "${files[@]}" | sha256sum
 }
 
@@ -83,17 +93,20 @@ clean_settings() {
 }
 
 install() {
-    local installer=(.venv/bin/python -m pip install)
+    local installer=(.venv/bin/python -m pip install) how=(--require-hashes) done_for
+    [ "$kind" = lock ] || how=(--upgrade)
     clean_settings
     have_uv && installer=(uv pip install --python .venv/bin/python)
     echo "Installing $requirements into .venv; the first time this downloads several GB."
     # The mark stays where the install is cut short: what lies half unpacked then is not built upon.
     touch .venv/.installing
     rm -f .venv/.installed-*
-    "${installer[@]}" -r "$requirements" ||
+    "${installer[@]}" "${how[@]}" -r "$requirements" ||
         fail "could not install $requirements, see above; check the network and the disk (8 GB), and run this again"
-    stamp_of requirements.txt >.venv/.installed-requirements.txt
-    stamp_of "$requirements" >".venv/.installed-$requirements"
+    # What the tests need is enough for training, and the newest versions are left alone until the locked ones change.
+    for done_for in "requirements.$kind" "$requirements" requirements.lock "requirements$dev.lock"; do
+        stamp_of "$done_for" >".venv/.installed-$done_for"
+    done
     rm .venv/.installing
 }
 

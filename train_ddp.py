@@ -1,8 +1,13 @@
 #!/usr/bin/env python3
 """Trains a model to continue music: parses the flags and starts one worker per rank."""
 
-from encore.commands.train import app
-from encore.config import cli
+import signal
 
 if __name__ == "__main__":
+    # The imports take seconds; Ctrl-C during them just ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    from encore.commands.train import app
+    from encore.config import cli
+
     cli.run(app)

@@ -23,13 +23,14 @@ import numpy as np
 import soundfile
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import save_file
 from torch.utils.data import DataLoader
 
 from encore.codecs import Codec
 from encore.data import find_pairs, segment_frames
-from encore.data.dataset import EpochSampler, PairDataset, collate
+from encore.data.dataset import Division, EpochSampler, PairDataset, collate
 from encore.data.latent_cache import LatentCache
+from encore.data.latent_shards import write_shard
+from encore.data.latent_statistics import LatentStatistics
 from encore.data.segments import Segments
 from encore.data.shards import SHARD_BYTES, ShardIndex, ShardWriter
 
@@ -97,7 +98,7 @@ def make_latents(segments: Segments, folder: Path) -> None:
     for first in range(0, len(segments), PER_LATENT_SHARD):
         digests = segments.digests[first : first + PER_LATENT_SHARD]
         named = {digest.tobytes().hex(): values for digest, values in zip(digests, latents, strict=False)}
-        save_file(named, folder / f"latents-{first:08d}.safetensors")
+        write_shard(folder, named)
 
 
 def measure(folder: Path) -> dict[str, float]:
@@ -113,7 +114,7 @@ def measure(folder: Path) -> dict[str, float]:
     pairs = find_pairs(folder, RATE)
     lap("find")
     segments = pairs["train"].segments
-    cache, numbers = LatentCache.open(folder / ".latents", codec.identity, segments), np.arange(len(segments))
+    cache, numbers = LatentCache.open(folder / ".latents", codec, segments), np.arange(len(segments))
     new = segments.unhashed(numbers)
     cache.know(new, segments.hash(new))
     segments.remember(folder / ".latents")
@@ -121,10 +122,12 @@ def measure(folder: Path) -> dict[str, float]:
     lap("open")
     assert not len(cache.missing(numbers))
     lap("missing")
-    cache.statistics(pairs["train"].inputs)
+    statistics = LatentStatistics(cache, pairs["train"].inputs)
+    if statistics.stored() is None:
+        statistics.store(*statistics.of_sums(statistics.sums()))
     lap("statistics")
     data = PairDataset(pairs["train"], cache, codec, segment_frames(pairs, codec.hop_length))
-    sampler = EpochSampler(len(data), BATCH, 1, 0, 1, seed=0)
+    sampler = EpochSampler(len(data), Division(BATCH, 1, BATCH), 0, seed=0)
     batch = next(iter(DataLoader(data, batch_sampler=sampler, collate_fn=collate)))
     assert len(batch) == BATCH
     lap("batch")

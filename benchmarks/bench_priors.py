@@ -125,7 +125,7 @@ def chosen(pairs: Mapping[str, Pairs], split: str, items: int | None, codec: Cod
     """Some pairs of a split, encoded."""
     every = pairs[split]
     some = every.take(spread(range(len(every)), len(every) if items is None else items))
-    cache = LatentCache.open(folder, codec.identity, some.segments)
+    cache = LatentCache.open(folder, codec, some.segments)
     cache.complete(np.unique(some.numbers), codec, torch.device("cpu"))
     return PairDataset(some, cache, codec, segment_frames(pairs, codec.hop_length))
 

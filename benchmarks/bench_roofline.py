@@ -6,7 +6,8 @@ Measures the rate of matrix products (float32, bfloat16) and the memory's bandwi
 of a real step (`benchmarks/step_case.py`), and prints the time that they take at that rate beside the part's own:
 
 - transformer: its matrix products, attention's included, at the rate of one large product;
-- decoder: its convolutions and its LSTM, each alone with the step's shapes, forward and backward to the input;
+- decoder: its convolutions and its LSTM, each alone with the step's shapes, forward and backward to the input, and
+  its matrix products at the rate of one large product;
 - losses: what their Fourier transforms read and write, at the memory's bandwidth.
 
 With `--device cuda` also with `--compile true`, and times are by the clock; on the CPU they are processor seconds.
@@ -135,9 +136,11 @@ def floors(cost: StepCost, rates: Rates, decoding: Decoding) -> dict[str, tuple[
         found[part] = f"{flops / 1e9:,.2f} GFLOP", flops / rates.float32, flops / rates.bfloat16
     for part, seconds in (("decoder forward", decoding.forward), ("decoder backward", decoding.backward)):
         flops = cost.counted.get(part, {}).get("flops", 0.0)
-        found[part] = f"{flops / 1e9:,.2f} GFLOP, LSTM", seconds, seconds
-    moved = cost.counted.get("losses", {}).get("fft_bytes", 0.0)
-    found["losses"] = f"{moved / 1e9:.2f} GB of Fourier transforms", moved / rates.memory, moved / rates.memory
+        seconds += max(0.0, flops - decoding.convolution_flops) / rates.float32
+        found[part] = f"{flops / 1e9:,.2f} GFLOP, LSTM if it has one", seconds, seconds
+    for part in ("losses", "targets' spectra"):
+        moved = cost.counted.get(part, {}).get("fft_bytes", 0.0)
+        found[part] = f"{moved / 1e9:.2f} GB of Fourier transforms", moved / rates.memory, moved / rates.memory
     return found
 
 

@@ -33,15 +33,18 @@ import torch
 mark()
 import encore.commands.train_worker as worker
 mark()
+from encore.training.step import Step
 from encore.training.trainer import Trainer
-target, profile = sys.argv[1], None
+target, profile, trainers = sys.argv[1], None, []
 if target:
     import cProfile
     profile = cProfile.Profile()
 
-def marked(name, before=False, last=False):
-    function = getattr(Trainer, name)
+def marked(kind, name, before=False, last=False):
+    function = getattr(kind, name)
     def wrapped(self, *arguments):
+        if kind is Trainer:
+            trainers.append(self)
         if before:
             mark()
         result = function(self, *arguments)
@@ -51,21 +54,21 @@ def marked(name, before=False, last=False):
             if profile:
                 profile.disable()
                 profile.dump_stats(target)
-            if self.tracker is not None:
-                self.tracker.close("KILLED")
+            if trainers[0].tracker is not None:
+                trainers[0].tracker.close("KILLED")
             mark()
             print(json.dumps(marks), file=sys.stderr, flush=True)
             os._exit(0)
         return result
-    setattr(Trainer, name, wrapped)
+    setattr(kind, name, wrapped)
 
-from encore.training import trainer
-from_config, build_state = trainer.Trainer.from_config, trainer.build_state
-trainer.Trainer.from_config = lambda *arguments: (mark(), from_config(*arguments))[1]
-trainer.build_state = lambda *arguments: (mark(), build_state(*arguments))[1]
-marked("start_run", before=True)
-marked("train_epoch", before=True)
-marked("apply_step", last=True)
+from encore.training import build
+from_config, build_state = Trainer.from_config, build.build_state
+Trainer.from_config = lambda *arguments: (mark(), from_config(*arguments))[1]
+build.build_state = lambda *arguments: (mark(), build_state(*arguments))[1]
+marked(Trainer, "start_run", before=True)
+marked(Trainer, "train_epoch", before=True)
+marked(Step, "apply", last=True)
 if profile:
     profile.enable()
 sys.argv[1:] = sys.argv[2:]

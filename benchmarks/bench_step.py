@@ -37,6 +37,7 @@ PARTS = (
     "decoder forward",
     "decoder backward",
     "losses",
+    "targets' spectra",
     "optimiser",
     "rest",
 )

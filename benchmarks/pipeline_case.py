@@ -199,7 +199,7 @@ def train_encore(options: argparse.Namespace, clock: Clock) -> Course:
             stop.number = 1  # the run ends with this step
 
     os.environ.update(ONE_RANK)
-    with distributed.start() as ranks, TrainConsole(False) as console:
+    with distributed.start(10.0) as ranks, TrainConsole(False) as console:
         trainer = MeasuredTrainer.from_config(TrainConfig.from_flags(encore_flags(options)), ranks, console)
         handle = register_optimizer_step_post_hook(step_done)
         trainer.fit(stop)

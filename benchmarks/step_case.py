@@ -19,7 +19,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 TRANSFORMER, DECODERS = "ContinuationTransformer", ("SEANetDecoder", "StarterDecoder")  # told apart by class
+SPECTRA = ("Transform", "Magnitude")  # autograd functions of losses/dsp/stft.py
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 Measures = dict[str, float]
 
@@ -117,11 +120,29 @@ class StepMeter:
             used[name] += value - self.last.get(name, 0.0)
         self.part, self.last = part, measures
 
+    def _part_targets(self) -> None:
+        """Makes the spectra of signals without a gradient, which are the targets', a part of their own."""
+        spectra = sys.modules.get("losses.dsp.stft")
+        for name in SPECTRA:
+            apply = getattr(getattr(spectra, name, None), "apply", None)
+            if apply is not None and not isinstance(apply, partial):  # None in other versions, partial once replaced
+                setattr(spectra, name, SimpleNamespace(apply=partial(self._of_target, apply)))
+
+    def _of_target(self, function: Callable[..., Tensor], first: Tensor, *arguments: Any) -> Tensor:
+        before = self.part
+        if before != "losses" or first.requires_grad:
+            return function(first, *arguments)
+        self.enter("targets' spectra")
+        result = function(first, *arguments)
+        self.enter(before)
+        return result
+
     def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         kind = type(module).__name__
         if kind == TRANSFORMER:
             self.enter("transformer forward")
         elif kind in DECODERS:
+            self._part_targets()
             self.enter("decoder forward")
             if self.done == self.warmup + self.steps:
                 self.decoded.append(list(inputs[0].shape))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -12,6 +14,10 @@ class EncoreError(Exception):
 
     The entry points print it without a traceback and exit with status 2.
     """
+
+
+class RestartError(EncoreError):
+    """An error that a new start mends: what was damaged has been removed, and is made again."""
 
 
 def listing(problems: Sequence[str], most: int = 10) -> str:
@@ -33,4 +39,21 @@ def make_folder(folder: Path, flag: str) -> None:
     except OSError as error:
         raise EncoreError(
             f"{flag} {folder}: cannot be written to ({error.strerror or error}); name another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def disk_space(path: Path, what: str) -> Iterator[None]:
+    """A block that writes `what` to a file.
+
+    Raises:
+        EncoreError: there is no space for it: the disk or the user's quota is full, or files may not be that large.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise EncoreError(
+            f"{path}: no space for {what} ({error.strerror}); make space there, or name another folder"
         ) from error

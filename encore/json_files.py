@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from encore.errors import disk_space
+
 
 def read_json(path: Path) -> Any:
     """The content of a file; None if it does not exist.
@@ -24,11 +26,12 @@ def write_json(path: Path, content: Any) -> None:
     The name has the process's number in it, as several may write the same file at once.
 
     Raises:
-        OSError: it cannot be written.
+        EncoreError: the disk is full.
+        OSError: it cannot be written for another reason.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with disk_space(path, "this file"), open(temporary, "w", encoding="utf-8") as file:
             json.dump(content, file)
             file.flush()
             os.fsync(file.fileno())

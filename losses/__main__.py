@@ -26,6 +26,7 @@ USER_ERROR = 2
 WIDTH = 120  # columns of output that goes to a file or pipe
 NARROW = 100  # below so many columns long names are broken into two lines
 SAMPLE_RATE, SECONDS = 24000, 1.0
+MOST_SECONDS, MOST_HERTZ = 86_400, 1_000_000
 MOST_SAMPLES = 10_000_000  # fits into the memory of a small machine, whatever the loss
 
 app = typer.Typer(
@@ -60,10 +61,10 @@ def main(
         refuse(f"--device {device}: must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         refuse("--device cuda: torch finds no CUDA device; use --device cpu")
-    if seconds is not None and not 0 < seconds < math.inf:
-        refuse(f"--seconds {seconds:g}: must be above 0")
-    if sample_rate is not None and sample_rate < 1:
-        refuse(f"--sample_rate {sample_rate}: must be above 0")
+    if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+        refuse(f"--seconds {seconds:g}: must be above 0, and at most {MOST_SECONDS}")
+    if sample_rate is not None and not 1 <= sample_rate <= MOST_HERTZ:
+        refuse(f"--sample_rate {sample_rate}: must be above 0, and at most {MOST_HERTZ}")
     place = torch.device(device)
     material = signals(console, input_, target, sample_rate, seconds)
     pairs = {name: (p.to(place), t.to(place)) for name, (p, t) in material.pairs.items()}

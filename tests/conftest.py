@@ -56,17 +56,12 @@ MODULES = {
     "encore.tracking": "encore.tracking.__main__",
     "losses": "losses.__main__",
 }
-# What commands import only when they need it; the process that makes the forks has it before it makes one.
-MLFLOW = (
+# What commands import only when they need it.
+LATE_IMPORTS = (
+    *("torch._dynamo", "encore.reporting.spectrograms", "librosa.feature", "librosa.onset"),
     *("mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store", "mlflow.system_metrics.system_metrics_monitor"),
     *("alembic.command", "sqlalchemy.dialects.sqlite"),
 )
-LATE_IMPORTS = {
-    "train_worker.py": ("torch._dynamo", "encore.reporting.spectrograms", *MLFLOW),
-    "evaluate.py": (*MLFLOW, "librosa.feature", "librosa.onset"),
-    "step_case.py": ("torch._dynamo", "encore.commands.train_worker"),
-    "rank": ("torch._dynamo",),
-}
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 Finished = subprocess.CompletedProcess[str]
@@ -121,6 +116,7 @@ def call_command() -> Command:
                 status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if name == "train_worker.py":
             gc.collect()  # ends the threads of its process group
+            gc.freeze()  # what is left stays; the next collection would go through it again, in 0.2 s
         return subprocess.CompletedProcess(argv, status, output.getvalue(), errors.getvalue())
 
     return call
@@ -246,12 +242,6 @@ def serve(jobs: int, answers: int) -> NoReturn:
         with os.fdopen(jobs) as lines, os.fdopen(answers, "w") as out:
             for line in lines:
                 children, jobs_of_line = [], json.loads(line)
-                script = jobs_of_line[0]["argv"][0]
-                for name in (
-                    *LATE_IMPORTS.get(Path(script).name, ()),
-                    *([MODULES[script]] if script in MODULES else []),
-                ):
-                    importlib.import_module(name)
                 for job in jobs_of_line:
                     children.append(os.fork())
                     if not children[-1]:
@@ -311,6 +301,9 @@ def tries(pytestconfig: pytest.Config) -> int:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if not session.config.option.collectonly:
+        if any("forks" in getattr(item, "fixturenames", ()) for item in session.items):
+            for name in (*MODULES.values(), *LATE_IMPORTS):
+                importlib.import_module(name)  # once, for this process and all forks
         gc.collect()
         gc.freeze()  # what is imported stays: going through it again and again would take a tenth of all time
         FORKS.append(Forks())
@@ -434,7 +427,7 @@ def trained_flags(train_flags: list[object]) -> list[object]:
 @pytest.fixture(scope="session")
 def regression_flags(trained_flags: list[object]) -> list[object]:
     """Flags of the run `trained_regression`."""
-    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0, "--lr", 3e-3]
+    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0, "--lr", 3e-3, "--precision", "fp32"]
 
 
 @pytest.fixture(scope="session")

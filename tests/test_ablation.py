@@ -118,9 +118,9 @@ def test_a_problem_of_every_run_is_reported_once(tmp_path: Path) -> None:
     grid = Grid("g.yaml", {"epochs": 0}, {"a": {"lr": 0.0}, "b": {}})
     lines = problems_of(configurations, grid, tmp_path, {})
     assert [line.partition(";")[0] for line in lines] == [
-        "g.yaml: --epochs 0: must be a finite number of at least 1",
+        "g.yaml: --epochs 0: must be a whole number from 1 to 1000000000",
         "g.yaml: --dataset_folder: missing",
-        "g.yaml: runs: a: --lr 0: must be above 0",
+        "g.yaml: runs: a: --lr 0.0: must be a number from 1e-12 to 1e+30",
     ]
     assert "runs: is empty" in problems_of(configurations, Grid("g.yaml", {}, {}), tmp_path, {})[0]
 

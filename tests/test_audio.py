@@ -11,7 +11,15 @@ import pytest
 import soundfile
 import torch
 
-from encore.audio import check_complete, find_audio_files, read_audio, to_channels, write_wav
+from encore.audio import (
+    audio_length,
+    check_complete,
+    find_audio_files,
+    read_audio,
+    read_excerpt,
+    to_channels,
+    write_wav,
+)
 from encore.errors import EncoreError
 
 
@@ -132,3 +140,35 @@ def test_a_hidden_folder_above_the_music_does_not_matter(tmp_path: Path) -> None
     (tmp_path / ".cache/music").mkdir(parents=True)
     (tmp_path / ".cache/music/a.wav").write_bytes(b"")
     assert len(find_audio_files(tmp_path / ".cache/music")) == 1
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    write_wav(path, torch.full((1, 24_000), 0.5), 24_000)
+    assert audio_length(path, 48_000) == 48_000
+    assert read_audio(path, 24_000, 1).shape == read_excerpt(path, 24_000, 1, 0, 24_000).shape == (1, 24_000)
+    path.write_bytes(b"RIFF" + bytes(100))
+    with pytest.raises(EncoreError, match="cannot be read as audio .Format not recognised"):
+        read_audio(path, 24_000, 1)
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    for path in (tmp_path / "a.wav", Path("/dev/zero")):
+        with pytest.raises(EncoreError, match=f"^{path}: cannot be read as audio .not a file"):
+            read_audio(path, 24_000, 1)
+
+
+def test_an_rf64_that_is_truncated_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, sine(440, 1, 24_000), 24_000, format="RF64")
+    assert read_audio(path, 24_000, 1).shape == (1, 24_000)
+    os.truncate(path, os.path.getsize(path) - 1000)
+    with pytest.raises(EncoreError, match="truncated"):
+        read_audio(path, 24_000, 1)
+
+
+def test_a_wav_of_more_parts_than_any_has(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF\xff\xff\xff\x7fWAVE" + b"note\0\0\0\0" * 20_000)
+    with pytest.raises(EncoreError, match="has more than 10000 parts"):
+        check_complete(tmp_path / "a.wav")

@@ -22,12 +22,18 @@ Benchmark = Callable[..., str]
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Benchmark:
-    """Runs a benchmark's command line within this process: what it prints."""
+def benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forks: Forks
+) -> Benchmark:
+    """Runs a benchmark's command line within this process, and the steps that it measures in forks: what it prints."""
+
+    def fork(program: list[str], *, cwd: Path, env: dict[str, str], **unused: Any) -> Finished:
+        return forks(program[1], *program[2:], cwd=cwd, env=env)
 
     def run(module: ModuleType, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setattr(bench_step, "subprocess", SimpleNamespace(run=fork))
         with unchanged_process(ROOT, {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}):
             module.main()
         return capsys.readouterr().out
@@ -36,13 +42,7 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 @pytest.mark.slow
-def test_step_prints_every_part_and_the_ratio_to_another_checkout(
-    benchmark: Benchmark, forks: Forks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fork(program: list[str], *, cwd: Path, env: dict[str, str], **unused: Any) -> Finished:
-        return forks(program[1], *program[2:], cwd=cwd, env=env)
-
-    monkeypatch.setattr(bench_step, "subprocess", SimpleNamespace(run=fork))
+def test_step_prints_every_part_and_the_ratio_to_another_checkout(benchmark: Benchmark) -> None:
     tiny = ("--d_model", 32, "--num_layers", 1, "--steps", 1, "--repeats", 1)
     cases = ("--cases", "1x2", "--lengths", "1,2", "--against", ROOT, "--", *SMALL)
     output = benchmark(bench_step, *tiny, *cases)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 
 from encore.codecs import Codec, load_codec
 from encore.codecs.elu import ELU
+from encore.codecs.encodec import PRETRAINED, _pretrained_state
 from encore.codecs.padding import ReflectConv1d, reflect
 from encore.codecs.starter.network import Architecture, StarterDecoder, StarterEncoder
 from encore.codecs.starter.weights import STARTER_WEIGHTS, load_codec_file, save_codec
@@ -202,6 +205,53 @@ def test_a_download_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch, tmp
         load_codec("encodec_24khz")
     for part in ("could not be downloaded", "encodec_24khz-d7cc33bc.th", "--codec_repository", "--codec starter"):
         assert part in str(caught.value)
+
+
+class Evil:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, made: Path):
+        self.made = made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.made),))
+
+
+def test_a_file_planted_in_the_cache_runs_no_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / PRETRAINED["encodec_24khz"]
+    cached.parent.mkdir(parents=True)
+    torch.save(Evil(tmp_path / "made"), cached)
+    with pytest.raises(EncoreError, match=f"{cached} is damaged .checksum., and .* could not be downloaded"):
+        load_codec("encodec_24khz")
+    # Nor does one whose name carries the right checksum.
+    digest = hashlib.sha256(cached.read_bytes()).hexdigest()
+    renamed = cached.rename(cached.with_name(f"encodec_24khz-{digest[:8]}.th"))
+    with pytest.raises(EncoreError, match=f"--codec encodec_24khz: {renamed} holds no weights .*posix.mkdir"):
+        load_codec("encodec_24khz", renamed.parent)
+    # A name without a checksum is no promise.
+    renamed.rename(renamed.with_name("encodec_24khz-.th"))
+    with pytest.raises(EncoreError, match="no encodec_24khz-d7cc33bc.th in it"):
+        load_codec("encodec_24khz", renamed.parent)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = {"a": torch.arange(3.0)}
+    torch.save(weights, tmp_path / "weights")
+    name = f"encodec_24khz-{hashlib.sha256((tmp_path / 'weights').read_bytes()).hexdigest()[:8]}.th"
+    (tmp_path / "weights").rename(tmp_path / name)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(PRETRAINED, "encodec_24khz", name)
+    monkeypatch.setattr("encore.codecs.encodec.ROOT_URL", tmp_path.as_uri() + "/")
+    cached = tmp_path / "home" / "hub" / "checkpoints" / name
+    for _ in range(2):
+        assert torch.equal(_pretrained_state("encodec_24khz", None)["a"], weights["a"])
+        cached.write_bytes(cached.read_bytes()[:-100])
+    (tmp_path / name).write_bytes(b"another file")
+    with pytest.raises(EncoreError, match=f"{cached} is damaged .* could not be downloaded .invalid hash value"):
+        _pretrained_state("encodec_24khz", None)
 
 
 def test_the_fast_elu_is_pytorchs_with_its_gradients() -> None:

@@ -317,11 +317,11 @@ def test_a_folder_of_songs_is_continued_and_a_bad_file_is_named(
         ({"--input": "{text}"}, ["{text}: cannot be read as audio"]),
         ({"--start": 4.1}, ["--start 4.1: ", "ends at 4.00 s"]),
         ({"--start": 0.4}, ["0.40 s long", "at least 1.00 s"]),
-        ({"--start": -1, "--seconds": 0}, ["--seconds 0: must be", "--start -1: must be"]),
+        ({"--start": -1, "--seconds": 0}, ["--seconds 0.0: must be", "--start -1.0: must be"]),
         ({"--seconds": "nan"}, ["--seconds nan: must be"]),
         (
             {"--candidates": 0, "--seed": -1},
-            ["--candidates 0: must be a finite number of at least 1", "--seed -1: must be"],
+            ["--candidates 0: must be a whole number from 1 to 1024", "--seed -1: must be"],
         ),
         ({"--seed": 2**32}, ["--seed 4294967296: must be"]),
         ({"--temperature": -1}, ["--temperature -1.0: must be"]),

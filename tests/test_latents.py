@@ -12,9 +12,9 @@ import torch
 
 from encore.codecs import Codec, load_codec
 from encore.data.latent_cache import LatentCache
+from encore.data.latent_statistics import LatentStatistics
 from encore.data.segments import AudioFiles
-from encore.errors import EncoreError
-from tests.conftest import SAMPLE_RATE, melody
+from tests.conftest import SAMPLE_RATE, melody, random_seanet
 
 CPU = torch.device("cpu")
 
@@ -32,15 +32,15 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def opened(folder: Path, identity: str, files: list[Path]) -> LatentCache:
+def opened(folder: Path, codec: Codec, files: list[Path]) -> LatentCache:
     segments = AudioFiles.of_paths(files[0].parent, files)
     assert not segments.check(SAMPLE_RATE, folder)
-    return LatentCache.open(folder, identity, segments)
+    return LatentCache.open(folder, codec, segments)
 
 
 def filled(folder: Path, codec: Codec, files: list[Path]) -> tuple[LatentCache, int]:
     """The cache with all latents, and how many it lacked."""
-    cache = opened(folder, codec.identity, files)
+    cache = opened(folder, codec, files)
     lacking = len(lacking_of(cache))
     cache.complete(np.arange(len(files)), codec, CPU)
     return cache, lacking
@@ -81,7 +81,7 @@ def test_equal_content_is_encoded_once_under_any_name(tmp_path: Path, codec: Cod
 
 def test_another_codec_has_its_own_latents(tmp_path: Path, codec: Codec, files: list[Path]) -> None:
     filled(tmp_path / "cache", codec, files)
-    other = opened(tmp_path / "cache", "another", files)
+    other = opened(tmp_path / "cache", random_seanet(), files)
     assert lacking_of(other) == [0, 1, 2]
 
 
@@ -90,14 +90,24 @@ def test_statistics_are_those_of_all_frames(tmp_path: Path, codec: Codec, files:
     soundfile.write(files[2], melody(1.5, 7), SAMPLE_RATE)
     cache, _ = filled(tmp_path / "cache", codec, files)
     numbers = np.array([0, 1, 2, 1])
-    mean, deviation = cache.statistics(numbers)
+    measured = LatentStatistics(cache, numbers)
+    assert measured.stored() is None
+    mean, deviation = measured.of_sums(measured.sums(0, 2) + measured.sums(1, 2))
     frames = torch.cat([cache.load(number).double() for number in numbers.tolist()], dim=1)
     assert torch.allclose(mean.double(), frames.mean(1), atol=1e-5)
     assert torch.allclose(deviation.double(), frames.std(1, correction=0), atol=1e-5)
-    assert len(list(cache.folder.glob("statistics-*"))) == 1
-    for shard in cache.folder.glob("latents-*"):
-        shard.unlink()
-    again = cache.statistics(numbers)
-    assert torch.equal(again[0], mean) and torch.equal(again[1], deviation)
-    with pytest.raises(EncoreError, match="damaged or removed"):
-        cache.statistics(numbers[:2])
+    measured.store(mean, deviation)
+    again = LatentStatistics(cache, numbers).stored()
+    assert again is not None and torch.equal(again[0], mean) and torch.equal(again[1], deviation)
+    assert LatentStatistics(cache, numbers[:2]).stored() is None
+
+
+def test_statistics_of_many_segments_are_those_of_some_spread_evenly(
+    tmp_path: Path, codec: Codec, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encore.data.latent_statistics.MOST", 2)
+    cache, _ = filled(tmp_path / "cache", codec, files)
+    measured = LatentStatistics(cache, np.array([2, 0, 1, 0]))
+    mean, _ = measured.of_sums(measured.sums())
+    assert measured.numbers.tolist() == [2, 1]
+    assert torch.allclose(mean, torch.cat([cache.load(2), cache.load(1)], 1).float().mean(1), atol=1e-5)

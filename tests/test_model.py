@@ -357,7 +357,7 @@ def test_weight_decay_is_for_matrices_only(model: ContinuationTransformer) -> No
 
 
 def test_warm_up_then_cosine_to_zero() -> None:
-    schedule = Schedule("cosine", peak=2.0, warmup_steps=4, total_steps=24)
+    schedule = Schedule("cosine", peak=2.0, warmup=4, total=24)
     assert [schedule.lr(step) for step in range(4)] == pytest.approx([0.5, 1.0, 1.5, 2.0])
     assert schedule.lr(14) == pytest.approx(1.0)
     assert schedule.lr(24) == pytest.approx(0.0, abs=1e-12)

@@ -11,7 +11,7 @@ import torch
 
 from encore.codecs import load_codec
 from encore.data import PairFrames, find_pairs, segment_frames
-from encore.data.dataset import EpochSampler, PairDataset, collate
+from encore.data.dataset import Division, EpochSampler, PairDataset, collate
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
 from tests.conftest import SAMPLE_RATE, Command, Forks, write_pairs
@@ -134,7 +134,7 @@ def test_items_are_the_cached_latents_and_the_waveforms(folder: Path) -> None:
     codec = load_codec("starter")
     pairs = find_pairs(folder, SAMPLE_RATE)
     segments = pairs["train"].segments
-    cache = LatentCache.open(folder / ".latents", codec.identity, segments)
+    cache = LatentCache.open(folder / ".latents", codec, segments)
     cache.complete(np.arange(len(segments)), codec, torch.device("cpu"))
     data = PairDataset(pairs["train"], cache, codec, PairFrames(30, 30))
     batch = collate([data[0], data[2]])
@@ -176,23 +176,51 @@ def test_inputs_may_be_longer_than_outputs_and_test_is_optional(folder: Path) ->
     assert list(find_pairs(folder, SAMPLE_RATE)) == ["train", "val"]
 
 
+def served(
+    division: Division, items: int = 23, epoch: int = 0, done: int = 0, steps: int | None = None
+) -> list[list[int]]:
+    """The pairs of each step of an epoch, of all ranks; every batch is checked for its size."""
+    ranks = []
+    for rank in range(division.ranks):
+        sampler = EpochSampler(items, division, rank, seed=5)
+        sampler.start_at(epoch, done)
+        batches = list(sampler)
+        assert len(batches) == sampler.steps(done) * division.accumulation
+        assert all(0 < len(batch) <= division.batch_size for batch in batches)
+        size = division.accumulation
+        ranks.append([sum(batches[n : n + size], []) for n in range(0, len(batches), size)])
+    return [sum(parts, []) for parts in zip(*ranks, strict=True)][:steps]
+
+
 def test_ranks_share_an_epoch_without_overlap_and_orders_differ_between_epochs() -> None:
-    samplers = [EpochSampler(23, 2, 2, rank, 3, seed=5) for rank in range(3)]
-    assert samplers[0].steps == 1
-    orders = []
-    for epoch in range(2):
-        batches = []
-        for sampler in samplers:
-            sampler.start_at(epoch, 0)
-            batches += list(sampler)
-        orders.append([index for batch in batches for index in batch])
-        assert len(orders[-1]) == len(set(orders[-1])) == 12
+    division = Division.of(ranks=3, batch_size=2, accumulation=2, global_batch_size=None)
+    assert division.pairs == 12
+    orders = [served(division, epoch=epoch) for epoch in range(2)]
+    assert [len(steps) for steps in orders] == [1, 1]
+    assert all(len(set(step)) == 12 for steps in orders for step in steps)
     assert orders[0] != orders[1]
 
 
-def test_an_epoch_resumes_where_it_was_interrupted() -> None:
-    sampler = EpochSampler(20, 2, 2, 1, 2, seed=0)
-    sampler.start_at(4, 0)
-    whole = list(sampler)
-    sampler.start_at(4, 1)
-    assert list(sampler) == whole[2:]
+@pytest.mark.parametrize(("ranks", "batch_size"), [(1, 6), (1, 2), (2, 2), (3, 1), (4, 2), (5, 4), (6, 1)])
+def test_a_step_has_the_same_pairs_for_any_number_of_ranks(ranks: int, batch_size: int) -> None:
+    division = Division.of(ranks, batch_size, 1, global_batch_size=6)
+    assert served(division) == served(Division(6, 1, 6))
+    sizes = [sum(part.stop - part.start for part in division.batches(rank)) for rank in range(ranks)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_an_epoch_is_continued_after_any_pair_with_other_ranks_and_batches() -> None:
+    """No pair is repeated or left out."""
+    order = sum(served(Division(1, 1, 1), items=40), [])
+    first, second, third = Division(6, 2, 3), Division(10, 3, 2), Division(4, 1, 1)
+    used = sum(served(first, 40, steps=2), [])
+    used += sum(served(second, 40, done=12, steps=2), [])
+    used += sum(served(third, 40, done=32), [])
+    assert used == order and sorted(used) == list(range(40))
+    assert EpochSampler(40, second, 0, seed=5).steps(done=32) == 0
+
+
+@pytest.mark.parametrize(("pairs", "ranks", "batch_size"), [(2, 3, 8), (4, 3, 1)])
+def test_a_global_batch_that_leaves_a_rank_without_pairs_is_refused(pairs: int, ranks: int, batch_size: int) -> None:
+    with pytest.raises(EncoreError, match=f"^--global_batch_size {pairs}: there are {ranks} ranks; it must be"):
+        Division.of(ranks, batch_size, 1, pairs)

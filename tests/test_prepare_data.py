@@ -283,7 +283,7 @@ def test_unusable_files_are_listed_and_the_rest_is_prepared(music: Path, tmp_pat
     nan[30_000] = np.nan
     soundfile.write(music / "nan.wav", nan, 24_000, subtype="FLOAT")
     tune(music / "short.wav", 1.5)
-    (music / os.fsdecode(b"latin\xe9.wav")).write_bytes(whole)
+    (music / os.fsdecode(b"latin\xe9.wav")).write_bytes(whole[:100])
     text = prepare(music, tmp_path / "pairs")
     assert "Files that cannot be read: 5" in text
     for start in (
@@ -291,7 +291,7 @@ def test_unusable_files_are_listed_and_the_rest_is_prepared(music: Path, tmp_pat
         "text.flac: cannot be read as audio",
         "cut [1].wav: truncated",
         "nan.wav: holds NaN",
-        "latin\ufffd.wav: its name is not UTF-8; rename it",
+        "latin\ufffd.wav: truncated",  # a name need not be UTF-8
     ):
         assert f"\n  {start}" in text
     assert "Files left out: 1\n  short.wav: 1.50 s long, shorter than an input and an output, 2 s" in text
@@ -326,17 +326,17 @@ def test_an_output_folder_that_is_not_empty_is_left_alone(music: Path, tmp_path:
         prepare(music, tmp_path / "pairs", "--val_fraction", "1.5")
     # All problems are reported together.
     assert "pairs: already holds files; name another folder, or delete this one first" in str(refused.value)
-    assert "--val_fraction 1.5: must be between 0 and 1" in str(refused.value)
+    assert "--val_fraction 1.5: must be a number from 1e-09 to 0.999" in str(refused.value)
     assert contents(tmp_path / "pairs") == before
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--segment_seconds", "0"), "--segment_seconds 0.0: must be a finite number of at least 0.2"),
-        (("--segment_seconds", "nan"), "--segment_seconds nan: must be a finite number of at least 0.2"),
-        (("--min_rms", "-1"), "--min_rms -1.0: must be a finite number of at least 0"),
-        (("--val_fraction", "0"), "--val_fraction 0.0: must be between 0 and 1"),
+        (("--segment_seconds", "0"), "--segment_seconds 0.0: must be a number from 0.2 to "),
+        (("--segment_seconds", "nan"), "--segment_seconds nan: must be a number from 0.2 to "),
+        (("--min_rms", "-1"), "--min_rms -1.0: must be a number from 0 to 0.999"),
+        (("--val_fraction", "0"), "--val_fraction 0.0: must be a number from 1e-09 to 0.999"),
         (("--test_fraction", "0.9"), "--test_fraction 0.9: with --val_fraction it leaves nothing to train on"),
         (("--context_seconds", "0.5"), "--context_seconds 0.5 --segment_seconds 1: an input must be as long"),
         (("--output", "{music}/pairs"), "lies inside the music folder"),

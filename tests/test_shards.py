@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from encore.codecs import Codec, load_codec
 from encore.commands.evaluate import open_data
 from encore.data import find_pairs, segment_frames
-from encore.data.dataset import EpochSampler, PairDataset, collate
+from encore.data.dataset import Division, EpochSampler, PairDataset, collate
 from encore.data.latent_cache import LatentCache
 from encore.errors import EncoreError
 from encore.evaluation.config import EvalConfig
@@ -60,10 +60,10 @@ def batches(folder: Path, codec: Codec) -> list[tuple[torch.Tensor, ...]]:
     """Two epochs of one rank's training batches, by a loader with a process of its own."""
     pairs = find_pairs(folder, SAMPLE_RATE)
     segments = pairs["train"].segments
-    cache = LatentCache.open(folder / ".latents", codec.identity, segments)
+    cache = LatentCache.open(folder / ".latents", codec, segments)
     cache.complete(np.arange(len(segments)), codec, CPU)
     data = PairDataset(pairs["train"], cache, codec, segment_frames(pairs, codec.hop_length), shuffle_seed=1)
-    sampler = EpochSampler(len(data), 2, 1, rank=1, world_size=2, seed=3)
+    sampler = EpochSampler(len(data), Division(4, 2, 2), rank=1, seed=3)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=collate, num_workers=1, persistent_workers=True)
     found: list[tuple[torch.Tensor, ...]] = []
     for epoch in range(2):
@@ -99,7 +99,7 @@ def test_a_segment_that_is_in_two_pairs_is_stored_and_encoded_once(prepared: dic
         assert member is not None
         samples, rate = soundfile.read(io.BytesIO(member.read()))
     assert rate == SAMPLE_RATE and np.abs(samples - melody(4.3, 2)[24000:48000]).max() < 2 / 32768
-    cache = LatentCache.open(prepared["shards"] / ".latents", codec.identity, segments)
+    cache = LatentCache.open(prepared["shards"] / ".latents", codec, segments)
     cache.complete(np.arange(20), codec, CPU)
     assert len(cache.digests) == 20 and np.array_equal(np.unique(cache.rows), np.arange(20))
 

@@ -21,14 +21,16 @@ from encore.data.dataset import PairDataset
 from encore.data.latent_cache import LatentCache
 from encore.data.pairs import PairFrames
 from encore.models.generation import GenerationConfig
+from encore.tracking import mlflow
 from encore.training.baseline_cache import key
 from encore.training.build import build_components
 from encore.training.objective import Objective
+from encore.training.step import Step
 from encore.training.synthesis import Synthesizer
 from tests.conftest import SAMPLE_RATE, Command, melody, write_pairs
 
 CPU = torch.device("cpu")
-LATER = {"mlflow", "pandas", "matplotlib", "librosa", "scipy", "jinja2", "psutil", "sqlalchemy"}
+LATER = {"mlflow", "pandas", "matplotlib", "librosa", "scipy", "jinja2", "sqlalchemy"}
 
 
 def test_launcher_and_worker_import_nothing_that_only_some_runs_need(run_program: Command) -> None:
@@ -65,6 +67,28 @@ def test_baselines_are_measured_once(
     assert len([*data.glob(".latents/*/baselines/*.json")]) == 2
 
 
+@pytest.mark.slow
+def test_the_trackers_store_is_opened_after_the_first_step(
+    train_flags: list[object], tmp_path: Path, call_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def note(place: object, name: str, event: str) -> None:
+        function = getattr(place, name)
+
+        def noted(*arguments: object) -> object:
+            events.append(event)
+            return function(*arguments)
+
+        monkeypatch.setattr(place, name, noted)
+
+    note(Step, "apply", "step")
+    note(mlflow, "connect", "opened")
+    result = call_command("train_worker.py", *train_flags, "--max_steps", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert events[0] == "step" and sorted(events) == ["opened", "step", "step"]
+
+
 @pytest.fixture(scope="module")
 def codec() -> Codec:
     return load_codec("starter")
@@ -77,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(codec: Codec, folder: Path, **settings: Any) -> Any:
     pairs = find_pairs(folder, SAMPLE_RATE)["val"]
-    cache = LatentCache.open(folder / ".latents", codec.identity, pairs.segments)
+    cache = LatentCache.open(folder / ".latents", codec, pairs.segments)
     new = pairs.segments.unhashed(pairs.numbers)
     cache.know(new, pairs.segments.hash(new))
     return SimpleNamespace(

@@ -212,7 +212,7 @@ def test_a_signal_in_the_last_step_of_a_run_does_not_leave_out_its_validation(
 
 @pytest.mark.slow
 def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
-    trained_flags: list[object], tmp_path: Path, run_command: Command, forks: Forks
+    trained_flags: list[object], tmp_path: Path, forks: Forks
 ) -> None:
     """Of two ranks one is killed, and the launcher restarts both from the last checkpoint; two are stopped and resumed.
 
@@ -221,10 +221,13 @@ def test_ranks_that_are_killed_or_stopped_reach_the_same_end(
     uninterrupted, killed, stopped = (tmp_path / name for name in ("uninterrupted", "killed", "stopped"))
     for folder in (uninterrupted, killed, stopped):
         folder.mkdir()
-    flags, last = (*trained_flags, *JSON, "--batch_size", 1, "--epochs", 2), Path("checkpoints/last.pt")
+    flags, last = (
+        (*trained_flags, *JSON, "--batch_size", 1, "--epochs", 2, "--precision", "fp32"),
+        Path("checkpoints/last.pt"),
+    )
     results = forks.ranks(2, *flags, cwd=uninterrupted)
     launch = (*flags, "--world_size", 2, "--max_restarts", 1)
-    results.append(run_command("train_ddp.py", *launch, cwd=killed, env={SIGNAL: "SIGKILL"}))
+    results.append(forks("train_ddp.py", *launch, cwd=killed, env={SIGNAL: "SIGKILL"}))
     assert f"resumed from {last} at epoch 2, step 0\n" in results[-1].stdout
     ended = forks.ranks(2, *flags, cwd=stopped, env={SIGNAL: "SIGTERM"})
     assert [rank.returncode for rank in ended] == [128 + signal.SIGTERM] * 2, [rank.stderr for rank in ended]

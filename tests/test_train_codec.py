@@ -59,9 +59,9 @@ def test_training_improves_on_the_start_and_writes_a_codec(call_command: Command
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--val_fraction", "1.5", "--lr", "0"], "--minutes, --steps: both are missing.*--val_fraction 1.5.*--lr 0"),
+        (["--val_fraction", "1.5", "--lr", "0"], "--minutes, --steps: both are missing.*--lr 0.*--val_fraction 1.5"),
         (["--steps", "1", "--coefficients", "100"], "--coefficients 100: must be a multiple of 3"),
-        (["--steps", "1", "--envelopes", "40"], "--envelopes 40: at most 36"),
+        (["--steps", "1", "--envelopes", "40"], "--envelopes 40: must be a whole number from 1 to 36"),
         (["--steps", "1", *SMALL, "--crop_seconds", "60"], "no training file is as long.*--crop_seconds"),
     ],
 )

@@ -16,6 +16,7 @@ from encore.ablation.comparison import Comparison
 from encore.ablation.plan import Plan
 from encore.ablation.runner import AblationRun, duration
 from encore.data import find_pairs
+from encore.errors import disk_space
 from encore.evaluation.metrics.registry import GOALS, MetricSpec
 from encore.evaluation.results import format_value
 from encore.inference.continuation import continue_song
@@ -47,8 +48,9 @@ def write_json(comparison: Comparison, runs: Sequence[AblationRun], run_id: str,
         "best": {metric.name: sorted(comparison.best(metric)) for metric in comparison.metrics},
     }
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with disk_space(path, "the results"):
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
 
 
 def write_report(comparison: Comparison, plan: Plan, runs: Sequence[AblationRun], path: Path) -> None:
@@ -86,7 +88,8 @@ def write_page(
         metadata=metadata,
         number=format_value,
     )
-    path.write_text(page, encoding="utf-8")
+    with disk_space(path, "the page"):
+        path.write_text(page, encoding="utf-8")
 
 
 def _row(comparison: Comparison, metric: MetricSpec) -> dict[str, Any]:

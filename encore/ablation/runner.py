@@ -19,7 +19,7 @@ from typing import Any
 from encore.ablation.grid import differences
 from encore.config import cli
 from encore.config.schema import TrainConfig
-from encore.errors import EncoreError, make_folder
+from encore.errors import EncoreError, disk_space, make_folder
 from encore.evaluation.results import Results
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -66,8 +66,9 @@ class AblationRun:
     def save(self) -> None:
         """Writes the state: to a temporary name, then renamed."""
         temporary = self.folder / "run.tmp"
-        temporary.write_text(json.dumps(asdict(self.state), indent=2) + "\n")
-        temporary.replace(self.folder / "run.json")
+        with disk_space(self.folder / "run.json", "the run's state"):
+            temporary.write_text(json.dumps(asdict(self.state), indent=2) + "\n")
+            temporary.replace(self.folder / "run.json")
 
     def results(self) -> Results:
         """The results of the evaluation."""

@@ -7,11 +7,15 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
+import io
+import re
 import urllib.error
 from pathlib import Path
 
 import torch
 from encodec import EncodecModel
+from encodec.model import ROOT_URL
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
 from torch import Tensor, nn
@@ -20,8 +24,10 @@ from encore.codecs.base import Codec, hash_tensors, register_codec
 from encore.codecs.elu import replace_elu
 from encore.codecs.padding import replace_padding
 from encore.errors import EncoreError
+from encore.tensor_files import load_tensors
 
 PRETRAINED = {"encodec_24khz": "encodec_24khz-d7cc33bc.th", "encodec_48khz": "encodec_48khz-7e698e3e.th"}
+CHECKSUM = re.compile("[0-9a-f]{8,64}")  # at the end of a file's name
 MAX_FRAMES_ON_CPU = 1500  # decoded at once: larger batches are half as fast again, limited by cache and memory
 
 
@@ -138,7 +144,7 @@ def _pretrained(name: str, model: EncodecModel, repository: Path | None, bandwid
         raise EncoreError(f"--encodec_bandwidth {bandwidth:g}: {name} has {choices} kbit/s")
     try:
         model.load_state_dict(_pretrained_state(name, repository))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise EncoreError(f"--codec {name}: the weights do not fit the model ({str(error):.200})") from error
     return SEANetCodec(
         model.encoder, model.decoder, model.sample_rate, model.channels, model.quantizer, bandwidth, model.segment
@@ -146,22 +152,58 @@ def _pretrained(name: str, model: EncodecModel, repository: Path | None, bandwid
 
 
 def _pretrained_state(name: str, repository: Path | None) -> dict[str, Tensor]:
-    file_name = PRETRAINED[name]
+    """The weights of a published model: from torch.hub's folder, where they are downloaded to, or from `repository`.
+
+    The name of their file ends in the first digits of its SHA-256, which are compared before anything is loaded. The
+    package itself unpickles the file as it is, so that a file that somebody put there could run code.
+    """
     if repository is None:
-        try:
-            return EncodecModel._get_pretrained(file_name)
-        except (urllib.error.URLError, OSError, RuntimeError) as error:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / PRETRAINED[name]
+        content = _cached(name, path)
+    else:
+        # Any file whose name carries its own checksum: the package's, or one fine-tuned from it.
+        found = [path for path in sorted(repository.glob(f"{name}-*.th")) if CHECKSUM.fullmatch(_checksum(path))]
+        if not found:
             raise EncoreError(
-                f"--codec {name}: the pretrained weights could not be downloaded ({error}). Put {file_name} into a "
-                "folder and name it with --codec_repository, or use --codec starter, which needs no network"
-            ) from error
-    # Any file whose name carries its own checksum: the package's, or one fine-tuned from it.
-    found = sorted(repository.glob(f"{name}-*.th"))
-    if not found:
+                f"--codec_repository {repository}: no {PRETRAINED[name]} in it; put it there, or use --codec starter"
+            )
+        path = found[0]
+        if (verified := _verified(path)) is None:
+            raise EncoreError(f"--codec_repository {repository}: {path.name} is damaged (checksum); download it again")
+        content = verified
+    try:
+        return load_tensors(io.BytesIO(content))
+    except ValueError as error:
+        raise EncoreError(f"--codec {name}: {path} holds no weights ({error})") from error
+
+
+def _cached(name: str, path: Path) -> bytes:
+    """The file at `path`, downloaded if it is not there or damaged."""
+    content = _verified(path)
+    if content is not None:
+        return content
+    damaged = f"{path} is damaged (checksum), and " if path.exists() else ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(ROOT_URL + path.name, str(path), _checksum(path))
+    except (urllib.error.URLError, http.client.HTTPException, OSError, RuntimeError) as error:
         raise EncoreError(
-            f"--codec_repository {repository}: no {file_name} in it; put it there, or use --codec starter"
-        )
-    checksum = found[0].stem.rpartition("-")[2]
-    if not hashlib.sha256(found[0].read_bytes()).hexdigest().startswith(checksum):
-        raise EncoreError(f"--codec_repository {repository}: {found[0].name} is damaged (checksum); download it again")
-    return torch.load(found[0], map_location="cpu", weights_only=True)
+            f"--codec {name}: {damaged}the pretrained weights could not be downloaded ({error}). Put {path.name} into "
+            "a folder and name it with --codec_repository, or use --codec starter, which needs no network"
+        ) from error
+    return path.read_bytes()
+
+
+def _verified(path: Path) -> bytes | None:
+    """The content of a file whose name ends in the first digits of its SHA-256; None if it is absent or another."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise EncoreError(f"{path}: cannot be read ({error.strerror or error}); put that right") from error
+    return content if hashlib.sha256(content).hexdigest().startswith(_checksum(path)) else None
+
+
+def _checksum(path: Path) -> str:
+    return path.stem.rpartition("-")[2]

@@ -18,7 +18,8 @@ from encore.ablation.plan import Plan, make_plan
 from encore.ablation.report import write_json, write_report
 from encore.ablation.runner import AblationRun, AblationRunner, open_runs
 from encore.config import cli
-from encore.config.knobs import knob, problems_of
+from encore.config.knobs import MAX_COUNT, knob, problems_of
+from encore.config.schema import MAX_PROCESSES
 from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import BASELINES, MODEL, prior_name
 from encore.evaluation.dataset import VAL
@@ -36,9 +37,13 @@ class AblationConfig:
     each_loss: bool = knob(False, "one run per loss, trained on it alone; of --grid only common: counts", common=True)
     dataset_folder: Path | None = knob(None, "folder with train/ and val/ pairs, instead of the grid's", common=True)
     output: Path = knob(Path("ablation"), "folder for runs, table and page", common=True)
-    parallel: int = knob(1, "runs at the same time", minimum=1, common=True)
-    items: int | None = knob(None, "validation pairs to evaluate on; default: evaluate.py's", minimum=1, common=True)
-    candidates: int | None = knob(None, "continuations of each; default: evaluate.py's", minimum=2, common=True)
+    parallel: int = knob(1, "runs at the same time", minimum=1, maximum=MAX_PROCESSES, common=True)
+    items: int | None = knob(
+        None, "validation pairs to evaluate on; default: evaluate.py's", minimum=2, maximum=MAX_COUNT, common=True
+    )
+    candidates: int | None = knob(
+        None, "continuations of each; default: evaluate.py's", minimum=2, maximum=1024, common=True
+    )
     critic: bool = knob(True, "train a critic for each run, as evaluate.py does", common=True)
     mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store", common=True)
     experiment: str = knob("encore", "MLflow experiment", common=True)

@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from encore.config import cli
-from encore.config.knobs import knob
+from encore.config.knobs import knob, problems_of
+from encore.config.schema import MAX_PROCESSES
 from encore.data.cutting import SegmentConfig
-from encore.data.prepare import PrepareReport, prepare
+from encore.data.prepare import PrepareReport, folder_problems, length_problems, prepare
 from encore.errors import EncoreError
 
 T = TypeVar("T")
@@ -35,8 +36,20 @@ class PrepareConfig:
         None,
         "processes that read files, about 4 GB each for an hour of stereo; default: one per core; 0: none",
         minimum=0,
+        maximum=MAX_PROCESSES,
         common=True,
     )
+
+    def check(self) -> None:
+        """Raises EncoreError with everything that is wrong with the settings, one line each."""
+        problems = problems_of(self)
+        if self.output is None:
+            problems.append("--output: missing; name a folder for the pairs")
+        else:
+            problems += folder_problems(self.music_folder, self.output)
+        problems = problems or length_problems(self.segments)
+        if problems:
+            raise EncoreError("\n".join(problems))
 
 
 class Bar:
@@ -59,8 +72,7 @@ def main(config: PrepareConfig) -> None:
     The outputs of a file follow each other without a gap, their inputs overlap. Shorter files are left out and listed.
     If it is stopped, the same command goes on from there.
     """
-    if config.output is None:
-        raise EncoreError("--output: missing; name a folder for the pairs")
+    config.check()
     console = Console(highlight=False, soft_wrap=True)
     workers = len(os.sched_getaffinity(0)) if config.num_workers is None else config.num_workers
     bar = Bar(console)

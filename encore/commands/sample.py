@@ -13,7 +13,7 @@ from torch import Tensor
 
 from encore.config import cli
 from encore.config.cli import print_error
-from encore.errors import EncoreError, make_folder
+from encore.errors import EncoreError, disk_space, make_folder
 from encore.inference.config import SampleConfig
 from encore.inference.continuation import Draws, stream_batch
 from encore.inference.folder import FolderContinuation, compared_signals, write_folder_page
@@ -166,7 +166,8 @@ def write_report(
     from encore.reporting.spectrograms import spectrograms
 
     assert config.input is not None
-    spectrograms(signals, sample_rate, config.output / "spectrogram.png")
+    with disk_space(config.output / "spectrogram.png", "the spectrograms"):
+        spectrograms(signals, sample_rate, config.output / "spectrogram.png")
     samples = describe(written, signals, sample_rate)
     candidates = [] if config.candidates == 1 else describe_candidates(written, config.seeds, sample_rate)
     title = f"{config.input.stem}, continued"

@@ -31,7 +31,8 @@ from encore.codecs.starter.trainer import (
 )
 from encore.codecs.starter.weights import save_codec
 from encore.config import cli
-from encore.config.knobs import knob, problems_of
+from encore.config.knobs import MAX_COUNT, MAX_SEED, knob, problems_of
+from encore.config.schema import MAX_RATE, MIN_RATE
 from encore.errors import EncoreError, make_folder
 from losses import AudibleEnergyLoss, MelLoss, SpectralLoss, functional
 
@@ -46,37 +47,39 @@ class TrainCodecConfig:
     audio_folder: Path = knob(None, "folder of wav, flac, ogg and mp3 files, at any depth", argument=True)
     output: Path = knob(None, "folder that codec.safetensors is written to", common=True)
     coefficients: int = knob(
-        120, "latents that hold coefficients of the waveform, of 320 a frame: its band up to 4.5 kHz", common=True
+        120,
+        "latents that hold coefficients of the waveform, of 320 a frame: its band up to 4.5 kHz",
+        minimum=EDGE,
+        maximum=BLOCK - 1,
+        common=True,
     )
-    envelopes: int = knob(8, "latents that hold the envelopes of the bands above", minimum=1, common=True)
-    width: int = knob(384, "channels of the decoder's network", minimum=1, common=True)
-    layers: int = knob(3, "of the decoder's network; each looks back two frames", minimum=1, common=True)
-    minutes: float | None = knob(None, "stop after so many minutes of processor time", common=True)
-    steps: int | None = knob(None, "stop after so many steps", minimum=1, common=True)
-    batch_size: int = knob(8, "crops per step", minimum=1, common=True)
-    crop_seconds: float = knob(0.8, "length of a crop in seconds", minimum=MIN_SECONDS, common=True)
-    lr: float = knob(1e-3, "peak learning rate", common=True)
-    val_fraction: float = knob(0.12, "share of the files held out, 0 to 1", common=True)
-    validate_every: int = knob(250, "steps between validations", minimum=1, common=True)
-    seed: int = knob(0, "seed of the split, the weights and the crops", common=True)
+    envelopes: int = knob(
+        8,
+        "latents that hold the envelopes of the bands above",
+        minimum=1,
+        maximum=Architecture.bands + PARTS,
+        common=True,
+    )
+    width: int = knob(384, "channels of the decoder's network", minimum=1, maximum=16384, common=True)
+    layers: int = knob(3, "of the decoder's network; each looks back two frames", minimum=1, maximum=256, common=True)
+    minutes: float | None = knob(
+        None, "stop after so many minutes of processor time", minimum=1e-6, maximum=MAX_COUNT, common=True
+    )
+    steps: int | None = knob(None, "stop after so many steps", minimum=1, maximum=MAX_COUNT, common=True)
+    batch_size: int = knob(8, "crops per step", minimum=1, maximum=65536, common=True)
+    crop_seconds: float = knob(0.8, "length of a crop in seconds", minimum=MIN_SECONDS, maximum=3600, common=True)
+    lr: float = knob(1e-3, "peak learning rate", minimum=MIN_RATE, maximum=MAX_RATE, common=True)
+    val_fraction: float = knob(0.12, "share of the files held out, 0 to 1", minimum=1e-9, maximum=0.999, common=True)
+    validate_every: int = knob(250, "steps between validations", minimum=1, maximum=MAX_COUNT, common=True)
+    seed: int = knob(0, "seed of the split, the weights and the crops", minimum=0, maximum=MAX_SEED, common=True)
 
     def check(self) -> None:
         """Raises EncoreError with everything that is wrong with the settings, one line each."""
         problems = [] if self.output is not None else ["--output: missing; name a folder for the weights"]
         if self.minutes is None and self.steps is None:
             problems.append("--minutes, --steps: both are missing; give one of them, or training never ends")
-        if self.minutes is not None and not self.minutes > 0:
-            problems.append(f"--minutes {self.minutes:g}: must be above 0")
-        if not 0 < self.val_fraction < 1:
-            problems.append(f"--val_fraction {self.val_fraction:g}: must lie between 0 and 1")
-        if not self.lr > 0:
-            problems.append(f"--lr {self.lr:g}: must be above 0")
-        if self.envelopes > Architecture.bands + PARTS:
-            problems.append(f"--envelopes {self.envelopes}: at most {Architecture.bands + PARTS}")
-        if self.coefficients % GROUP or not EDGE <= self.coefficients < BLOCK:
-            problems.append(
-                f"--coefficients {self.coefficients}: must be a multiple of {GROUP}, at least {EDGE} and below {BLOCK}"
-            )
+        if self.coefficients % GROUP:
+            problems.append(f"--coefficients {self.coefficients}: must be a multiple of {GROUP}")
         problems += problems_of(self)
         if problems:
             raise EncoreError("\n".join(problems))

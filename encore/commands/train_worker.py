@@ -9,40 +9,57 @@ from contextlib import closing, nullcontext
 from functools import partial
 
 from encore.config import cli
+from encore.config.knobs import problems_of
 from encore.config.schema import TrainConfig
-from encore.errors import EncoreError
+from encore.errors import EncoreError, RestartError
 from encore.models.allocator import keep_freed_memory
 from encore.tracking import preparing
 from encore.training import distributed
 from encore.training.console import TrainConsole
-from encore.training.distributed import AgreedError
+from encore.training.data import lost_readers
+from encore.training.distributed import DIVERGED, AgreedError
 from encore.training.trainer import Diverged, StopSignal, Trainer
 
-DIVERGED = 3  # exit status of a run that ended because its steps were not finite
+RESTART = 1  # exit status of a rank that could go on after a new start
 
 
 def main(config: TrainConfig) -> None:
     """Run one rank of a training run."""
+    if problems := problems_of(config):  # torchrun and srun start it with flags that nobody has checked
+        raise EncoreError("\n".join(problems))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends the process
     distributed.share_cores()
     keep_freed_memory()
     stop = StopSignal()
-    with distributed.start() as ranks:
+    with distributed.start(config.run.timeout_minutes) as ranks:
         try:
             with TrainConsole(ranks.is_main) as console:
                 with preparing(config.tracking) if ranks.is_main else nullcontext():
                     trainer = Trainer.from_config(config, ranks, console)
                 collect_garbage()
-                with closing(trainer):
+                with closing(trainer), lost_readers():
                     trainer.fit(stop)
         except EncoreError as error:
             if ranks.is_main or not isinstance(error, AgreedError):
                 cli.print_error(error)
             if isinstance(error, AgreedError):
                 ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
-            sys.exit(DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR)
+            sys.exit(status_of(error))
+        except RuntimeError as error:
+            if not distributed.lost_connection(error):
+                raise
+            place = ranks.watch.place if ranks.watch else "start"
+            cli.print_error(EncoreError(f"rank {ranks.rank} has lost the connection to another rank, at {place}"))
+            sys.exit(RESTART)
     if trainer.status == "KILLED":
         sys.exit(128 + (stop.number or signal.SIGTERM))
+
+
+def status_of(error: EncoreError) -> int:
+    """The exit status of a rank that ended with an error; launchers restart ranks that end with `RESTART`."""
+    if isinstance(error, RestartError) or (isinstance(error, AgreedError) and error.restart):
+        return RESTART
+    return DIVERGED if isinstance(error, Diverged) else cli.USER_ERROR
 
 
 def collect_garbage() -> None:

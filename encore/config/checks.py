@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from encore.config.components import ADVERSARIAL
 from encore.config.knobs import problems_of
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError, make_folder
+
+NODES = re.compile("[1-9][0-9]{0,3}")
 
 
 def validate(config: TrainConfig) -> None:
@@ -36,8 +40,6 @@ def _losses(config: TrainConfig) -> list[str]:
     weights = objective.embedding_weights
     if weights is not None and not weights.is_file():
         problems.append(f"--embedding_weights {weights}: no such file")
-    if objective.disc_lr == 0:
-        problems.append("--disc_lr 0: must be above 0")
     return problems
 
 
@@ -49,9 +51,6 @@ def _generation(config: TrainConfig) -> list[str]:
             f"--d_model {model.d_model} --nhead {model.nhead}: every head needs the same even number of channels; "
             f"d_model must be a multiple of {2 * model.nhead}"
         )
-    for name, value in (("block_seconds", model.block_seconds), ("context_seconds", model.context_seconds)):
-        if value == 0:
-            problems.append(f"--{name} 0: must be above 0")
     if config.data.unity_test and objective.kind == "energy":
         problems.append(
             "--unity_test true --objective energy: there is one right answer, so use --objective regression"
@@ -63,22 +62,22 @@ def _generation(config: TrainConfig) -> list[str]:
 
 def _optimisation(config: TrainConfig) -> list[str]:
     problems = []
-    for name, value in (("dropout", config.model.dropout), ("ema_decay", config.optim.ema_decay)):
-        if value >= 1:
-            problems.append(f"--{name} {value}: must be below 1")
-    for name, number in (
-        ("lr", config.optim.lr),
-        ("clip_norm", config.optim.clip_norm),
-        ("encodec_bandwidth", config.codec.bandwidth),
-    ):
-        if number == 0:
-            problems.append(f"--{name} 0: must be above 0")
     if config.data.unity_test and config.data.shuffle_targets:
         problems.append("--unity_test true --shuffle_targets true: contradict each other; choose one")
+    together, accumulation = config.data.global_batch_size, config.optim.grad_accumulation
+    if together is not None and accumulation > 1:
+        problems.append(
+            f"--global_batch_size {together} --grad_accumulation {accumulation}: one follows from the other "
+            "and the number of ranks; leave one out"
+        )
     counts = config.run.nnodes.split(":")
-    if not (len(counts) <= 2 and all(count.isdigit() and int(count) > 0 for count in counts)):
-        problems.append(f"--nnodes {config.run.nnodes}: must be a number of machines N or a range MIN:MAX")
-    elif int(counts[-1]) > 1 and not config.run.rdzv_endpoint:
+    if not (len(counts) <= 2 and all(NODES.fullmatch(count) for count in counts)):
+        problems.append(
+            f"--nnodes {config.run.nnodes}: must be a number of machines N or a range MIN:MAX, each from 1 to 9999"
+        )
+    elif int(counts[0]) > int(counts[-1]):
+        problems.append(f"--nnodes {config.run.nnodes}: the first number must not be above the second")
+    elif int(counts[-1]) > 1 and not config.run.rdzv_endpoint and "SLURM_JOB_ID" not in os.environ:
         problems.append(f"--nnodes {config.run.nnodes}: several machines need --rdzv_endpoint HOST:PORT")
     return problems
 

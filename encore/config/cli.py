@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -65,6 +66,9 @@ def add_command(app: App, config_class: type[C], main: Callable[[C], None]) -> N
 def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> None:
     """Runs a command, called `name` in its help. What the user can put right ends in a line and exit status 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8, nor terminals know all of it
     try:
         if plugins := _plugins_of(argv):
             load_plugins(plugins)
@@ -74,6 +78,18 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = 
     except EncoreError as error:
         print_error(error)
         sys.exit(USER_ERROR)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()) or "for Python's objects"
+        print_error(EncoreError(f"there is not enough memory ({reason:.200}); lower what is computed at once"))
+        sys.exit(USER_ERROR)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of this machine or of its GPU; PyTorch says the former in a RuntimeError's text."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def print_error(error: EncoreError) -> None:

@@ -13,6 +13,7 @@ ADVERSARIAL = {  # a discriminator's losses, which cannot be computed by themsel
     "gan": "generator's adversarial loss",
     "feature_matching": "L1 of the discriminator's features",
 }
+MAX_WEIGHT = 1e9
 COMMON_LOSSES = ("input", "target", "spectral", "mel", "spectral_energy", "audible_energy")  # that --help shows
 
 
@@ -34,7 +35,7 @@ def loss_knobs() -> list[Knob]:
 
 
 def _weight(name: str, help: str, group: str) -> Knob:
-    return Knob(WEIGHT + name, float, 0.0, help, f"Losses: {group}", 0, common=name in COMMON_LOSSES)
+    return Knob(WEIGHT + name, float, 0.0, help, f"Losses: {group}", 0, MAX_WEIGHT, common=name in COMMON_LOSSES)
 
 
 def component_of(flag: str) -> str:

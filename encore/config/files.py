@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ KINDS = {
     Path: "a path",
     tuple: "a list of texts",
 }
+MAX_BYTES = 2**20  # of a file
 Refusal = Callable[[str], str | None]
 
 
@@ -52,11 +54,16 @@ def read_yaml(path: Path, flag: str, hint: str = "") -> Any:
         EncoreError: no such file, or no YAML; names the flag, with `hint`.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise EncoreError(f"{flag} {path}: cannot be read ({error.strerror}){hint}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EncoreError(f"{flag} {path}: {' '.join(str(error).split())}") from error
+    if len(content) > MAX_BYTES:
+        raise EncoreError(f"{flag} {path}: more than {MAX_BYTES} bytes; files of flags are shorter{hint}")
+    try:
+        return yaml.load(content.decode("utf-8"), Loader=_UniqueKeys)
+    except Exception as error:  # besides YAMLError, PyYAML lets through what numbers, dates and depth make Python raise
+        raise EncoreError(f"{flag} {path}: {' '.join(str(error).split()):.300}") from error
 
 
 def typed_flags(
@@ -81,13 +88,14 @@ def typed_flags(
         elif name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            problems.append(f"{where}: {name}: there is no such flag{hint}")
+            problems.append(f"{where}: {name:.80}: there is no such flag{hint}")
         else:
             try:
                 optional = value is None and known[name].default is None
                 typed[name] = None if optional else _typed(value, known[name].kind)
-            except (TypeError, ValueError):
-                problems.append(f"{where}: {name}: {value!r} is not {KINDS[known[name].kind]}")
+            except (TypeError, ValueError, OverflowError):
+                # Shortened, because a few lines of YAML can stand for a value of any size.
+                problems.append(f"{where}: {name}: {reprlib.repr(value)} is not {KINDS[known[name].kind]}")
     return typed
 
 
@@ -95,6 +103,8 @@ def _typed(value: Any, kind: type) -> Any:
     """`value` as `kind`; raises TypeError or ValueError."""
     if isinstance(value, bool) != (kind is bool) or value is None:
         raise TypeError
+    if isinstance(value, str) and "\0" in value:  # in no file name, nor on a command line
+        raise ValueError
     if kind is float and isinstance(value, str | int | float):
         return float(value)  # YAML takes 1e-3, without a point, for text
     if kind is Path and isinstance(value, str):

@@ -6,12 +6,16 @@ names, those of their flags, whatever group they are in.
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 C = TypeVar("C")
+MAX_SEED = 2**32 - 1
+MAX_COUNT = 10**9  # of steps, epochs or items
+MAX_SECONDS = 86400.0 * 30  # of audio
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Knob:
         default: its value unless it is set; None where it may stay open.
         help: what it is, with its unit.
         panel: the heading that it stands under in the help text.
-        minimum: least value of a number.
+        minimum: least value of a number; every number has one, and a maximum.
+        maximum: largest value of it. Far beyond what makes sense, but nothing is allocated or waited for in vain.
         choices: the values that are allowed; empty for any.
         common: whether `--help` shows it; `--help_all` shows every one.
         argument: whether it is a required argument without a flag.
@@ -36,6 +41,7 @@ class Knob:
     help: str
     panel: str
     minimum: float | None = None
+    maximum: float | None = None
     choices: Collection[Any] = ()
     common: bool = False
     argument: bool = False
@@ -48,13 +54,15 @@ def knob(
     *,
     flag: str | None = None,
     minimum: float | None = None,
+    maximum: float | None = None,
     choices: Collection[Any] = (),
     common: bool = False,
     argument: bool = False,
 ) -> Any:
     """A field that is one setting; see `Knob`. `flag` names it if the field's own name is another."""
     shown = {"help": help, "panel": panel, "common": common, "argument": argument}
-    return field(default=default, metadata={"flag": flag, "minimum": minimum, "choices": choices, **shown})
+    allowed = {"minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata={"flag": flag, **allowed, **shown})
 
 
 def many(knobs: Callable[[], list[Knob]]) -> Any:
@@ -109,12 +117,26 @@ def problems_of(config: Any) -> list[str]:
     values, problems = to_flags(config), []
     for one in knobs_of(type(config)):
         value = values[one.name]
-        # Written so that NaN, which is neither above nor below, is refused too.
-        if one.minimum is not None and value is not None and not one.minimum <= value < float("inf"):
-            problems.append(f"--{one.name} {value}: must be a finite number of at least {one.minimum:g}")
+        if problem := out_of_bounds(one, value):
+            problems.append(problem)
         if one.choices and value is not None and value not in one.choices:
             problems.append(f"--{one.name} {value}: must be one of {', '.join(map(str, one.choices))}")
     return problems
+
+
+def out_of_bounds(one: Knob, value: Any) -> str | None:
+    """What is wrong with a number, with its flag and the bounds."""
+    least, most = (math.inf if bound is None else bound for bound in (one.minimum, one.maximum))
+    # Written so that NaN, which is neither above nor below, is refused too.
+    if value is None or one.minimum is None or least <= value <= most and abs(value) < math.inf:
+        return None
+    kind = "a whole number" if one.kind is int else "a number"
+    return f"--{one.name} {value}: must be {kind} from {shown(least)} to {shown(most)}"
+
+
+def shown(number: float) -> str:
+    """A bound as a person writes it."""
+    return f"{number:.10g}"
 
 
 def listed(names: str) -> list[str]:

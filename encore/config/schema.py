@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from encore.config.components import ADVERSARIAL, RMS_COMPONENTS, WEIGHT, component_of, loss_knobs, registered_name
-from encore.config.knobs import from_flags, knob, knobs_of, listed, many, to_flags
+from encore.config.knobs import (
+    MAX_COUNT,
+    MAX_SECONDS,
+    MAX_SEED,
+    from_flags,
+    knob,
+    knobs_of,
+    listed,
+    many,
+    to_flags,
+)
 from encore.registry import DATASETS, PRIORS, TRACKERS
 
 DATA, CODEC, MODEL, GENERATION, OBJECTIVE = "Data", "Codec", "Model", "Generation", "Objective"
@@ -17,6 +27,8 @@ SCHEDULERS = ("cosine", "plateau", "constant")
 DISCRIMINATORS = ("msstft", "mpd", "msstft+mpd")
 EMBEDDINGS = ("codec", "crepe", "panns", "openl3")
 PRECISIONS = ("auto", "fp32", "bf16")
+MIN_RATE, MAX_RATE = 1e-12, 1e30  # of learning; training that diverges is noticed, whatever the rate
+MAX_PROCESSES = 1024  # on a machine
 OBJECTIVES, GENERATIONS = ("regression", "energy"), ("blocks", "whole")
 
 
@@ -29,8 +41,16 @@ class DataConfig:
     )
     dataset_format: str = knob("pairs", "how the pairs are stored there", DATA, choices=DATASETS)
     cache_dir: Path | None = knob(None, "folder for encoded latents; default DATASET_FOLDER/.latents", DATA)
-    num_workers: int = knob(2, "processes that read audio, per rank", DATA, minimum=0)
-    batch_size: int = knob(8, "pairs per step and rank", DATA, minimum=1, common=True)
+    num_workers: int = knob(2, "processes that read audio, per rank", DATA, minimum=0, maximum=MAX_PROCESSES)
+    batch_size: int = knob(8, "pairs per step and rank", DATA, minimum=1, maximum=65536, common=True)
+    global_batch_size: int | None = knob(
+        None,
+        "pairs per optimiser step over all ranks, whatever their number, in batches of at most BATCH_SIZE; default: "
+        "BATCH_SIZE x ranks x GRAD_ACCUMULATION",
+        DATA,
+        minimum=1,
+        maximum=MAX_COUNT,
+    )
     unity_test: bool = knob(False, "make the target the end of the input: checks the whole pipeline", DATA, common=True)
     shuffle_targets: bool = knob(False, "give every input another pair's target: a control", DATA)
 
@@ -55,7 +75,12 @@ class CodecConfig:
         None, "folder with the pretrained codecs' files, instead of a download", CODEC, flag="codec_repository"
     )
     bandwidth: float | None = knob(
-        None, "kbit/s of the quantiser; default: continuous latents", CODEC, flag="encodec_bandwidth", minimum=0
+        None,
+        "kbit/s of the quantiser; default: continuous latents",
+        CODEC,
+        flag="encodec_bandwidth",
+        minimum=0.1,
+        maximum=1000,
     )
 
 
@@ -63,19 +88,23 @@ class CodecConfig:
 class ModelConfig:
     """The transformer, and how it generates."""
 
-    d_model: int = knob(512, "width of the transformer", MODEL, minimum=1, common=True)
-    nhead: int = knob(8, "attention heads", MODEL, minimum=1)
-    num_layers: int = knob(4, "transformer layers", MODEL, minimum=1, common=True)
-    dropout: float = knob(0.1, "dropout probability", MODEL, minimum=0)
+    d_model: int = knob(512, "width of the transformer", MODEL, minimum=1, maximum=16384, common=True)
+    nhead: int = knob(8, "attention heads", MODEL, minimum=1, maximum=1024)
+    num_layers: int = knob(4, "transformer layers", MODEL, minimum=1, maximum=256, common=True)
+    dropout: float = knob(0.1, "dropout probability", MODEL, minimum=0, maximum=0.99)
     generation: str | None = knob(
         None,
         "block after block, or the whole segment at once; default: blocks for energy, whole for regression",
         GENERATION,
         choices=GENERATIONS,
     )
-    block_seconds: float = knob(1.0, "length of a block", GENERATION, minimum=0)
+    block_seconds: float = knob(1.0, "length of a block", GENERATION, minimum=0.001, maximum=3600)
     context_seconds: float | None = knob(
-        None, "seconds of the past that the model sees; default: a whole input", GENERATION, minimum=0
+        None,
+        "seconds of the past that the model sees; default: a whole input",
+        GENERATION,
+        minimum=0.001,
+        maximum=MAX_SECONDS,
     )
     prior: str = knob(
         "rhythm",
@@ -100,12 +129,13 @@ class ObjectiveConfig:
         choices=OBJECTIVES,
         common=True,
     )
-    samples: int = knob(2, "continuations drawn per input by the objective energy", OBJECTIVE, minimum=2)
+    samples: int = knob(2, "continuations drawn per input by the objective energy", OBJECTIVE, minimum=2, maximum=1024)
     decode_seconds: float | None = knob(
         None,
         "seconds decoded and compared per training step; default: the whole segment on a GPU, 2 on a CPU",
         OBJECTIVE,
-        minimum=0,
+        minimum=0.001,
+        maximum=MAX_SECONDS,
         common=True,
     )
     context_noise: float = knob(
@@ -113,9 +143,14 @@ class ObjectiveConfig:
         "largest standard deviation of noise on the context in training, relative to the latents'",
         OBJECTIVE,
         minimum=0,
+        maximum=1000,
     )
     rollout_blocks: int = knob(
-        0, "most blocks of its own that the model continues from, in the last quarter of training", OBJECTIVE, minimum=0
+        0,
+        "most blocks of its own that the model continues from, in the last quarter of training",
+        OBJECTIVE,
+        minimum=0,
+        maximum=1000,
     )
     metrics: str = knob(
         "rms_input,rms_target,spectral,mel",
@@ -140,11 +175,19 @@ class ObjectiveConfig:
         "Losses: adversarial",
         choices=DISCRIMINATORS,
     )
-    disc_lr: float = knob(1e-4, "learning rate of the discriminator", "Losses: adversarial", minimum=0)
-    disc_update_freq: int = knob(
-        1, "steps from one update of the discriminator to the next", "Losses: adversarial", minimum=1
+    disc_lr: float = knob(
+        1e-4, "learning rate of the discriminator", "Losses: adversarial", minimum=MIN_RATE, maximum=MAX_RATE
     )
-    disc_start_step: int = knob(0, "step at which the discriminator joins in", "Losses: adversarial", minimum=0)
+    disc_update_freq: int = knob(
+        1,
+        "steps from one update of the discriminator to the next",
+        "Losses: adversarial",
+        minimum=1,
+        maximum=MAX_COUNT,
+    )
+    disc_start_step: int = knob(
+        0, "step at which the discriminator joins in", "Losses: adversarial", minimum=0, maximum=MAX_COUNT
+    )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -173,18 +216,28 @@ class ObjectiveConfig:
 class OptimConfig:
     """Optimiser, learning rate, and when training ends."""
 
-    epochs: int = knob(200, "passes over the training pairs", OPTIMISATION, minimum=1, common=True)
+    epochs: int = knob(200, "passes over the training pairs", OPTIMISATION, minimum=1, maximum=MAX_COUNT, common=True)
     max_steps: int | None = knob(
-        None, "optimiser steps after which training ends, whatever the epoch", OPTIMISATION, minimum=1
+        None,
+        "optimiser steps after which training ends, whatever the epoch",
+        OPTIMISATION,
+        minimum=1,
+        maximum=MAX_COUNT,
     )
-    lr: float = knob(1e-4, "peak learning rate of AdamW", OPTIMISATION, minimum=0, common=True)
-    weight_decay: float = knob(0.01, "weight decay of the weight matrices", OPTIMISATION, minimum=0)
+    lr: float = knob(1e-4, "peak learning rate of AdamW", OPTIMISATION, minimum=MIN_RATE, maximum=MAX_RATE, common=True)
+    weight_decay: float = knob(0.01, "weight decay of the weight matrices", OPTIMISATION, minimum=0, maximum=1000)
     scheduler: str = knob("cosine", "learning-rate schedule after the warm-up", OPTIMISATION, choices=SCHEDULERS)
-    warmup_steps: int = knob(100, "steps of linear warm-up", OPTIMISATION, minimum=0)
-    clip_norm: float = knob(1.0, "largest gradient norm; larger ones are scaled down to it", OPTIMISATION, minimum=0)
-    grad_accumulation: int = knob(1, "batches per optimiser step", OPTIMISATION, minimum=1)
+    warmup_steps: int = knob(100, "steps of linear warm-up", OPTIMISATION, minimum=0, maximum=MAX_COUNT)
+    clip_norm: float = knob(
+        1.0, "largest gradient norm; larger ones are scaled down to it", OPTIMISATION, minimum=1e-9, maximum=1e30
+    )
+    grad_accumulation: int = knob(1, "batches per optimiser step", OPTIMISATION, minimum=1, maximum=65536)
     ema_decay: float = knob(
-        0.999, "decay per step of the averaged weights that are validated; 0: off", OPTIMISATION, minimum=0
+        0.999,
+        "decay per step of the averaged weights that are validated; 0: off",
+        OPTIMISATION,
+        minimum=0,
+        maximum=0.9999999,
     )
     precision: str = knob(
         "auto",
@@ -197,7 +250,7 @@ class OptimConfig:
     )
     compile: bool = knob(False, "torch.compile the transformer", OPTIMISATION)
     patience: int | None = knob(
-        None, "epochs without a better validation loss before stopping", OPTIMISATION, minimum=1
+        None, "epochs without a better validation loss before stopping", OPTIMISATION, minimum=1, maximum=MAX_COUNT
     )
 
 
@@ -208,18 +261,42 @@ class RunConfig:
     checkpoint_dir: Path = knob(
         Path("checkpoints"), "folder for checkpoints, config.json and train.log", RUN, common=True
     )
-    save_every: int = knob(1, "epochs between saves of last.pt", RUN, minimum=1)
-    resume: str | None = knob(
-        None, "checkpoint to resume, or auto: CHECKPOINT_DIR/last.pt if there is one", RUN, common=True
+    save_every: int = knob(1, "epochs between saves of last.pt", RUN, minimum=1, maximum=MAX_COUNT)
+    save_minutes: float = knob(
+        10.0,
+        "minutes between saves of last.pt within an epoch; 0: after every step",
+        RUN,
+        minimum=0,
+        maximum=MAX_COUNT,
     )
-    seed: int = knob(0, "seed of weights, order of pairs, dropout and crops", RUN, minimum=0, common=True)
+    keep_last: int = knob(
+        2, "newest checkpoints to keep: last.pt, before it last_1.pt, and so on", RUN, minimum=1, maximum=MAX_COUNT
+    )
+    resume: str | None = knob(
+        None,
+        "checkpoint to resume, or auto: the newest whole one in CHECKPOINT_DIR if there is one",
+        RUN,
+        common=True,
+    )
+    seed: int = knob(
+        0, "seed of weights, order of pairs, dropout and crops", RUN, minimum=0, maximum=MAX_SEED, common=True
+    )
     plugins: str = knob("", "modules or files of your own that register building blocks: a,b.py", RUN, common=True)
     world_size: int | None = knob(
-        None, "ranks on this machine; default: all GPUs, else 1", RANKS, minimum=1, common=True
+        None, "ranks on this machine; default: all GPUs, else 1", RANKS, minimum=1, maximum=MAX_PROCESSES, common=True
     )
     nnodes: str = knob("1", "machines, N or MIN:MAX", RANKS)
-    rdzv_endpoint: str = knob("", "HOST:PORT of the rendezvous, for several machines", RANKS)
-    max_restarts: int = knob(0, "times that failed workers are restarted, from last.pt", RANKS, minimum=0)
+    rdzv_endpoint: str = knob("", "HOST:PORT where several machines meet; default in a SLURM job: from it", RANKS)
+    max_restarts: int = knob(
+        0, "times that failed workers are restarted, from last.pt", RANKS, minimum=0, maximum=MAX_COUNT
+    )
+    timeout_minutes: float = knob(
+        10.0,
+        "minutes that a rank may stand still in training before all end and are restarted",
+        RANKS,
+        minimum=0.01,
+        maximum=7 * 24 * 60,
+    )
 
 
 @dataclass(frozen=True)
@@ -231,7 +308,11 @@ class TrackingConfig:
     experiment: str = knob("encore", "MLflow experiment", TRACKING)
     run_name: str | None = knob(None, "name of the MLflow run", TRACKING, common=True)
     artifact_every: int = knob(
-        5, "epochs between validation examples (audio and picture) in MLflow", TRACKING, minimum=1
+        5,
+        "epochs between validation examples (audio and picture) in MLflow",
+        TRACKING,
+        minimum=1,
+        maximum=MAX_COUNT,
     )
 
 

@@ -21,8 +21,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from encore.audio import SHORTEST_SECONDS, read_audio, write_wav
-from encore.config.knobs import knob
+from encore.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, SHORTEST_SECONDS, read_audio, write_wav
+from encore.config.knobs import MAX_SECONDS, MAX_SEED, knob
 from encore.data.augmentation import Alteration, alter
 from encore.data.shards import as_flac
 from encore.errors import EncoreError
@@ -37,20 +37,29 @@ FILE, FOLDER = "file", "folder"
 class SegmentConfig:
     """How files are cut into pairs."""
 
-    context_seconds: float = knob(16.0, "length of an input in seconds", minimum=SHORTEST_SECONDS, common=True)
+    context_seconds: float = knob(
+        16.0, "length of an input in seconds", minimum=SHORTEST_SECONDS, maximum=MAX_SECONDS, common=True
+    )
     segment_seconds: float = knob(
-        8.0, "length of an output in seconds; at most that of an input", minimum=SHORTEST_SECONDS, common=True
+        8.0,
+        "length of an output in seconds; at most that of an input",
+        minimum=SHORTEST_SECONDS,
+        maximum=MAX_SECONDS,
+        common=True,
     )
     hop_seconds: float | None = knob(
         None,
         "seconds from one pair of a file to the next; default: --segment_seconds, so that all but the beginning of a "
         "file is an output once",
         minimum=SHORTEST_SECONDS,
+        maximum=MAX_SECONDS,
         common=True,
     )
-    val_fraction: float = knob(0.1, "share of the files that goes to val; at least one group", common=True)
+    val_fraction: float = knob(
+        0.1, "share of the files that goes to val; at least one group", minimum=1e-9, maximum=0.999, common=True
+    )
     test_fraction: float = knob(
-        0.1, "share of the files that goes to test, likewise; 0: no test", minimum=0, common=True
+        0.1, "share of the files that goes to test, likewise; 0: no test", minimum=0, maximum=0.999, common=True
     )
     val_group: str = knob(
         FOLDER,
@@ -59,15 +68,24 @@ class SegmentConfig:
         choices=(FILE, FOLDER),
         common=True,
     )
-    augment: int = knob(0, "altered copies of each training file to cut as well", minimum=0, common=True)
-    seed: int = knob(0, "seed of the choice of files for val and test, and of what is altered", minimum=0, common=True)
+    augment: int = knob(0, "altered copies of each training file to cut as well", minimum=0, maximum=10000, common=True)
+    seed: int = knob(
+        0,
+        "seed of the choice of files for val and test, and of what is altered",
+        minimum=0,
+        maximum=MAX_SEED,
+        common=True,
+    )
     min_rms: float = knob(
         0.001,
         "drop pairs with a segment of less RMS, full scale being 1; 0.001 is −60 dBFS",
         minimum=0,
+        maximum=0.999,
         common=True,
     )
-    sample_rate: int = knob(24_000, "sample rate of the codec, in Hz", minimum=1000, common=True)
+    sample_rate: int = knob(
+        24_000, "sample rate of the codec, in Hz", minimum=MIN_SAMPLE_RATE, maximum=MAX_SAMPLE_RATE, common=True
+    )
     channels: int = knob(1, "channels of the codec: 1 mixes to mono, 2 keeps stereo", choices=(1, 2), common=True)
     shards: bool = knob(
         False, "write FLAC into a few large shards instead of two wavs per pair; for many pairs", common=True
@@ -164,8 +182,6 @@ def cut(job: Cut, config: SegmentConfig) -> tuple[Source, Tensor]:
             audio = alter(audio, config.sample_rate, job.alteration, other)
     except EncoreError as error:
         return Source(name, str(error).removeprefix(f"{job.path}: "), unreadable=True), none
-    except UnicodeError:
-        return Source(name, "its name is not UTF-8; rename it", unreadable=True), none
     except MemoryError:
         return Source(name, "does not fit into memory; cut it into shorter files", unreadable=True), none
     length, needed = audio.shape[-1], config.context_samples + config.target_samples
@@ -246,8 +262,9 @@ def in_order(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], worker
     if not workers or not jobs:
         yield from (function(*job) for job in jobs)
         return
-    # spawn, because a forked child of a process with torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
+    # A forked child of a process with torch's threads can hang; the fork server has none, and imports torch once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker)
     waiting: deque[Future[T]] = deque()
     try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from encore.codecs import Codec
 from encore.data.latent_cache import LatentCache
@@ -65,6 +68,17 @@ class Batch:
         return len(self.context)
 
 
+def collate_or_error(items: Sequence[tuple[Tensor, ...]] | EncoreError) -> Batch | EncoreError:
+    """`collate` of items, or the error that kept them from being read."""
+    return items if isinstance(items, EncoreError) else collate(items)
+
+
+def _batch_of(batch: Batch | EncoreError) -> Batch:
+    if isinstance(batch, EncoreError):
+        raise batch
+    return batch
+
+
 def collate(items: Sequence[tuple[Tensor, ...]]) -> Batch:
     return Batch(*(torch.stack(parts) for parts in zip(*items, strict=True)))
 
@@ -110,6 +124,13 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         target = source if same else self._load(int(self.targets[index]), self.frames.target, from_end=False)
         return source[0], source[1], target[1], target[0], torch.tensor(index)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, ...]] | EncoreError:
+        """The items of a batch; an error is returned, for `BatchLoader` to raise it."""
+        try:
+            return [self[index] for index in indices]
+        except EncoreError as error:
+            return error
+
     @property
     def content_hash(self) -> str:
         """Hash of all that the items depend on, except for the codec; takes no file to be read."""
@@ -127,43 +148,103 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         return latents[:, first:last].float(), audio[:, first * self.hop_length : last * self.hop_length]
 
 
+class BatchLoader:
+    """A `DataLoader` of batches, whose processes' errors arrive as they were raised.
+
+    `DataLoader` itself wraps the traceback of the process into the message.
+    """
+
+    def __init__(self, data: PairDataset, batch_size: int = 1, **settings: Any):
+        if "batch_sampler" not in settings:
+            settings["batch_size"] = batch_size
+        self.loader = DataLoader(data, collate_fn=collate_or_error, **settings)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # At once, not with the first batch: it draws from the generator that a training step seeds.
+        return map(_batch_of, iter(self.loader))
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the pairs of an optimiser step are divided among ranks, and a rank's among its batches: as evenly as can be.
+
+    Attributes:
+        pairs: of a step, over all ranks.
+        ranks: number of ranks.
+        batch_size: most pairs in a batch.
+    """
+
+    pairs: int
+    ranks: int
+    batch_size: int
+
+    @classmethod
+    def of(cls, ranks: int, batch_size: int, accumulation: int, global_batch_size: int | None) -> Division:
+        """`batch_size · ranks · accumulation` pairs per step, or `global_batch_size` where that is given.
+
+        Raises:
+            EncoreError: `global_batch_size` leaves some rank without a pair for each of its batches.
+        """
+        division = cls(global_batch_size or batch_size * ranks * accumulation, ranks, batch_size)
+        if division.pairs // ranks < division.accumulation:
+            remedy = "" if division.pairs < ranks else f" a multiple of {ranks}, or --batch_size"
+            least = ranks if division.pairs < ranks else 2
+            raise EncoreError(
+                f"--global_batch_size {division.pairs}: there are {ranks} ranks; it must be{remedy} at least {least}"
+            )
+        return division
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of a step, on every rank."""
+        return math.ceil(math.ceil(self.pairs / self.ranks) / self.batch_size)
+
+    def batches(self, rank: int) -> list[slice]:
+        """The place of each of a rank's batches among the pairs of a step."""
+        first, last = (self.pairs * number // self.ranks for number in (rank, rank + 1))
+        bounds = [first + (last - first) * number // self.accumulation for number in range(self.accumulation + 1)]
+        return [slice(*bound) for bound in itertools.pairwise(bounds)]
+
+
 class EpochSampler(Sampler[list[int]]):
     """The training batches of one rank: disjoint between ranks, in a new order every epoch that the seed determines.
 
-    A step takes `batch_size · world_size · accumulation` pairs. Pairs that do not fill a step are left out, different
-    ones in every epoch.
+    The order does not depend on ranks or batches, so an epoch can be continued with others after any number of pairs.
+    Pairs at its end that do not fill a step are left out, different ones in every epoch.
 
     Args:
         items: number of pairs.
-        batch_size: pairs per batch.
-        accumulation: batches per step.
+        division: of a step's pairs.
         rank: of this process.
-        world_size: number of processes.
         seed: of the order.
 
     Raises:
         EncoreError: there are too few pairs for one step.
     """
 
-    def __init__(self, items: int, batch_size: int, accumulation: int, rank: int, world_size: int, seed: int):
-        self.items, self.batch_size, self.accumulation = items, batch_size, accumulation
-        self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.steps = items // (batch_size * world_size * accumulation)
-        if not self.steps:
+    def __init__(self, items: int, division: Division, rank: int, seed: int):
+        self.items, self.division, self.rank, self.seed = items, division, rank, seed
+        if not self.steps(0):
             raise EncoreError(
-                f"--batch_size {batch_size}: a step takes {batch_size * world_size * accumulation} pairs (ranks: "
-                f"{world_size}, --grad_accumulation {accumulation}), but there are only {items} training pairs; lower "
-                "one of them, or prepare more pairs"
+                f"--batch_size {division.batch_size}: a step takes {division.pairs} pairs (ranks: {division.ranks}, "
+                f"batches of each: {division.accumulation}), but there are only {items} training pairs; lower "
+                "--batch_size, --grad_accumulation or --global_batch_size, or prepare more pairs"
             )
-        self.epoch = self.skip = 0
+        self.epoch = self.done = 0
 
-    def start_at(self, epoch: int, step: int) -> None:
-        """Makes the next iteration yield the batches of `epoch` from step `step` on."""
-        self.epoch, self.skip = epoch, step
+    def steps(self, done: int) -> int:
+        """Steps that are left in an epoch of which `done` pairs have been used."""
+        return max(0, self.items - done) // self.division.pairs
+
+    def start_at(self, epoch: int, done: int) -> None:
+        """Makes the next iteration yield the batches of `epoch` that follow its first `done` pairs."""
+        self.epoch, self.done = epoch, done
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.items, generator=generator)  # 8 MB and some 20 ms per million pairs
-        for number in range(self.skip * self.accumulation, self.steps * self.accumulation):
-            first = (number * self.world_size + self.rank) * self.batch_size
-            yield order[first : first + self.batch_size].tolist()
+        batches, pairs = self.division.batches(self.rank), self.division.pairs
+        for step in range(self.steps(self.done)):
+            first = self.done + step * pairs
+            for batch in batches:
+                yield order[first : first + pairs][batch].tolist()

@@ -74,14 +74,28 @@ def _list_wavs(folder: Path) -> dict[str, tuple[int, int]]:
 def _recordings(path: Path) -> dict[tuple[str, str], str]:
     """The file that each pair was cut from, by split and name; empty without a `metadata.csv` of prepare_data.py's.
 
-    A data set that something else made may have a file of that name with other columns.
+    A data set that something else made may have a file of that name with other columns. Its names are compared and
+    shown, and never opened.
+
+    Raises:
+        EncoreError: the file cannot be read, or a line of it lacks a column.
     """
     if not path.is_file():
         return {}
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.reader(file)
-        columns = next(rows, [])
-        if READ - set(columns):
-            return {}
-        split, pair, source = (columns.index(name) for name in ("split", "pair", "source_file"))
-        return {(row[split], row[pair]): row[source] for row in rows}
+    line = 1
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.reader(file)
+            columns = next(rows, [])
+            if READ - set(columns):
+                return {}
+            split, pair, source = (columns.index(name) for name in ("split", "pair", "source_file"))
+            found = {}
+            for row in rows:
+                line = rows.line_num
+                found[row[split], row[pair]] = row[source]
+            return found
+    except (OSError, csv.Error, IndexError) as error:
+        raise EncoreError(
+            f"{path}: line {line} cannot be read ({error}); copy or prepare the data set again"
+        ) from error

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import uuid
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from encore.tensor_files import check_stored
 
 DIGEST_BYTES = 32  # of SHA-256
 BLOCK = 2**16  # digests that are compared at once
@@ -47,13 +48,14 @@ def load_columns(path: Path) -> dict[str, NDArray]:
         OSError: the file cannot be read.
         ValueError: it is damaged or something else.
     """
+    check_stored(path)
     try:
-        with np.load(path) as columns:
-            if not isinstance(columns, np.lib.npyio.NpzFile):
-                raise ValueError("no index file")
+        with np.load(path, allow_pickle=False) as columns:
             return {name: columns[name] for name in columns.files}
-    except (zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise ValueError(str(error)) from error
+    except OSError:
+        raise
+    except Exception as error:  # numpy raises almost anything for damaged files
+        raise ValueError(f"{error!s:.200}") from error
 
 
 def pack_text(texts: Sequence[str]) -> Bytes:

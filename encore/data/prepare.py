@@ -74,7 +74,8 @@ def prepare(music: Path, output: Path, config: SegmentConfig, workers: int, prog
         EncoreError: invalid settings, no audio files or too few usable ones, or an output folder that is not empty or
             cannot be written.
     """
-    _check(music, output, config)
+    if problems := folder_problems(music, output) + (problems_of(config) or length_problems(config)):
+        raise EncoreError("\n".join(problems))
     files = [MusicFile.of(path, music) for path in find_audio_files(music)]
     settings = asdict(config)
     division = {name: settings.pop(name) for name in DIVISION}
@@ -115,30 +116,24 @@ def _prepare(
     return _report(division, sources, config)
 
 
-def _check(music: Path, output: Path, config: SegmentConfig) -> None:
-    problems = problems_of(config)
-    if not 0 < config.val_fraction < 1:
-        problems.append(f"--val_fraction {config.val_fraction}: must be between 0 and 1, for example 0.1")
-    elif not config.val_fraction + config.test_fraction < 1:
-        problems.append(f"--test_fraction {config.test_fraction}: with --val_fraction it leaves nothing to train on")
-    if config.min_rms >= 1:
-        problems.append(f"--min_rms {config.min_rms}: must be below 1 (0.001 is −60 dBFS)")
-    if not problems:
-        problems += _check_lengths(config)
+def folder_problems(music: Path, output: Path) -> list[str]:
+    """What keeps `output` from being made of `music`, a line each."""
     if output.exists() and not output.is_dir():
-        problems.append(f"--output {output}: is a file; name a folder")
-    elif output.is_dir() and any(output.iterdir()):
-        problems.append(f"--output {output}: already holds files; name another folder, or delete this one first")
-    elif output.resolve().is_relative_to(music.resolve()):
-        problems.append(
+        return [f"--output {output}: is a file; name a folder"]
+    if output.is_dir() and any(output.iterdir()):
+        return [f"--output {output}: already holds files; name another folder, or delete this one first"]
+    if output.resolve().is_relative_to(music.resolve()):
+        return [
             f"--output {output}: lies inside the music folder {music}, so that the next run would read the pairs as "
             "music; name a folder outside"
-        )
-    if problems:
-        raise EncoreError("\n".join(problems))
+        ]
+    return []
 
 
-def _check_lengths(config: SegmentConfig) -> list[str]:
+def length_problems(config: SegmentConfig) -> list[str]:
+    """What of the settings does not go together, a line each."""
+    if config.val_fraction + config.test_fraction >= 1:
+        return [f"--test_fraction {config.test_fraction}: with --val_fraction it leaves nothing to train on"]
     lengths = config.context_seconds, config.segment_seconds
     if config.context_seconds < config.segment_seconds:
         return [

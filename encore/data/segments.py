@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import soundfile
 from torch import Tensor
 
-from encore.audio import check_complete, read_audio
+from encore.audio import audio_header, read_audio
 from encore.data.index_files import DIGEST_BYTES, Bytes, Numbers, load_columns, pack_text, save_columns, unpack_text
 from encore.errors import EncoreError
 
@@ -62,6 +61,10 @@ class Segments(ABC):
     def hash(self, numbers: Numbers) -> Bytes:
         """SHA-256 of the contents of segments, `[N, 32]`."""
         raise NotImplementedError(f"{type(self).__name__} knows all contents")
+
+    def note(self, numbers: Numbers, digests: Bytes) -> None:
+        """Takes note of the contents of segments, as `hash` has found them in this process or in another."""
+        self.digests[numbers] = digests
 
     @abstractmethod
     def remember(self, cache_dir: Path) -> None:
@@ -121,22 +124,27 @@ class AudioFiles(Segments):
 
     def _header(self, number: int) -> tuple[int, int] | str:
         """Length and sample rate of a file, or why it cannot be used."""
-        path = self.place(number)
         try:
-            check_complete(path)
-            header = soundfile.info(str(path))
+            return audio_header(self.place(number))
         except EncoreError as error:
             return str(error)
-        except (OSError, soundfile.SoundFileError) as error:
-            return f"{path}: cannot be read as audio ({error}); remove it with its partner"
-        return header.frames, header.samplerate
 
     def read(self, number: int, sample_rate: int, channels: int) -> Tensor:
-        return read_audio(self.place(number), sample_rate, channels)
+        """Also raises EncoreError if the content is not the one that `digests` knows."""
+        path, known = self.place(number), self.digests[number].tobytes()
+        if any(known) and _digest(path) != known:
+            raise EncoreError(
+                f"{path}: damaged or changed since it was first read, its checksum is another; restore it, or touch it "
+                "if it is right as it is"
+            )
+        return read_audio(path, sample_rate, channels)
+
+    def note(self, numbers: Numbers, digests: Bytes) -> None:
+        super().note(numbers, digests)
+        self._stored = self._stored and not len(numbers)
 
     def hash(self, numbers: Numbers) -> Bytes:
         digests = list(_by_threads(lambda number: _digest(self.place(number)), numbers))
-        self._stored = self._stored and not digests
         return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
     def remember(self, cache_dir: Path) -> None:
@@ -169,7 +177,7 @@ class AudioFiles(Segments):
             here, there = here[same], there[same]
             for name in ("samples", "rates", "digests"):
                 getattr(self, name)[here] = stored[name][there]
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise EncoreError(f"{index}: cannot be used ({error}); delete it, and all files are read again") from error
         self._stored = count == len(here) == len(self.names)
 

@@ -13,7 +13,7 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from encore.audio import read_audio
-from encore.data.index_files import Bytes, Numbers, load_columns, pack_text, save_columns, unpack_text
+from encore.data.index_files import DIGEST_BYTES, Bytes, Numbers, load_columns, pack_text, save_columns, unpack_text
 from encore.data.pairs import SPLITS, TEST, Pairs
 from encore.data.segments import Segments
 from encore.errors import EncoreError, listing
@@ -83,7 +83,13 @@ class ShardedSegments(Segments):
             raise EncoreError(f"{self.place(number)}: cannot be read ({error.strerror}); copy it again") from error
         if segment_digest([hashlib.sha256(content).digest() for content in contents]) != self.digests[number].tobytes():
             raise EncoreError(f"{self.place(number)}: damaged, its checksum is another; copy the shard again")
-        return torch.cat([read_audio(self.place(number), sample_rate, channels, content) for content in contents], -1)
+        place = self.place(number)
+        audio = torch.cat([read_audio(place, sample_rate, channels, content) for content in contents], -1)
+        if audio.shape[-1] != self.samples[number]:
+            raise EncoreError(
+                f"{place}: {audio.shape[-1]} samples instead of {self.samples[number]}; copy the data set again"
+            )
+        return audio
 
     def hash(self, numbers: Numbers) -> Bytes:
         return self.digests[numbers]
@@ -127,12 +133,58 @@ def find_shards(folder: Path) -> dict[str, Pairs]:
         columns = load_columns(folder / INDEX)
         if (version := int(columns["version"])) != VERSION:
             raise ValueError(f"version {version} instead of {VERSION}")
+        check_columns(columns)
         segments = ShardedSegments(folder, columns)
-        recordings = unpack_text(columns["recordings"], int(columns["recording_count"]))
+        recordings = unpack_text(columns["recordings"], count := int(columns["recording_count"]))
+        if len(recordings) != count:
+            raise ValueError(f"{len(recordings)} names of {count} recordings")
         splits = [*SPLITS, TEST] if TEST in columns else SPLITS
         return {split: _pairs(segments, columns[split], recordings) for split in splits}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise EncoreError(f"{folder / INDEX}: cannot be used ({error}); copy or prepare the data set again") from error
+
+
+def check_columns(columns: Mapping[str, np.ndarray]) -> None:
+    """Checks that the numbers of an index name pieces, segments and recordings that there are, and files in its folder.
+
+    Raises:
+        ValueError: they don't.
+        KeyError: a column is missing.
+    """
+    splits = [split for split in (*SPLITS, TEST) if split in columns]
+    for name, width in [("places", 3), ("pieces", 2), *((split, 3) for split in (*SPLITS, *splits))]:
+        if columns[name].ndim != 2 or columns[name].shape[1] != width or columns[name].dtype != np.int64:
+            raise ValueError(f"{name} is not a table of {width} columns")
+    for name in ("shard_sizes", "samples"):
+        if columns[name].ndim != 1 or columns[name].dtype != np.int64:
+            raise ValueError(f"{name} is not a column of numbers")
+    places, pieces, sizes, samples = (columns[name] for name in ("places", "pieces", "shard_sizes", "samples"))
+    if columns["digests"].shape != (len(pieces), DIGEST_BYTES) or columns["digests"].dtype != np.uint8:
+        raise ValueError("digests are not one for each segment")
+    names = unpack_text(columns["shards"], len(sizes))
+    if len(names) != len(sizes):
+        raise ValueError(f"{len(names)} names of {len(sizes)} shards")
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise ValueError(f"the shard {name!r} would lie outside of the folder")
+    check_range("places", places[:, 0], 0, len(sizes))
+    check_range("places", places[:, 1:], 0, 2**62)
+    if (places[:, 1] + places[:, 2] > sizes[places[:, 0]]).any():
+        raise ValueError("a piece would lie beyond the end of its shard")
+    check_range("pieces", pieces[:, 0], 0, len(places))
+    check_range("pieces", pieces[:, 1], 1, len(places) - pieces[:, 0] + 1)
+    if len(samples) != len(pieces) or (samples // pieces[:, 1] * pieces[:, 1] != samples).any():
+        raise ValueError("samples are not whole pieces")
+    check_range("samples", samples, 1, 2**48)
+    for split in splits:
+        check_range(split, columns[split][:, :2], 0, len(pieces))
+        check_range(split, columns[split][:, 2], 0, int(columns["recording_count"]))
+
+
+def check_range(name: str, numbers: Numbers, least: int, below: int | Numbers) -> None:
+    """Raises ValueError unless all `numbers` lie from `least` to before `below`."""
+    if ((numbers < least) | (numbers >= below)).any():
+        raise ValueError(f"{name} names what there is not")
 
 
 def _pairs(segments: Segments, rows: Numbers, recordings: Sequence[str]) -> Pairs:

@@ -50,6 +50,18 @@ class MusicFile:
         return cls(path, name, hashlib.sha256(stamp).hexdigest()[:20])
 
 
+def read_note(path: Path) -> Any:
+    """What a run that was stopped has noted; None if there is no such note.
+
+    Raises:
+        EncoreError: the note is damaged.
+    """
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise EncoreError(f"{path}: damaged ({error}); delete {path.parent}, and all files are cut again") from error
+
+
 class Staging:
     """The folder with what is finished; `data` in it becomes the output when all is.
 
@@ -88,7 +100,7 @@ class Staging:
 
     def _begin(self) -> None:
         path = self.folder / "settings.json"
-        stored = read_json(path)
+        stored = read_note(path)
         if stored is not None and stored != self.settings:
             changed = ", ".join(f"--{name}" for name in self.settings if stored.get(name) != self.settings[name])
             self.start_afresh(f"{changed} changed since the run that was stopped: all files are cut again")

@@ -12,8 +12,8 @@ from encore.data.cutting import Cut, SegmentConfig, Source, cut_to_flac, in_orde
 from encore.data.division import Division
 from encore.data.index_files import DIGEST_BYTES
 from encore.data.shards import SHARD_BYTES, Member, ShardIndex, ShardWriter
-from encore.data.staging import Progress, Staging
-from encore.json_files import read_json, write_json
+from encore.data.staging import Progress, Staging, read_note
+from encore.json_files import write_json
 
 ORIGINALS, ALTERED = "shard", "altered"  # beginnings of the shards' names
 
@@ -65,7 +65,7 @@ class ShardedPairs:
         """What an earlier run noted of its finished shards, as far as their files are the same; others are deleted."""
         shards: list[dict[str, Any]] = []
         done, staging = 0, self.staging
-        while (noted := read_json(staging.folder / f"{kind}-{len(shards):06d}.json")) is not None:
+        while (noted := read_note(staging.folder / f"{kind}-{len(shards):06d}.json")) is not None:
             keys = [entry["key"] for entry in noted["sources"]]
             if keys != [job.key for job in jobs[done : done + len(keys)]]:
                 changed = f" from {jobs[done].name} on" if done < len(jobs) else ""

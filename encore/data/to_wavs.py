@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from encore.data.cutting import Cut, SegmentConfig, Source, cut_to_wavs, in_order
 from encore.data.division import Division, numbered
-from encore.data.staging import Progress, Staging
-from encore.json_files import read_json
+from encore.data.staging import Progress, Staging, read_note
 
 
 class WavPairs:
@@ -34,7 +33,7 @@ class WavPairs:
             pass
         sources, first = list[Source](), dict[str, str]()
         for job in jobs:
-            source = Source.from_dict(read_json(self.parts / job.key / "source.json"))
+            source = Source.from_dict(read_note(self.parts / job.key / "source.json"))
             copied = source.content and first.setdefault(source.content, source.name) != source.name
             sources.append(source.copy_of(first[source.content]) if copied else source)
         return sources

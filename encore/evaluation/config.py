@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encore.config.components import unknown_losses
-from encore.config.knobs import knob, problems_of
+from encore.config.knobs import MAX_COUNT, MAX_SECONDS, MAX_SEED, knob, problems_of
 from encore.data.pairs import TEST
 from encore.errors import EncoreError
 from encore.evaluation.baselines import BASELINES, CODEC, MODEL, prior_name
 from encore.evaluation.dataset import VAL
 from encore.evaluation.metrics.embeddings import WEIGHTS
+from encore.inference.config import MAX_TEMPERATURE
 from encore.registry import DATASETS
 
 
@@ -32,14 +33,18 @@ class EvalConfig:
     against: tuple[str, ...] = knob(
         (), "checkpoints to compare with: FILE or NAME=FILE, a list a,b or several flags", common=True
     )
-    candidates: int = knob(4, "continuations per pair; the energy score needs at least 2", minimum=2, common=True)
-    seed: int = knob(0, "seed of everything random", common=True)
-    temperature: float = knob(1.0, "scale of the models' noise", minimum=0, common=True)
-    items: int | None = knob(None, "number of pairs; default: all", minimum=2, common=True)
-    batch_size: int = knob(4, "pairs per batch", minimum=1, common=True)
+    candidates: int = knob(
+        4, "continuations per pair; the energy score needs at least 2", minimum=2, maximum=1024, common=True
+    )
+    seed: int = knob(0, "seed of everything random", minimum=0, maximum=MAX_SEED, common=True)
+    temperature: float = knob(1.0, "scale of the models' noise", minimum=0, maximum=MAX_TEMPERATURE, common=True)
+    items: int | None = knob(None, "number of pairs; default: all", minimum=2, maximum=MAX_COUNT, common=True)
+    batch_size: int = knob(4, "pairs per batch", minimum=1, maximum=65536, common=True)
     metrics: str | None = knob(None, "losses to the truth: a,b,c; default: the training run's", common=True)
-    long_seconds: float = knob(60.0, "length of the long continuations", minimum=2, common=True)
-    long_items: int = knob(4, "pairs to continue for --long_seconds; 0: none", minimum=0, common=True)
+    long_seconds: float = knob(60.0, "length of the long continuations", minimum=2, maximum=MAX_SECONDS, common=True)
+    long_items: int = knob(
+        4, "pairs to continue for --long_seconds; 0: none", minimum=0, maximum=MAX_COUNT, common=True
+    )
     embedding: str = knob(
         "none",
         "pretrained features in which distributions are compared too",
@@ -48,7 +53,9 @@ class EvalConfig:
     )
     embedding_weights: Path | None = knob(None, "file of its weights; default: in torch.hub's folder")
     critic: bool = knob(True, "train a critic to tell true continuations from each system's", common=True)
-    memorisation: int = knob(500, "training segments to search for copies; 0: none", minimum=0, common=True)
+    memorisation: int = knob(
+        500, "training segments to search for copies; 0: none", minimum=0, maximum=MAX_COUNT, common=True
+    )
     mlflow_uri: str | None = knob(None, "MLflow server or store to log to; default: none", common=True)
     experiment: str = knob("encore", "MLflow experiment of a new run")
     run_id: str | None = knob(None, "MLflow run to log to; default: the checkpoint's, or a new one")

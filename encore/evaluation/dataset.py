@@ -87,7 +87,7 @@ class EvalSet:
         chosen = pairs[split].take(spread(range(total), total if items is None else items))
         train = pairs["train"].numbers[spread(range(2 * len(pairs["train"])), segments)]
         recordings = _recordings(chosen)
-        cache = LatentCache.open(cache_dir, codec.identity, chosen.segments)
+        cache = LatentCache.open(cache_dir, codec, chosen.segments)
         cache.complete(np.unique(np.concatenate([chosen.numbers, train])), codec, device)
         dataset = PairDataset(chosen, cache, codec, frames)
         names = [pair.name for pair in chosen]

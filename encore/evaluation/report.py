@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from encore.errors import disk_space
 from encore.evaluation.metrics.energy_score import GROUPS, SKILL
 from encore.evaluation.metrics.registry import GOALS, MetricSpec
 from encore.evaluation.results import HEADLINE_TITLE, Results, format_value
@@ -30,7 +31,8 @@ def write_report(results: Results, groups: Sequence[SampleGroup], sample_rate: i
         metadata=results.metadata,
         number=format_value,
     )
-    path.write_text(page, encoding="utf-8")
+    with disk_space(path, "the page"):
+        path.write_text(page, encoding="utf-8")
 
 
 def _headline(results: Results) -> dict[str, Any] | None:

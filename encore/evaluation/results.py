@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from encore.errors import EncoreError
+from encore.errors import EncoreError, disk_space
 from encore.evaluation.baselines import MODEL
 from encore.evaluation.metrics.registry import MetricSpec
 from encore.statistics import Interval
@@ -162,7 +162,8 @@ def write_json(results: Results, path: Path) -> None:
         "courses": found["contours"],
         "facts": found["metadata"],
     }
-    path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with disk_space(path, "the results"):
+        path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def print_tables(results: Results, console: Console) -> None:

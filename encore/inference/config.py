@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from encore.config.components import unknown_losses
-from encore.config.knobs import knob, problems_of
+from encore.config.knobs import MAX_SECONDS, MAX_SEED, knob, problems_of
 from encore.config.schema import PRECISIONS
 from encore.errors import EncoreError
 from encore.inference.continuation import BATCH_SIZE
 from encore.models.precision import AUTO
 
-MAX_SEED = 2**32 - 1
+MAX_TEMPERATURE = 100.0
 
 
 @dataclass(frozen=True)
@@ -22,20 +21,38 @@ class SampleConfig:
 
     input: Path | None = knob(None, "song to continue: wav, flac, ogg or mp3", common=True)
     inputs: Path | None = knob(None, "folder of songs to continue instead, searched to any depth", common=True)
-    batch_size: int = knob(BATCH_SIZE, "songs of --inputs that are continued at once", minimum=1, common=True)
+    batch_size: int = knob(
+        BATCH_SIZE, "songs of --inputs that are continued at once", minimum=1, maximum=1024, common=True
+    )
     checkpoint: Path | None = knob(None, "checkpoint of a training run", common=True)
     run_id: str | None = knob(None, "MLflow run whose best checkpoint to use", common=True)
     mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store of --run_id", common=True)
-    seconds: float = knob(16.0, "length of the continuation in seconds", common=True)
+    seconds: float = knob(
+        16.0, "length of the continuation in seconds", minimum=0.001, maximum=MAX_SECONDS, common=True
+    )
     start: float | None = knob(
-        None, "second of the song where the continuation begins; default: the song's end", common=True
+        None,
+        "second of the song where the continuation begins; default: the song's end",
+        minimum=0.001,
+        maximum=MAX_SECONDS,
+        common=True,
     )
     target: Path | None = knob(None, "the true continuation, if it is not in the song itself", common=True)
     metrics: str | None = knob(None, "losses of the table: a,b,c; default: the training run's", common=True)
-    candidates: int = knob(1, "number of continuations, each from its own seed", minimum=1, common=True)
-    seed: int = knob(0, "seed of the first candidate; each further one has the next seed", common=True)
+    candidates: int = knob(1, "number of continuations, each from its own seed", minimum=1, maximum=1024, common=True)
+    seed: int = knob(
+        0,
+        "seed of the first candidate; each further one has the next seed",
+        minimum=0,
+        maximum=MAX_SEED,
+        common=True,
+    )
     temperature: float = knob(
-        1.0, "scale of the noise; at 0 candidates differ only in what the prior draws", minimum=0, common=True
+        1.0,
+        "scale of the noise; at 0 candidates differ only in what the prior draws",
+        minimum=0,
+        maximum=MAX_TEMPERATURE,
+        common=True,
     )
     stream: bool = knob(
         False, "write the wavs while they are generated, so that they can be played; Ctrl-C ends it", common=True
@@ -71,12 +88,6 @@ class SampleConfig:
             problems.append(
                 f"--checkpoint {self.checkpoint}: no such file; training writes CHECKPOINT_DIR/best_model.pt"
             )
-        if not 0 < self.seconds < math.inf:
-            problems.append(f"--seconds {self.seconds:g}: must be a finite number above 0")
-        if self.start is not None and not 0 < self.start < math.inf:
-            problems.append(f"--start {self.start:g}: must be a second of the song above 0")
-        if not 0 <= self.seed <= MAX_SEED:
-            problems.append(f"--seed {self.seed}: must be a whole number from 0 to {MAX_SEED}")
         problems += unknown_losses(self.metrics) + problems_of(self)
         if problems:
             raise EncoreError("\n".join(problems))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from encore.audio import write_wav
 from encore.config.cli import print_error
-from encore.errors import EncoreError, make_folder
+from encore.errors import EncoreError, disk_space, make_folder
 from encore.inference.config import SampleConfig
 from encore.inference.continuation import Draws, reconstruct, stream_batch
 from encore.inference.presentation import CODEC, TRUTH, describe_files, titles
@@ -127,7 +128,10 @@ class FolderContinuation:
             write_wav(self.config.output / one.name / TRUTH, truth, rate)
         cards = audio_cards(list(samples.values()), rate, peak(one.song.context, rate))
         # The page would hold hundreds of megabytes if the audio was within it.
-        cards = [replace(card, audio=quote(f"{one.name}/{file}")) for file, card in zip(samples, cards, strict=True)]
+        cards = [
+            replace(card, audio=quote(os.fsencode(f"{one.name}/{file}")))
+            for file, card in zip(samples, cards, strict=True)
+        ]
         table = None
         if truth is not None:
             signals = compared_signals(self.generator, truth, written)
@@ -162,7 +166,8 @@ def write_folder_page(
         groups=[(result.name, result.cards) for result in results],
         problems=[f"{song}: {problem}" for song, problem in problems.items()],
     )
-    path.write_text(page, encoding="utf-8")
+    with disk_space(path, "the page"):
+        path.write_text(page, encoding="utf-8")
     return mean
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from encore.inference.config import SampleConfig
 from encore.inference.continuation import context_of
 from encore.models.loading import Generator
 
+MAX_NAME = 200  # bytes of a folder's name; file systems allow 255
 SHOWN_SECONDS = 60.0  # of a continuation, at most, in spectrograms, page and table
 MIN_TRUTH_SECONDS = 0.25  # less than that is not compared
 
@@ -83,10 +85,11 @@ def find_songs(config: SampleConfig) -> list[Path]:
 def output_names(songs: Sequence[Path], folder: Path) -> list[str]:
     """A name for each song's folder of results: its path within `folder`, in one level and without a suffix.
 
-    Songs whose names would be equal, in upper or lower case, keep the suffix, or get a number.
+    A name never leads out of the folder that it is made in, and is no longer than file systems allow. Songs whose names
+    would be equal, in upper or lower case, keep the suffix, or get a number.
     """
     taken, names = {"index.html"}, []
-    stems = ["_".join(song.relative_to(folder).with_suffix("").parts) for song in songs]
+    stems = [_short("_".join(song.relative_to(folder).with_suffix("").parts)) for song in songs]
     for song, stem in zip(songs, stems, strict=True):
         alike = [other for other in stems if other.casefold() == stem.casefold()]
         base = name = stem if len(alike) == 1 else stem + song.suffix
@@ -97,3 +100,8 @@ def output_names(songs: Sequence[Path], folder: Path) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def _short(name: str) -> str:
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= MAX_NAME else encoded[:MAX_NAME].decode("utf-8", "ignore")

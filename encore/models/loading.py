@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from encore.codecs import Codec, load_codec
-from encore.config.schema import TrainConfig
+from encore.config.schema import ModelConfig, TrainConfig
 from encore.errors import EncoreError
+from encore.models.checkpoint_checks import checkpoint_problems
 from encore.models.generation import GenerationConfig
 from encore.models.pointer import Pointer
 from encore.models.pointer_prior import POINTER
 from encore.models.precision import FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
 from encore.registry import PRIORS
+from encore.tensor_files import check_stored, load_tensors, verify
 
 FORMAT = 7
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; only tensors and plain values are unpickled.
+    """The content of a checkpoint, checked as far as that is possible without its codec; nothing in it is run.
 
     Raises:
-        EncoreError: no such file, not a checkpoint, or one of another version of Encore.
+        EncoreError: no such file, not a checkpoint, a damaged one, or one of another version of Encore.
     """
     if not path.is_file():
         raise EncoreError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        version = content["format"]
-    except Exception as error:  # torch.load raises almost anything for files of other kinds
-        reason = str(error).strip().partition("\n")[0][:120]
-        raise EncoreError(f"{path}: not a checkpoint of Encore ({reason})") from error
-    if version != FORMAT:
+        check_stored(path)
+        verify(path)
+        content = load_tensors(path)
+        if not isinstance(content, dict) or type(content.get("format")) is not int:
+            raise ValueError("it has no format")
+    except (OSError, ValueError) as error:
+        raise EncoreError(f"{path}: not a checkpoint of Encore ({error})") from error
+    if content["format"] != FORMAT:
         raise EncoreError(
-            f"{path}: a checkpoint of format {version}, and this version of Encore reads format {FORMAT}; train again, "
-            "or use the version that wrote it"
+            f"{path}: a checkpoint of format {content['format']}, and this version of Encore reads format {FORMAT}; "
+            "train again, or use the version that wrote it"
         )
+    if problem := next(checkpoint_problems(content), None):
+        raise EncoreError(f"{path}: a damaged checkpoint ({problem}); use another one, or train again")
     return content
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """What does not fit together in a checkpoint is an EncoreError with its name."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EncoreError(
+            f"{path}: its parts do not fit together ({reason:.160}); use another checkpoint, or train again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -94,16 +115,39 @@ def load_generator(
         raise EncoreError(
             f"{path}: was trained with other weights of --codec {config.codec.name} than the present ones"
         )
-    model = build_model(config, codec, content["context_frames"])
     weights = content["model"]
     if content["ema"] is not None:
         prefix = "module."
         weights = {k.removeprefix(prefix): v for k, v in content["ema"].items() if k.startswith(prefix)}
-    model.load_state_dict(weights)
+    with fitting(path):
+        check_weights(config.model, weights)
+        model = build_model(config, codec, content["context_frames"])
+        model.load_state_dict(weights)
     model = model.to(device).eval()
     chosen = choose_precision(precision, model.layers[0].mlp, config.model.d_model, device)
     lengths = content["context_frames"], content["segment_frames"]
     return Generator(model, codec, config, *lengths, content["margin"], chosen)
+
+
+def check_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Compares weights with the settings of a model before one of that size is allocated.
+
+    Raises:
+        ValueError: the settings ask for another size, or for heads that cannot be, or weights are not finite.
+        KeyError: weights are missing.
+    """
+    width, layers = (
+        len(weights["in_proj.weight"]),
+        {name.split(".")[1] for name in weights if name.startswith("blocks.")},
+    )
+    for name, asked, held in (("d_model", config.d_model, width), ("num_layers", config.num_layers, len(layers))):
+        if asked != held:
+            raise ValueError(f"--{name} {asked}, but its weights are those of {held}")
+    if width % config.nhead or width // config.nhead % 2:
+        raise ValueError(f"--nhead {config.nhead} at --d_model {width}")
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} is not finite")
 
 
 def build_model(config: TrainConfig, codec: Codec, context_frames: int) -> ContinuationTransformer:

@@ -14,6 +14,7 @@ import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
+from encore.errors import disk_space
 from encore.reporting.spectrograms import peak, spectrograms
 from encore.statistics import Interval
 
@@ -95,7 +96,8 @@ def render(template: str, **context: Any) -> str:
     Raises:
         jinja2.UndefinedError: the template uses a name that the context lacks.
     """
-    return _templates.get_template(template).render(context)
+    page = _templates.get_template(template).render(context)
+    return page.encode("utf-8", "replace").decode("utf-8")  # file names need not be UTF-8
 
 
 def write_page(
@@ -121,7 +123,8 @@ def write_page(
         candidates=audio_cards(candidates, sample_rate, reference_db),
         table=table,
     )
-    path.write_text(page, encoding="utf-8")
+    with disk_space(path, "the page"):
+        path.write_text(page, encoding="utf-8")
 
 
 def audio_cards(samples: Sequence[AudioSample], sample_rate: int, reference_db: float) -> list[AudioCard]:

@@ -30,14 +30,18 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def new_figure(panels: int, height: float, **sharing: bool) -> tuple[Figure, list[Axes]]:
     """A dark figure of that height in inches, with panels below one another; `sharing`: `sharex`, `sharey`."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=BACKGROUND)
     return figure, list(figure.subplots(panels, 1, squeeze=False, **sharing)[:, 0])
 
 
 def set_title(panel: Axes, title: str) -> None:
     """Writes a panel's title above its left end, as plain text."""
     panel.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)
+
+
+def save(figure: Figure, path: Path | BinaryIO) -> None:
+    """Writes a figure of `new_figure` as PNG; `savefig` would draw it twice."""
+    FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 1})  # twice as fast as 6, 8% larger
 
 
 def points(
@@ -77,7 +81,7 @@ def points(
         if least is not None:
             panel.set_xlim(left=least)
         panel.grid(axis="x", color=GRID, linewidth=0.6)
-    figure.savefig(path, format="png")
+    save(figure, path)
 
 
 def curves(
@@ -104,11 +108,12 @@ def curves(
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(4, len(names)), fontsize=8, labelcolor=INK, frameon=False
     )
-    figure.savefig(path, format="png")
+    save(figure, path)
 
 
 def _plot_panels(panels: Mapping[str, object], height: float) -> tuple[Figure, list[Axes]]:
     figure, axes = new_figure(len(panels), 0.6 + height * len(panels))
+    figure.set_layout_engine("constrained")
     for panel, title in zip(axes, panels, strict=True):
         set_title(panel, title)
         panel.set_facecolor(BACKGROUND)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from encore.reporting.plots import INK, new_figure, set_title
+from encore.reporting.plots import INK, WIDTH, new_figure, save, set_title
 
 N_FFT = 1024
 HOP_LENGTH = 256
@@ -18,6 +18,9 @@ MAX_FRAMES = 2000  # more than a PNG has columns
 RANGE_DB = 80.0
 FLOOR_DB = -200.0
 NO_SIGNAL = "#30343c"  # beyond the end of a signal
+# Inches, whole pixels each, so that all panels are drawn alike. Finding a layout takes longer than drawing one.
+LEFT, RIGHT, TOP, BOTTOM, GAP, PANEL = 0.8, 1.0, 0.25, 0.5, 0.35, 1.2
+BAR = (0.15, 0.2)  # from the panels, and its width
 
 
 def log_spectrogram(signal: Tensor, sample_rate: int) -> tuple[Tensor, float]:
@@ -55,7 +58,10 @@ def spectrograms(
     spectra = [log_spectrogram(signal, sample_rate) for signal in named.values()]
     if reference_db is None:
         reference_db = float(spectra[0][0].max())
-    figure, panels = new_figure(len(named), 0.7 + 1.45 * len(named), sharex=True, sharey=True)
+    height = TOP + len(named) * PANEL + (len(named) - 1) * GAP + BOTTOM
+    figure, panels = new_figure(len(named), height, sharex=True, sharey=True)
+    right, bottom, top = WIDTH - RIGHT, BOTTOM / height, 1 - TOP / height
+    figure.subplots_adjust(LEFT / WIDTH, bottom, right / WIDTH, top, hspace=GAP / PANEL)
     for panel, title, (levels, seconds) in zip(panels, named, spectra, strict=True):
         image = panel.imshow(
             (levels - reference_db).numpy(),
@@ -75,10 +81,10 @@ def spectrograms(
     panels[-1].set_xlabel("seconds", color=INK)
     panels[-1].set_xlim(0, max((levels.shape[1] - 1) * seconds for levels, seconds in spectra))
     panels[-1].set_ylim(0, sample_rate / 2)
-    bar = figure.colorbar(image, ax=panels, pad=0.015)
+    bar = figure.colorbar(image, figure.add_axes(((right + BAR[0]) / WIDTH, bottom, BAR[1] / WIDTH, top - bottom)))
     bar.set_label("dB", color=INK)
     bar.ax.tick_params(colors=INK)
-    figure.savefig(path, format="png")
+    save(figure, path)
 
 
 def _bin_edges(sample_rate: int) -> tuple[float, float]:

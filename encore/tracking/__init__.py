@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from encore.registry import TRACKERS
-from encore.tracking.background import BackgroundTracker
-from encore.tracking.mlflow import MlflowTracker
+from encore.tracking.mlflow_tracker import SPOOL, MlflowTracker
 from encore.tracking.none import NoTracker
 from encore.tracking.runs import EvaluationRun, NestedRuns, download_artifact, log_evaluation, open_run
 from encore.tracking.tracker import Tracker, build_tracker, preparing, register_tracker
 
 __all__ = [
+    "SPOOL",
     "TRACKERS",
-    "BackgroundTracker",
     "EvaluationRun",
     "MlflowTracker",
     "NestedRuns",

@@ -1,24 +1,24 @@
-"""The MLflow client, and the tracker of training runs, which saves what cannot be sent and sends it later."""
+"""The MLflow client, and the MLflow run that a training run's records are sent to."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import importlib
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from encore.config.schema import TrackingConfig
-from encore.tracking.background import BackgroundTracker
-from encore.tracking.tracker import Tracker, register_tracker
+from encore.tracking.sender import Destination, Refused, reason
+from encore.tracking.spool import Record
 
-JOURNAL = "missed_mlflow.jsonl"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its page then opens on runs and charts, not on chats
+RUN_TAG = "encore.run"  # what Encore calls a run, so that it has a name before MLflow can be reached
+ID = re.compile("[0-9a-f]{32}")  # of a run
 MAX_PARAMS, MAX_METRICS = 100, 1000  # MLflow's limits for one request
-REASON_LENGTH = 200  # characters
+NOT_THE_RECORD = (401, 403, 408, 429)  # HTTP status codes of errors that another record would get too
 
 
 def connect(uri: str, retries: int = 1, timeout: int = 10) -> Any:
@@ -36,9 +36,16 @@ def connect(uri: str, retries: int = 1, timeout: int = 10) -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.tracking import MlflowClient  # takes seconds to import, so only those who log import it
 
+    if _is_database(uri):
+        # Opening one is tried ten times in 102 s.
+        importlib.import_module("mlflow.store.db.utils").MAX_RETRY_COUNT = retries + 1  # type: ignore[attr-defined]
     for name in ("mlflow", "alembic", "urllib3"):  # the import has set their levels, so after it
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(uri)
+
+
+def _is_database(uri: str) -> bool:
+    return "sql" in uri.partition(":")[0]
 
 
 def experiment_id(client: Any, name: str) -> str:
@@ -56,142 +63,119 @@ def log_metrics(client: Any, run_id: str, values: Mapping[str, float], step: int
         client.log_batch(run_id, metrics=entries[first : first + MAX_METRICS])
 
 
-def reason(error: Exception) -> str:
-    """The first line of an error's message."""
-    return str(error).strip().partition("\n")[0][:REASON_LENGTH]
+def find_run(client: Any, run_id: str) -> Any:
+    """The run that has the id, given by MLflow or as the tag `RUN_TAG`; None if there is none, or it was deleted."""
+    if not ID.fullmatch(run_id):
+        return None
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    tagged = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1) if experiments else []
+    if tagged:
+        return tagged[0]
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
-class MlflowTracker(Tracker):
-    """One MLflow run, with the load of the machine.
+class MlflowRun(Destination):
+    """An MLflow run, created if it is missing, with the load of the machine.
 
-    Records are collected and sent by `flush`, oldest first. One that cannot be sent is saved, with those after it, to
-    a journal (JSON lines), and the next flush tries again.
+    A metric is logged at increasing steps, once at each: what a resumed run repeats is left out.
 
     Args:
         settings: server or store, experiment (created if missing) and name of the run (None lets MLflow choose).
-        run_id: run to continue; None takes the environment's MLFLOW_RUN_ID, or else a new one.
-        folder: where the journal is written; one that is there already is continued.
-        log: gets one line when the server is lost, and one when it is back.
-        journal: name of the journal's file.
+        run_id: MLflow's id of the run, or its `RUN_TAG`, with which it is created.
+        folder: that the artifacts' paths are relative to.
+        running: whether the training still runs.
     """
 
-    def __init__(
-        self,
-        settings: TrackingConfig,
-        run_id: str | None,
-        folder: Path,
-        log: Callable[[str], None],
-        journal: str = JOURNAL,
-    ):
-        self.settings, self.run_id, self.log = settings, run_id, log
-        self.journal = folder / journal
-        self.lost = False
-        self._records: list[dict[str, Any]] = []
+    name = "MLflow"
+
+    def __init__(self, settings: TrackingConfig, run_id: str, folder: Path, running: bool = True):
+        self.settings, self.run_id, self.folder, self.running = settings, run_id, folder, running
+        self.mlflow_id = ""
         self._client: Any = None
         self._monitor: Any = None
-        if self.journal.is_file():
-            header, *records = (json.loads(line) for line in self.journal.read_text().splitlines())
-            if run_id in (None, header["run_id"]):
-                self.run_id, self._records = header["run_id"], records
-        # MLflow's own variable: the run that has been created for this process.
-        self.run_id = self.run_id or os.environ.get("MLFLOW_RUN_ID")
+        self._steps: dict[str, int] = {}  # the last one of each metric
 
-    def params(self, values: Mapping[str, Any]) -> None:
-        self._records.append({"kind": "params", "values": {name: str(value) for name, value in values.items()}})
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        self._records.append({"kind": "metrics", "values": dict(values), "step": step, "time": now})
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        self._records.append({"kind": "artifact", "path": str(path.resolve()), "folder": folder})
-
-    def flush(self) -> None:
-        try:
-            self._open()
-            while self._records:
-                self._send(self._records[0])
-                self._records.pop(0)
-        except Exception as error:  # whatever a tracking backend raises, training continues
-            self._write_journal()
-            if not self.lost:
-                self.log(
-                    f"MLflow cannot be reached ({reason(error)}); training continues, and what could not be logged is "
-                    f"saved in {self.journal}"
-                )
-            self.lost = True
-            return
-        self.journal.unlink(missing_ok=True)
-        if self.lost:
-            self.log("MLflow can be reached again; what was missing has been logged")
-        self.lost = False
-
-    def close(self, status: str) -> None:
-        if self._monitor is not None:
-            self._monitor.finish()
-        self._records.append({"kind": "status", "status": status})
-        self.flush()
-
-    def _open(self) -> None:
-        """Finds or creates the run, and starts the log of the machine's load."""
+    def open(self) -> None:
         uri = self.settings.mlflow_uri
-        if self._client is None:
-            self._client = connect(uri)
-        if self.run_id is None:
+        self._client = connect(uri)
+        run = find_run(self._client, self.run_id)
+        if run is None:
             number = experiment_id(self._client, self.settings.experiment)
-            self.run_id = self._client.create_run(number, run_name=self.settings.run_name).info.run_id
-        if self._monitor is None and any(record["kind"] != "status" for record in self._records):
-            self._client.update_run(self.run_id, status="RUNNING")
+            run = self._client.create_run(number, run_name=self.settings.run_name, tags={RUN_TAG: self.run_id})
+        self.mlflow_id = run.info.run_id
+        self._steps = {metric.key: metric.step for metric in run.to_proto().data.metrics}
+        if self.running:
+            if run.info.status != "RUNNING":
+                self._client.update_run(self.mlflow_id, status="RUNNING")
+            self._stop_monitor()  # which ends when MLflow cannot be reached
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=uri)
+            self._monitor = SystemMetricsMonitor(self.mlflow_id, resume_logging=True, tracking_uri=uri)
             self._monitor.start()
 
-    def _send(self, record: dict[str, Any]) -> None:
-        assert self.run_id is not None
+    def send(self, record: Record) -> None:
+        try:
+            self._send(record)
+        except Exception as error:
+            if self._refuses(record, error):
+                raise Refused(reason(error)) from error
+            raise
+
+    def close(self) -> None:
+        self._stop_monitor()
+
+    def mark_killed(self) -> None:
+        """Ends a run that did not say how it ended."""
+        if self._client.get_run(self.mlflow_id).info.status == "RUNNING":
+            self._client.set_terminated(self.mlflow_id, "KILLED")
+
+    def _send(self, record: Record) -> None:
         kind = record["kind"]
         if kind == "params":
             self._send_params(record["values"])
         elif kind == "metrics":
-            log_metrics(self._client, self.run_id, record["values"], record["step"], record["time"])
+            step = record["step"]
+            values = {name: value for name, value in record["values"].items() if step > self._steps.get(name, -1)}
+            log_metrics(self._client, self.mlflow_id, values, step, record["time"])
+            self._steps.update(dict.fromkeys(values, step))
         elif kind == "artifact":
-            path = Path(record["path"])
+            path = self.folder / record["path"]
             send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-            send(self.run_id, str(path), record["folder"])
+            send(self.mlflow_id, str(path), record["folder"])
         else:
-            self._client.set_terminated(self.run_id, record["status"])
+            self._stop_monitor()
+            self._client.set_terminated(self.mlflow_id, record["status"])
+
+    def _refuses(self, record: Record, error: Exception) -> bool:
+        """Whether an error concerns the record, or any artifact: MLflow says so, or answers, and still has the run."""
+        answer = getattr(error, "response", None)
+        code = answer.status_code if answer is not None else getattr(error, "get_http_status_code", lambda: 500)()
+        if record["kind"] != "artifact" and (not 400 <= code < 500 or code in NOT_THE_RECORD):
+            return False
+        run = self._client.get_run(self.mlflow_id)
+        return bool(run.info.lifecycle_stage == "active")
+
+    def _stop_monitor(self) -> None:
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.finish()
 
     def _send_params(self, values: Mapping[str, str]) -> None:
         """Logs parameters. MLflow's cannot be changed: what a resumed run does differently becomes a tag."""
         from mlflow.entities import Param
 
-        known = self._client.get_run(self.run_id).data.params
+        known = self._client.get_run(self.mlflow_id).data.params
         new = [Param(name, value) for name, value in values.items() if name not in known]
         for first in range(0, len(new), MAX_PARAMS):
-            self._client.log_batch(self.run_id, params=new[first : first + MAX_PARAMS])
+            self._client.log_batch(self.mlflow_id, params=new[first : first + MAX_PARAMS])
         for name, value in values.items():
             if known.get(name, value) != value:
-                self._client.set_tag(self.run_id, f"resumed_{name}", value)
-
-    def _write_journal(self) -> None:
-        header = {
-            "experiment": self.settings.experiment,
-            "run_name": self.settings.run_name,
-            "run_id": self.run_id,
-        }
-        temporary = self.journal.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in [header, *self._records]))
-        temporary.replace(self.journal)
-
-
-@register_tracker("mlflow")
-class BackgroundMlflowTracker(BackgroundTracker):
-    """`MlflowTracker` on a thread of its own: training never waits for a server."""
-
-    def __init__(self, settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]):
-        super().__init__(MlflowTracker(settings, run_id, folder, log))
-
-    @staticmethod
-    def prepare(settings: TrackingConfig) -> None:
-        with contextlib.suppress(Exception):  # which the tracker will meet again, and report
-            connect(settings.mlflow_uri)
+                self._client.set_tag(self.mlflow_id, f"resumed_{name}", value)

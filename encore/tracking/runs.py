@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from encore.errors import EncoreError
-from encore.tracking.mlflow import connect, experiment_id, log_metrics, reason
+from encore.tracking.mlflow import connect, experiment_id, find_run, log_metrics
+from encore.tracking.sender import reason
 
 PARENT = "mlflow.parentRunId"  # the tag by which MLflow's page nests runs
 RETRIES = 2  # of a request after hours of work
@@ -47,16 +48,12 @@ def open_run(uri: str, experiment: str, run_id: str | None, trained: str | None)
     """
     with failing_with(f"--mlflow_uri {uri}: cannot be reached"):
         client = connect(uri, RETRIES)
-        client.get_experiment_by_name(experiment)  # a request, so that a dead server is noticed here
-    from mlflow.exceptions import MlflowException
-
-    for candidate in filter(None, [run_id or trained]):
-        try:
-            client.get_run(candidate)
-            return EvaluationRun(client, uri, candidate, False)
-        except MlflowException as error:
-            if run_id is not None:
-                raise EncoreError(f"--run_id {run_id}: not in --mlflow_uri {uri} ({reason(error)})") from error
+        wanted = run_id or trained
+        found = find_run(client, wanted) if wanted else None
+    if found is not None:
+        return EvaluationRun(client, uri, found.info.run_id, False)
+    if run_id is not None:
+        raise EncoreError(f"--run_id {run_id}: not in --mlflow_uri {uri}; MLflow's page of the run shows its id")
     with failing_with(f"--mlflow_uri {uri}: cannot create a run"):
         created = client.create_run(experiment_id(client, experiment), run_name="evaluation")
     return EvaluationRun(client, uri, created.info.run_id, True)

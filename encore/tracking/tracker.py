@@ -16,12 +16,10 @@ class Tracker(Protocol):
     """One tracked run. Training calls these methods on rank 0 only, and waits for them.
 
     A subclass overrides those that it needs; the inherited ones do nothing. No method may raise because a server
-    cannot be reached: training must continue. `encore.tracking.background.BackgroundTracker` makes one that takes its
-    time into one that training need not wait for.
+    cannot be reached: training must continue. `encore.tracking.sender.Sender` sends to a slow server on a thread.
 
     Attributes:
-        run_id: what the tracker calls this run; saved in checkpoints and given back when the run is resumed. None as
-            long as it has no id.
+        run_id: what the tracker calls this run; saved in checkpoints and given back when the run is resumed.
     """
 
     run_id: str | None = None

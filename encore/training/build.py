@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 import losses
-from encore.codecs import Codec
+from encore.codecs import Codec, load_codec
 from encore.codecs.base import hash_tensors
 from encore.codecs.losses import build_losses
 from encore.config.components import ADVERSARIAL, registered_name
@@ -20,12 +20,15 @@ from encore.models.loading import build_model, generation_config
 from encore.models.pointer import Pointer
 from encore.models.precision import AUTO, FP32, choose_precision
 from encore.models.transformer import ContinuationTransformer
-from encore.training.checkpoint import TrainState, resume_source
+from encore.training.checkpoint import TrainState
+from encore.training.console import TrainConsole
 from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Component, Objective
 from encore.training.optim import Schedule, adamw, averaged
 from encore.training.pointer import VERSION, train_pointer
+from encore.training.resuming import settle, yardstick
+from encore.training.run_folder import RunFolder
 from encore.training.stored import MARGIN_FILE, stored
 from encore.training.synthesis import Synthesizer, crop_samples
 
@@ -50,6 +53,30 @@ class Terms:
     adversary: losses.Adversary | None
     generation: GenerationConfig
     crop_frames: int
+
+
+def build_run(
+    config: TrainConfig, ranks: Ranks, console: TrainConsole, folder: RunFolder
+) -> tuple[PairData, TrainState]:
+    """The data and the state to begin with."""
+    start = folder.start
+    for note in start.notes:
+        console.print(note, style="yellow")
+    with ranks.agree():
+        codec = load_codec(config.codec.name, config.codec.repository, config.codec.bandwidth).to(ranks.device)
+        data = PairData.open(config, codec)
+        terms = build_terms(config, data, ranks)
+    data.encode(ranks, console)
+    state = build_state(config, data, terms, ranks, start.source is not None)
+    state.run, state.yardstick = start.identity.run, yardstick(config, data, state.objective)
+    lines: list[str] = []
+    with ranks.agree():
+        if start.source is not None:
+            lines = settle(state, state.load(start.source, config), config, folder)
+    for line in lines:
+        console.print(line)
+    state.schedule.total = state.progress.samples + data.samples_left(config.optim, state.progress)
+    return data, state
 
 
 def crop_frames(config: TrainConfig, codec: Codec, frames: int, has_gpu: bool) -> int:
@@ -129,25 +156,33 @@ def build_adversary(config: TrainConfig, codec: Codec, silence: Tensor) -> losse
     )
 
 
-def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks) -> TrainState:
-    """The model, its objective and its optimiser at the start of training, the same on all ranks."""
+def build_state(config: TrainConfig, data: PairData, terms: Terms, ranks: Ranks, resumes: bool = False) -> TrainState:
+    """The model, its objective and its optimiser at the start of training, the same on all ranks.
+
+    `resumes` says that a checkpoint is going to be loaded, with the precision that was chosen for it.
+    """
     torch.manual_seed(config.run.seed)
     model = build_model(config, data.codec, data.frames.context)
-    model.set_statistics(ranks.broadcast_from_main(lambda: data.statistics()[1]))
+    model.set_statistics(data.statistics(ranks)[1])
     model.to(ranks.device)
     model.recompute = config.optim.recompute
     if model.pointer is not None and terms.generation.generative:
         fit_pointer(model.pointer, data, terms.generation.block_frames, config.run.seed, ranks)
     optim = config.optim
-    synthesizer = build_synthesizer(config, data, terms, ranks, model)
+    # A resumed run computes as it did before (`TrainState.load`): there is nothing to be measured.
+    precision = FP32 if optim.precision == AUTO and resumes else optim.precision
+    synthesizer = build_synthesizer(
+        replace(config, optim=replace(optim, precision=precision)), data, terms, ranks, model
+    )
     objective = Objective(terms.components, synthesizer, terms.combiner, terms.adversary).to(ranks.device)
-    total_steps = int(min(optim.max_steps or math.inf, optim.epochs * data.steps))
+    division = data.sampler.division
     return TrainState(
         model,
         averaged(model, optim.ema_decay) if optim.ema_decay else None,
         adamw(model, optim.lr, optim.weight_decay),
-        Schedule(optim.scheduler, optim.lr, optim.warmup_steps, total_steps),
+        Schedule(optim.scheduler, optim.lr, optim.warmup_steps * division.pairs, total=0),
         objective,
+        division,
     )
 
 
@@ -176,9 +211,7 @@ def build_synthesizer(
     with ranks.agree():
         if ranks.is_main:
             probe = model.layers[0].mlp
-            # A resumed run computes as it did before (`TrainState.load`): there is nothing to be measured.
-            name = FP32 if config.optim.precision == AUTO and resume_source(config.run) else config.optim.precision
-            precision = choose_precision(name, probe, config.model.d_model, ranks.device)
+            precision = choose_precision(config.optim.precision, probe, config.model.d_model, ranks.device)
             margin = stored(data.cache.folder / MARGIN_FILE, lambda: codec.margin)
     precision, margin = ranks.broadcast_from_main(lambda: (precision, margin))
     return Synthesizer(

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,27 +12,32 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from encore.config.knobs import to_flags
-from encore.config.schema import RunConfig, TrainConfig
+from encore.config.schema import TrainConfig
 from encore.data import PairFrames
+from encore.data.dataset import Division
 from encore.errors import EncoreError
-from encore.models.loading import FORMAT, read
+from encore.models.loading import FORMAT, fitting, read
 from encore.models.precision import AUTO
-from encore.tracking.mlflow import JOURNAL
 from encore.training.objective import Objective
 from encore.training.optim import Schedule
 
-RUN_FILES = ("last.pt", "best_model.pt", "config.json", "train.log", "examples", JOURNAL)
 # Flags that a resumed run cannot change: they determine the shapes of the tensors, or what the model has learned to do.
 FIXED = ("d_model", "nhead", "num_layers", "objective", "generation", "block_seconds", "prior")
 
 
 @dataclass
 class Progress:
-    """How far training is. All randomness follows from the seed and `step`, so no generator's state is needed."""
+    """How far training is. All randomness follows from the seed and `step`, so no generator's state is needed.
+
+    The place in the data is `epoch` and `epoch_samples`: it does not depend on the number of ranks or the batch size.
+    """
 
     step: int = 0  # optimiser steps taken or skipped, in all
+    samples: int = 0  # pairs that they have used, of all ranks
     epoch: int = 0  # finished epochs
     epoch_step: int = 0  # steps in the current epoch
+    epoch_samples: int = 0  # pairs that they have used
+    epoch_skipped: int = 0  # of these steps
     skipped: int = 0  # steps skipped because something was not finite, in all
     skipped_in_a_row: int = 0
     best: float = math.inf  # lowest validation loss
@@ -44,16 +45,48 @@ class Progress:
     run_id: str | None = None  # of the tracker
     sums: dict[str, float] = field(default_factory=dict)  # of the current epoch's training metrics, over all ranks
 
+    def step_done(self, pairs: int, skipped: bool) -> None:
+        """Counts a step."""
+        self.step, self.samples = self.step + 1, self.samples + pairs
+        self.epoch_step, self.epoch_samples = self.epoch_step + 1, self.epoch_samples + pairs
+        self.skipped, self.epoch_skipped = self.skipped + skipped, self.epoch_skipped + skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+
+    def epoch_done(self) -> None:
+        """The next epoch begins."""
+        self.epoch += 1
+        self.epoch_step = self.epoch_samples = self.epoch_skipped = 0
+        self.sums = {}
+
+    def validated(self, loss: float) -> bool:
+        """Counts a validation, whose loss may not be finite; whether it is the best so far."""
+        better = loss < self.best and math.isfinite(loss)
+        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
+        return better
+
+    def forget_best(self) -> None:
+        """Validation losses from now on cannot be compared with earlier ones, or the best model is not there."""
+        self.best, self.waited = math.inf, 0
+
 
 @dataclass
 class TrainState:
-    """All that changes during training."""
+    """All that changes during training, and what the run is known by.
+
+    Attributes:
+        division: of a step's pairs among the ranks.
+        run: id of the run (`run_folder.Identity`).
+        yardstick: what the validation loss depends on besides the model (`resuming.yardstick`).
+    """
 
     model: nn.Module
     ema: AveragedModel | None
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     objective: Objective
+    division: Division
+    run: str = ""
+    yardstick: dict[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -61,12 +94,16 @@ class TrainState:
         """The model that is validated: the averaged weights, where they are kept."""
         return self.model if self.ema is None else self.ema.module
 
-    def save(self, path: Path, config: TrainConfig, frames: PairFrames) -> None:
-        """Writes everything."""
+    def content(self, config: TrainConfig, frames: PairFrames) -> dict[str, Any]:
+        """What a checkpoint holds; the tensors are the state's own."""
         synthesizer = self.objective.synthesizer
         codec = synthesizer.codec
-        content = {
+        return {
             "format": FORMAT,
+            "run": self.run,
+            "yardstick": self.yardstick,
+            "ranks": self.division.ranks,
+            "step_pairs": self.division.pairs,
             "config": {**config.to_dict(), "precision": synthesizer.precision},
             "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
             "context_frames": frames.context,
@@ -79,10 +116,9 @@ class TrainState:
             "objective": self.objective.state_dict(),
             "progress": vars(self.progress),
         }
-        write(content, path)
 
-    def load(self, path: Path, config: TrainConfig) -> None:
-        """Continues from a checkpoint, with its precision if `config` leaves the choice.
+    def load(self, path: Path, config: TrainConfig) -> dict[str, Any]:
+        """Continues from a checkpoint, with its precision if `config` leaves the choice; returns its content.
 
         Raises:
             EncoreError: not a checkpoint, or one of another model or codec.
@@ -103,48 +139,19 @@ class TrainState:
             problems.append(f"was trained with --discriminator {discriminator}; keep that one")
         if problems:
             raise EncoreError("\n".join(f"--resume {path}: {problem}" for problem in problems))
-        self.model.load_state_dict(content["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.schedule.load_state_dict(content["schedule"])
-        self.objective.load_state_dict(content["objective"])
-        self.progress = Progress(**content["progress"])
+        with fitting(path):
+            self.model.load_state_dict(content["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(content["ema"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            warmup = self.schedule.warmup
+            self.schedule.load_state_dict(content["schedule"])
+            if saved.optim.warmup_steps != config.optim.warmup_steps:
+                self.schedule.warmup = warmup
+            self.objective.load_state_dict(content["objective"])
+            self.progress = Progress(**content["progress"])
         if config.optim.precision == AUTO:
             self.objective.synthesizer.precision = saved.optim.precision
         if adversary is not None and not had_adversary:
             adversary.steps = self.progress.step  # it counts the run's steps, whenever it joined
-
-
-def write(content: Mapping[str, Any], path: Path) -> None:
-    """Writes to a temporary name and renames it, so that there is never half a checkpoint."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
-
-
-def add_run_id(path: Path, run_id: str | None) -> None:
-    """Completes a checkpoint that was written before the tracker had given the run an id."""
-    content = read(path)
-    content["progress"]["run_id"] = run_id
-    write(content, path)
-
-
-def resume_source(config: RunConfig) -> Path | None:
-    """The checkpoint to resume; workers that the elastic agent has restarted resume the last one."""
-    last = config.checkpoint_dir / "last.pt"
-    if config.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-        return last if last.is_file() else None
-    return Path(config.resume) if config.resume else None
-
-
-def move_aside(folder: Path, source: Path | None) -> None:
-    """Moves an earlier run's files to `earlier_<n>/`, unless this run resumes it."""
-    resumed = source is not None and source.resolve().parent == folder.resolve()
-    if resumed or not any((folder / name).exists() for name in ("last.pt", "best_model.pt")):
-        return
-    number = next(n for n in itertools.count(1) if not (folder / f"earlier_{n}").exists())
-    (folder / f"earlier_{number}").mkdir()
-    for name in RUN_FILES:
-        if (folder / name).exists():
-            shutil.move(folder / name, folder / f"earlier_{number}" / name)
+        return content

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from encore.codecs import Codec
-from encore.config.schema import TrainConfig
+from encore.config.schema import OptimConfig, TrainConfig
 from encore.data import PairFrames, Pairs, find_pairs, segment_frames
-from encore.data.dataset import Batch, EpochSampler, PairDataset, collate
-from encore.data.index_files import Numbers
+from encore.data.dataset import BatchLoader, Division, EpochSampler, PairDataset
+from encore.data.index_files import Bytes, Numbers
 from encore.data.latent_cache import LatentCache
+from encore.data.latent_statistics import LatentStatistics
 from encore.data.pairs import SPLITS
-from encore.errors import EncoreError
+from encore.errors import EncoreError, RestartError
+from encore.training.checkpoint import Progress
 from encore.training.console import TrainConsole
 from encore.training.distributed import Ranks
+from encore.training.rounds import in_rounds
+
+HASHED_AT_ONCE = 256  # files
+
+
+@contextmanager
+def lost_readers() -> Iterator[None]:
+    """A loader's process that has been killed becomes a RestartError; PyTorch reports it from anywhere in this one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise RestartError(
+            f"a process that reads the pairs was killed, often for want of memory ({error}); lower --num_workers or "
+            "--batch_size if it happens again, and go on with --resume auto"
+        ) from error
 
 
 class PairData:
@@ -35,8 +55,8 @@ class PairData:
     train: PairDataset
     val: PairDataset
     sampler: EpochSampler
-    train_loader: Iterable[Batch]
-    val_loader: Iterable[Batch]
+    train_loader: BatchLoader
+    val_loader: BatchLoader
 
     def __init__(self, pairs: Mapping[str, Pairs], codec: Codec, config: TrainConfig):
         self.pairs, self.codec, self.config = pairs, codec, config
@@ -65,11 +85,6 @@ class PairData:
         pairs = find_pairs(data.dataset_folder, codec.sample_rate, data.dataset_format, data.latent_folder)
         return cls({split: pairs[split] for split in SPLITS}, codec, config)
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of an epoch."""
-        return self.sampler.steps
-
     def encode(self, ranks: Ranks, console: TrainConsole) -> None:
         """Encodes what the latent cache lacks, each rank its share, and prepares the batches.
 
@@ -79,23 +94,38 @@ class PairData:
         folder = self.config.data.latent_folder
         numbers = np.unique(np.concatenate([pairs.numbers for pairs in self.pairs.values()]))
         with ranks.agree():
-            self.cache = LatentCache.open(folder, self.codec.identity, self.segments)
-        self._hash(numbers, ranks)
+            self.cache = LatentCache.open(folder, self.codec, self.segments)
+        self._hash(numbers, ranks, console)
         missing = ranks.broadcast_from_main(lambda: self.cache.missing(numbers))
         share = missing[ranks.rank :: ranks.world_size]
-        with console.task("encoding", len(share)) as advance, ranks.agree():
-            for _ in self.cache.encode(share, self.codec, ranks.device):
-                advance()
+        with console.task("encoding", len(share)) as advance:
+            in_rounds(self.cache.encode(share, self.codec, ranks.device), ranks, advance)
         with ranks.agree():
-            self.cache.refresh()
+            if len(missing):
+                self.cache.refresh()
+            if absent := len(self.cache.missing(numbers)):
+                raise EncoreError(
+                    f"--cache_dir {folder}: rank {ranks.rank} lacks the latents of {absent} files; all ranks must see "
+                    "the same folder, and nothing may delete from it"
+                )
             if ranks.is_main:
                 self.cache.save_index()
+        for note in sorted({note for notes in ranks.gather(self.cache.notes) for note in notes}):
+            console.print(f"{note}; its music has been encoded again", style="yellow")
         console.print(
             f"{len(self.pairs['train'])} training and {len(self.pairs['val'])} validation pairs of {self._lengths}, "
             f"{len(missing)} of {len(numbers)} files newly encoded"
         )
         with ranks.agree():
             self._prepare_batches(ranks)
+
+    def samples_left(self, optim: OptimConfig, progress: Progress) -> int:
+        """Pairs that training is still going to use, on all ranks together."""
+        epochs = optim.epochs - progress.epoch
+        steps = self.sampler.steps(progress.epoch_samples) + (epochs - 1) * self.sampler.steps(0) if epochs > 0 else 0
+        if optim.max_steps is not None:
+            steps = min(steps, max(0, optim.max_steps - progress.step))
+        return steps * self.sampler.division.pairs
 
     @property
     def most_shift(self) -> int:
@@ -112,17 +142,28 @@ class PairData:
         context, target = (frames / self.codec.frame_rate for frames in self.frames)
         return f"{target:.2f} s" if context == target else f"{context:.2f} s and the {target:.2f} s after them"
 
-    def _hash(self, numbers: Numbers, ranks: Ranks) -> None:
-        """Hashes the contents of new segments, each rank its share."""
-        new = self.segments.unhashed(numbers)
-        found = None
-        with ranks.agree():
-            found = self.segments.hash(new[ranks.rank :: ranks.world_size])
-        for rank, digests in enumerate(ranks.gather(found)):
-            self.cache.know(new[rank :: ranks.world_size], digests)
-        with ranks.agree():
-            if ranks.is_main:
-                self.segments.remember(self.config.data.latent_folder)
+    def _hash(self, numbers: Numbers, ranks: Ranks, console: TrainConsole) -> None:
+        """Hashes the contents of new segments, each rank its share, and stores what is known after each round."""
+        new, found = self.segments.unhashed(numbers), list[tuple[Numbers, Bytes]]()
+        share = new[ranks.rank :: ranks.world_size]
+        blocks = np.array_split(share, -(-len(share) // HASHED_AT_ONCE)) if len(share) else []
+
+        def share_results() -> None:
+            for one, digests in itertools.chain(*ranks.gather(found)):
+                self.segments.note(one, digests)
+            found.clear()
+            with ranks.agree():
+                if ranks.is_main:
+                    self.segments.remember(self.config.data.latent_folder)
+
+        def hash_blocks() -> Generator[None, None, None]:
+            for block in blocks:
+                found.append((block, self.segments.hash(block)))
+                yield
+
+        with console.task("hashing", len(blocks)) as advance:
+            in_rounds(hash_blocks(), ranks, advance, share_results)
+        self.cache.know(new, self.segments.digests[new])
 
     def _prepare_batches(self, ranks: Ranks) -> None:
         data, seed = self.config.data, self.config.run.seed
@@ -136,12 +177,26 @@ class PairData:
         self.train = PairDataset(self.pairs["train"], **settings)
         self.val = PairDataset(self.pairs["val"], **settings)
         accumulation = self.config.optim.grad_accumulation
-        self.sampler = EpochSampler(len(self.train), data.batch_size, accumulation, ranks.rank, ranks.world_size, seed)
-        loader = partial(DataLoader, num_workers=data.num_workers, collate_fn=collate, pin_memory=ranks.has_gpu)
+        division = Division.of(ranks.world_size, data.batch_size, accumulation, data.global_batch_size)
+        self.sampler = EpochSampler(len(self.train), division, ranks.rank, seed)
+        loader = partial(BatchLoader, num_workers=data.num_workers, pin_memory=ranks.has_gpu)
         own = range(ranks.rank, len(self.val), ranks.world_size)
         self.train_loader = loader(self.train, batch_sampler=self.sampler, persistent_workers=data.num_workers > 0)
         self.val_loader = loader(self.val, data.batch_size, sampler=own)
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each latent channel over the training inputs, `[D]` each."""
-        return self.cache.statistics(self.pairs["train"].inputs)
+    def statistics(self, ranks: Ranks) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each latent channel over the training inputs, `[D]` each.
+
+        They are read from the cache's folder, or measured by all ranks together.
+        """
+        measured = LatentStatistics(self.cache, self.pairs["train"].inputs)
+        known = ranks.broadcast_from_main(measured.stored)
+        if known is not None:
+            return known
+        with ranks.agree():
+            sums = measured.sums(ranks.rank, ranks.world_size)
+        mean, deviation = measured.of_sums(ranks.sum(sums.to(ranks.device)).cpu())
+        with ranks.agree():
+            if ranks.is_main:
+                measured.store(mean, deviation)
+        return mean, deviation

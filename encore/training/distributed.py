@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from encore.errors import EncoreError
+from encore.errors import EncoreError, RestartError
+from encore.training import slurm
+from encore.training.watch import Watch
 
+DIVERGED = 3  # exit status of a run that ended because its steps were not finite
+NO_LIMIT = timedelta(days=7)  # of collective operations; the watch is the one that judges
 T = TypeVar("T")
 
 
 class AgreedError(EncoreError):
-    """An error that is raised on all ranks, so that it is enough if one of them prints it."""
+    """An error that is raised on all ranks, so that it is enough if one of them prints it.
+
+    Attributes:
+        restart: whether a new start mends it (`RestartError`).
+    """
+
+    restart = False
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    watch: Watch | None = None
 
     @property
     def is_main(self) -> bool:
@@ -40,6 +53,20 @@ class Ranks:
     def has_gpu(self) -> bool:
         return self.device.type == "cuda"
 
+    def at(self, phase: str, step: int | None = None, waits: bool = False) -> None:
+        """Tells the watch where this rank stands now (`Place`)."""
+        if self.watch is not None:
+            self.watch.at(phase, step, waits)
+
+    def move(self) -> None:
+        """Tells the watch that this rank is still where it was, but has got on."""
+        if self.watch is not None:
+            self.watch.move()
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """A block in which this rank waits for others."""
+        return nullcontext() if self.watch is None else self.watch.waiting()
+
     @contextmanager
     def agree(self) -> Iterator[None]:
         """A block that succeeds on all ranks or on none; the block itself must hold no collective operation.
@@ -47,72 +74,92 @@ class Ranks:
         Raises:
             AgreedError: the block raised an EncoreError on some rank: that of the lowest such rank, on every rank.
         """
-        message = None
+        said = None
         try:
             yield
         except EncoreError as error:
-            message = str(error)
-        failed = [other for other in self.gather(message) if other is not None]
+            said = str(error), isinstance(error, RestartError)
+        failed = [other for other in self.gather(said) if other is not None]
         if failed:
-            raise AgreedError(failed[0])
+            agreed = AgreedError(failed[0][0])
+            agreed.restart = failed[0][1]
+            raise agreed
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, in order of rank."""
         values = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with self.waiting():
+            dist.all_gather_object(values, value)
         return values
 
     def broadcast_from_main(self, function: Callable[[], T]) -> T:
         """What `function` returns on rank 0, which alone calls it, on all ranks."""
         box: list[Any] = [function() if self.is_main else None]
-        dist.broadcast_object_list(box, src=0)
+        with self.waiting():
+            dist.broadcast_object_list(box, src=0)
         result: T = box[0]
         return result
 
-    def any_async(self, flag: bool) -> Callable[[], bool]:
-        """Begins to ask whether `flag` is true on some rank; the function that is returned waits for the answer."""
-        count = torch.tensor([int(flag)], device=self.device)
-        work = dist.all_reduce(count, async_op=True)
+    def max_async(self, value: int) -> Callable[[], int]:
+        """Begins to ask for the largest `value` of all ranks; the function that is returned waits for the answer."""
+        largest = torch.tensor([value], device=self.device)
+        work = dist.all_reduce(largest, dist.ReduceOp.MAX, async_op=True)
 
-        def answer() -> bool:
-            work.wait()
-            return bool(count > 0)
+        def answer() -> int:
+            with self.waiting():
+                work.wait()
+                return int(largest)
 
         return answer
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
         values = values.clone()
-        dist.all_reduce(values)
+        with self.waiting():
+            dist.all_reduce(values)
         return values
 
 
 @contextmanager
-def start() -> Iterator[Ranks]:
-    """Joins the process group that the environment describes: torchrun's variables, or Slurm's under srun.
+def start(timeout_minutes: float) -> Iterator[Ranks]:
+    """Joins the process group that the environment describes: torchrun's variables, or SLURM's under srun.
 
-    NCCL where there are GPUs, gloo elsewhere. Under srun the caller's script exports MASTER_ADDR and MASTER_PORT. The
-    group is left at the end of the block.
+    NCCL where there are GPUs, gloo elsewhere. The group is left at the end of the block.
+
+    Args:
+        timeout_minutes: after which a group in which a rank hangs is ended (`Watch`). Collective operations themselves
+            have no limit of use: while one rank reads a large data set, others wait for it.
 
     Raises:
         EncoreError: the environment describes none.
     """
-    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
-        for name, slurm in (("RANK", "PROCID"), ("WORLD_SIZE", "NTASKS"), ("LOCAL_RANK", "LOCALID")):
-            os.environ[name] = os.environ[f"SLURM_{slurm}"]
+    slurm.set_rank()
     if "RANK" not in os.environ:
         raise EncoreError("train_worker.py is one rank of several: start it with train_ddp.py, torchrun or srun")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    limit = timedelta(minutes=timeout_minutes)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=limit))
+    # Should two jobs ever come to share a store, they do not read each other's keys.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RUN_ID", ""), store)
+    watch = Watch(dist.PrefixStore("watch", store), rank, world_size, limit.total_seconds())
+    device = torch.device("cpu")
+    if torch.cuda.is_available():  # srun may show each rank only its own
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        device = torch.device("cpu")
-        dist.init_process_group("gloo")
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        dist.destroy_process_group()
+    group: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "timeout": NO_LIMIT}
+    with watch:
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device, **group)
+        else:
+            dist.init_process_group("gloo", **group)
+        try:
+            yield Ranks(rank, world_size, device, watch)
+        finally:
+            dist.destroy_process_group()
+
+
+def lost_connection(error: RuntimeError) -> bool:
+    """Whether an error says that another rank has gone away: gloo's is a RuntimeError as any other."""
+    return isinstance(error, dist.DistError) or re.search(r"\bgloo\b|Connection closed by peer", str(error)) is not None
 
 
 def share_cores() -> None:

@@ -23,22 +23,27 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW
 class Schedule:
     """The learning rate of each step: `peak · warm-up · factor`.
 
-    The warm-up rises linearly over `warmup_steps`. The factor is 1 (constant), half a cosine from 1 to 0 over the steps
-    after the warm-up (cosine), or halved whenever the validation loss has not fallen for 5 epochs (plateau).
+    It counts samples, not steps, so that it is the same for any number of ranks and any batch size. The warm-up rises
+    linearly over the first `warmup` samples. The factor is 1 (constant), half a cosine from 1 to 0 over the samples
+    from there to `total` (cosine), or halved whenever the validation loss has not fallen for 5 epochs (plateau).
     """
 
-    def __init__(self, kind: str, peak: float, warmup_steps: int, total_steps: int):
-        self.kind, self.peak, self.warmup_steps, self.total_steps = kind, peak, warmup_steps, total_steps
+    def __init__(self, kind: str, peak: float, warmup: int, total: int):
+        self.kind, self.peak, self.warmup, self.total = kind, peak, warmup, total
         self.factor, self.best, self.waited = 1.0, math.inf, 0
 
-    def lr(self, step: int) -> float:
-        """The learning rate of the step that follows `step` finished ones."""
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+    def lr(self, done: int, batch: int = 1) -> float:
+        """The learning rate of the step that takes `batch` samples, after `done` in all steps before it."""
+        warmup = min(1.0, (done + batch) / self.warmup) if self.warmup else 1.0
         factor = self.factor
-        if self.kind == "cosine" and step >= self.warmup_steps:
-            done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-            factor = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        if self.kind == "cosine" and done >= self.warmup:
+            share = (done - self.warmup) / max(1, self.total - self.warmup)
+            factor = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
         return self.peak * warmup * factor
+
+    def forget_best(self) -> None:
+        """Losses from now on cannot be compared with earlier ones."""
+        self.best, self.waited = math.inf, 0
 
     def epoch_ended(self, loss: float) -> None:
         """Tells the schedule an epoch's validation loss."""
@@ -50,10 +55,11 @@ class Schedule:
             self.factor, self.waited = self.factor * PLATEAU_FACTOR, 0
 
     def state_dict(self) -> dict[str, float]:
-        return {"factor": self.factor, "best": self.best, "waited": self.waited}
+        return {"factor": self.factor, "best": self.best, "waited": self.waited, "warmup": self.warmup}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.factor, self.best, self.waited = state["factor"], state["best"], int(state["waited"])
+        self.warmup = int(state["warmup"])
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:

@@ -5,72 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
+from functools import partial
 
-import numpy as np
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from encore.codecs import load_codec
 from encore.config.checks import validate
 from encore.config.schema import TrainConfig
-from encore.data.dataset import Batch
+from encore.errors import disk_space
 from encore.tracking import Tracker, build_tracker
 from encore.training.baseline_cache import baselines
-from encore.training.build import build_state, build_terms
-from encore.training.checkpoint import TrainState, add_run_id, move_aside, resume_source
-from encore.training.console import PRIOR, SHARE, EpochMetrics, TrainConsole, named_metrics
+from encore.training.build import build_run
+from encore.training.checkpoint import TrainState
+from encore.training.checkpoint_writer import CheckpointWriter
+from encore.training.console import PRIOR, EpochMetrics, TrainConsole, named_metrics
 from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
+from encore.training.run_folder import BEST, LAST, RunFolder
+from encore.training.step import Diverged, Request, Step
+from encore.training.stop_signal import StopSignal
 from encore.training.validation import Values, validate_model, write_example
-
-MAX_NOT_FINITE = 10  # steps in a row
-ROLLOUT_PHASE = 0.25  # last share of the steps, in which the model continues from its own output
-SHARES_EVERY = 10  # steps between measurements of the gradients' shares, each of which takes a pass per loss
-
-
-class Diverged(AgreedError):
-    """Too many steps in a row whose loss or gradient was not finite."""
-
-
-class StopSignal:
-    """True once SIGINT or SIGTERM has come, so that the loop can finish its step and save."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def listen(self) -> None:
-        """Notes signals from now on."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def __bool__(self) -> bool:
-        return self.number > 0
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-
-
-@dataclass
-class StepMetrics:
-    """What an optimiser step gave: running means with this step in them, and whether it could be taken.
-
-    `stop` waits until all ranks have told whether a signal has come.
-    """
-
-    running: WeightedMean
-    stop: Callable[[], bool] = bool
-    loss: float = 0.0
-    seconds: float = 0.0  # of audio, over all ranks
-    finite: bool = True
-    left_out: set[str] = field(default_factory=set)
+from encore.training.watch import SAVING
 
 
 class Trainer:
@@ -87,17 +44,19 @@ class Trainer:
         config: TrainConfig,
         ranks: Ranks,
         console: TrainConsole,
+        run_folder: RunFolder,
         data: PairData,
         state: TrainState,
-        source: Path | None,
     ):
         self.config, self.ranks, self.console, self.data, self.state = config, ranks, console, data, state
-        self.source = source
-        self.folder = config.run.checkpoint_dir
+        self.run_folder, self.folder, self.source = run_folder, run_folder.path, run_folder.start.source
         model = torch.compile(state.model) if config.optim.compile else state.model
         self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self.step = Step(config, ranks, console, data, state, self.model)
+        self.writer = CheckpointWriter()
+        self.saved = time.monotonic()  # when the last checkpoint was
         self.tracker: Tracker | None = None
-        self.best_lacks_id = False
+        self.tracker_opened = False
         self.status = "FAILED"
 
     @classmethod
@@ -110,25 +69,23 @@ class Trainer:
         with ranks.agree():
             config = config.resolved()
             validate(config)
-            codec = load_codec(config.codec.name, config.codec.repository, config.codec.bandwidth).to(ranks.device)
-            data = PairData.open(config, codec)
-            terms = build_terms(config, data, ranks)
-        data.encode(ranks, console)
-        state = build_state(config, data, terms, ranks)
-        source = ranks.broadcast_from_main(lambda: resume_source(config.run))
-        with ranks.agree():
-            if source is not None:
-                state.load(source, config)
-        return cls(config, ranks, console, data, state, source)
+        with contextlib.ExitStack() as opened:
+            folder = opened.enter_context(RunFolder.open(config.run, ranks))
+            trainer = cls(config, ranks, console, folder, *build_run(config, ranks, console, folder))
+            opened.pop_all()  # `close` gives the folder free
+        return trainer
 
     def start_run(self) -> None:
-        """Opens the run's folder and log, measures the baselines, and opens the tracker on rank 0."""
+        """Opens the run's folder and log, measures the baselines, and gives rank 0's tracker what it sends first."""
         objective, progress = self.state.objective, self.state.progress
-        if self.ranks.is_main:
-            move_aside(self.folder, self.source)
-            flags = {**self.config.to_dict(), "resume": None}  # a run with this file for --config is a new one
-            (self.folder / "config.json").write_text(json.dumps(flags, indent=2) + "\n")
-            self.console.open_log(self.folder / "train.log")
+        with self.ranks.agree():
+            if self.ranks.is_main:
+                self.run_folder.begin()
+                flags = {**self.config.to_dict(), "resume": None}  # a run with this file for --config is a new one
+                path = self.folder / "config.json"
+                with disk_space(path, "the settings"):
+                    path.write_text(json.dumps(flags, indent=2) + "\n")
+                self.console.open_log(self.folder / "train.log")
         measured = baselines(objective, self.config.objective, self.data, self.ranks)
         self.console.baselines(objective.components, measured)
         if self.source is not None:
@@ -140,20 +97,21 @@ class Trainer:
             for kind, values in measured.items():
                 self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
             self.tracker.artifact(self.folder / "config.json")
-            self.tracker.flush()
-        if self.source is None and PRIOR in measured:
+        if self.source is None and PRIOR in measured and math.isfinite(measured[PRIOR]["loss"]):
             self.start_from(measured[PRIOR])
 
-    def start_from(self, prior: Values) -> None:
-        """Takes the untrained model, whose continuations are the prior's, for the best one until another is better.
+    def open_tracker(self) -> None:
+        """Has the tracker send what it was given, once: opening a store delays a step that runs beside it."""
+        if self.tracker is not None and not self.tracker_opened:
+            self.tracker.flush()
+            self.tracker_opened = True
 
-        It is saved without the tracker's id of the run, which may take seconds to come; `end_epoch` adds it.
-        """
+    def start_from(self, prior: Values) -> None:
+        """Takes the untrained model, whose continuations are the prior's, for the best one until another is better."""
         self.state.progress.best = prior["loss"]
         if self.tracker is not None:
             self.tracker.metrics(named_metrics("val", prior, self.state.objective.components), step=0)
-            self.state.save(self.folder / "best_model.pt", self.config, self.data.frames)
-            self.best_lacks_id = True
+            self.save(BEST)
 
     @property
     def finished(self) -> bool:
@@ -161,7 +119,7 @@ class Trainer:
         progress = self.state.progress
         return (
             progress.epoch >= self.config.optim.epochs
-            or progress.step >= self.state.schedule.total_steps
+            or progress.samples >= self.state.schedule.total
             or self.out_of_patience
         )
 
@@ -174,130 +132,138 @@ class Trainer:
         """Trains to the end, or until a signal stops it after a whole step, and saves.
 
         Raises:
-            Diverged: too many steps in a row were not finite.
+            Diverged: too many steps were not finite, or no validation was.
+            EncoreError: nothing is left to train, or a checkpoint could not be written.
         """
         self.start_run()
         stop.listen()
+        if self.finished:
+            self.explain_end()
         while not self.finished:
             train = self.train_epoch(stop)
             if train is None:
                 self.interrupt()
                 return
             self.end_epoch(train, self.validate())
-        self.status = "FINISHED"
+        with self.ranks.agree():
+            self.writer.wait()
         best, prior = self.state.progress.best, self.console.measured.get(PRIOR, {"loss": math.inf})["loss"]
+        if math.isinf(best):
+            raise Diverged(
+                f"no validation loss was finite, so this run has no {BEST}: lower --lr ({self.config.optim.lr:g}), or "
+                "look at the pairs and losses that are named above"
+            )
+        self.status = "FINISHED"
         note = "; it is the prior's, on which training has not improved" if best >= prior else ""
-        self.console.print(f"best validation loss {best:.4f}, in {self.folder / 'best_model.pt'}{note}")
+        self.console.print(f"best validation loss {best:.4f}, in {self.folder / BEST}{note}")
+
+    def explain_end(self) -> None:
+        """Says why nothing is trained.
+
+        Raises:
+            EncoreError: the run would have no best model either.
+        """
+        progress, optim = self.state.progress, self.config.optim
+        done = f"{progress.epoch} of {optim.epochs} epochs and {progress.step} steps are done"
+        line = f"nothing is left to train: {done}; raise --epochs, --max_steps or --patience to go on"
+        if math.isinf(progress.best):
+            raise AgreedError(f"--resume {self.source}: {line}")
+        self.console.print(line)
 
     def train_epoch(self, stop: StopSignal) -> EpochMetrics | None:
         """Trains to the end of the epoch, or of --max_steps; None if a signal stopped it before the run's last step."""
         progress, schedule, epochs = self.state.progress, self.state.schedule, self.config.optim.epochs
-        self.data.sampler.start_at(progress.epoch, progress.epoch_step)
+        self.data.sampler.start_at(progress.epoch, progress.epoch_samples)
         running = WeightedMean(progress.sums if self.ranks.is_main else {})
         batches = iter(self.data.train_loader)
-        start, seconds, stopped, lr = time.monotonic(), 0.0, False, 0.0
+        pairs, left = self.state.division.pairs, self.steps_left
+        start, taken, request, lr = time.monotonic(), 0, 0, 0.0
+        seconds = pairs * self.data.frames.target / self.data.codec.frame_rate  # of audio in a step
         self.model.train()
-        with self.console.task(f"epoch {progress.epoch + 1}/{epochs}", self.data.steps, progress.epoch_step) as advance:
-            while progress.epoch_step < self.data.steps and progress.step < schedule.total_steps and not stopped:
-                lr = schedule.lr(progress.step)
-                step = self.train_step(batches, running, stop)
-                self.apply_step(step, lr)
-                stopped = step.stop()
-                running = step.running if step.finite else running
-                seconds += step.seconds
-                advance(f"loss {step.loss:.4f}  {seconds / (time.monotonic() - start):.1f} s/s")
+        title, total = f"epoch {progress.epoch + 1}/{epochs}", progress.epoch_step + left
+        with self.console.task(title, total, progress.epoch_step) as advance:
+            while taken < left and request != Request.STOP:
+                lr = schedule.lr(progress.samples, pairs)
+                step = self.step.take(batches, running, partial(self.request, stop))
+                self.step.apply(step, lr)
+                self.open_tracker()
+                running, taken = step.running if step.finite else running, taken + 1
+                request = step.request()
+                self.answer(request, running)
+                advance(f"loss {step.loss:.4f}  {taken * seconds / (time.monotonic() - start):.1f} s/s")
         progress.sums = running.sum_over(self.ranks)
-        if stopped and progress.step < schedule.total_steps:  # after its last step a run is validated as usual
+        if request == Request.STOP and progress.samples < schedule.total:  # after its last step a run is validated
             return None
-        throughput = seconds / (time.monotonic() - start)
+        if progress.epoch_step and progress.epoch_skipped == progress.epoch_step:
+            raise Diverged(
+                f"epoch {progress.epoch + 1}: loss or gradient was not finite in any of its {progress.epoch_step} "
+                f"steps, so training ends. Lower --lr ({self.config.optim.lr:g}), or look at the pairs named above"
+            )
+        throughput = taken * seconds / (time.monotonic() - start)
         return EpochMetrics(progress.epoch + 1, epochs, means(progress.sums), lr, throughput, progress.skipped)
 
-    def train_step(self, batches: Iterator[Batch], running: WeightedMean, stop: StopSignal) -> StepMetrics:
-        """Accumulates the gradients of a step's batches and clips them.
+    @property
+    def steps_left(self) -> int:
+        """Steps until the epoch or the run ends."""
+        progress = self.state.progress
+        of_run = (self.state.schedule.total - progress.samples) // self.state.division.pairs
+        return min(self.data.sampler.steps(progress.epoch_samples), of_run)
 
-        The only collective operations are DDP's, and one that asks for signals beside the last backward pass.
-        """
-        config, progress, objective = self.config, self.state.progress, self.state.objective
-        # All randomness of a step follows from its number, so that a resumed run draws what an uninterrupted one does.
-        torch.manual_seed(seed_of(config.run.seed, progress.step, self.ranks.rank))
-        # The cost of a step depends on the plan: with the same on all ranks, none waits for another.
-        common = torch.Generator().manual_seed(seed_of(config.run.seed, progress.step))
-        step = StepMetrics(WeightedMean(running.sums))
-        accumulation = config.optim.grad_accumulation
-        rollout = progress.step >= (1 - ROLLOUT_PHASE) * self.state.schedule.total_steps
-        for remaining in reversed(range(accumulation)):
-            batch = next(batches).to(self.ranks.device)
-            plan = objective.synthesizer.plan(self.data.frames.target, rollout, common, self.data.most_shift)
-            with self.model.no_sync() if remaining else contextlib.nullcontext():
-                forward = objective(self.model, batch.shifted(plan.shift), plan)
-                if not remaining:
-                    step.stop = self.ranks.any_async(bool(stop))
-                result = objective.backward(forward, 1 / accumulation, progress.epoch_step % SHARES_EVERY == 0)
-            step.left_out |= {*result.left_out}
-            step.loss = result.total.mean().item()
-            step.running.add(result.values, result.total)
-            for name, share in result.shares.items():
-                step.running.add_value(SHARE + name, share, len(batch))
-            step.seconds += len(batch) * self.ranks.world_size * batch.target_audio.shape[-1] / objective.sample_rate
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
-        step.running.add_value("grad_norm", float(norm), len(batch) * accumulation)
-        step.finite = bool(norm.isfinite())  # equal on all ranks, as their gradients are
-        return step
+    def request(self, stop: StopSignal) -> Request:
+        """What this rank wants to be done after the present step."""
+        if self.writer.failed:
+            return Request.FAIL
+        if stop:
+            return Request.STOP
+        due = time.monotonic() - self.saved >= 60 * self.config.run.save_minutes
+        return Request.SAVE if self.ranks.is_main and due else Request.NONE
 
-    def apply_step(self, step: StepMetrics, lr: float) -> None:
-        """Updates the weights, unless the step was not finite on some rank."""
-        state, progress = self.state, self.state.progress
-        if not step.finite:
-            progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
-            self.console.print(f"step {progress.step + 1} skipped: its loss or gradient is not finite", style="yellow")
-        else:
-            progress.skipped_in_a_row = 0
-            for group in state.optimizer.param_groups:
-                group["lr"] = lr
-            state.optimizer.step()
-            if state.ema is not None:
-                state.ema.update_parameters(state.model)
-            for name in sorted(step.left_out):
-                self.console.print(f"step {progress.step + 1} without {name}: it is not finite", style="yellow")
-        state.objective.end_step(skip=not step.finite)
-        state.optimizer.zero_grad(set_to_none=True)
-        progress.step, progress.epoch_step = progress.step + 1, progress.epoch_step + 1
-        if progress.skipped_in_a_row >= MAX_NOT_FINITE:
-            raise Diverged(
-                f"loss or gradient was not finite for {MAX_NOT_FINITE} steps in a row, so training ends; the last good "
-                f"checkpoint is in {self.folder}. Lower --lr ({self.config.optim.lr:g}) or --clip_norm"
-            )
+    def answer(self, request: int, running: WeightedMean) -> None:
+        """Does what a rank has asked for; called by all. The epoch's end sees to STOP."""
+        if request == Request.FAIL:
+            with self.ranks.agree():
+                self.writer.wait()
+        elif request == Request.SAVE:
+            self.state.progress.sums = running.sum_over(self.ranks)
+            with self.ranks.agree():
+                if self.ranks.is_main:
+                    self.save(LAST)
 
     def validate(self) -> Values:
         """The components over all validation pairs."""
+        self.ranks.at("validation", self.state.progress.step)
         return validate_model(self.state.objective, self.state.evaluated, self.data.val_loader, self.ranks)
 
     def end_epoch(self, metrics: EpochMetrics, validation: Values) -> None:
         """Counts the epoch, adapts the schedule, prints, tracks and saves."""
         progress = self.state.progress
+        self.ranks.at(SAVING, progress.step)
         metrics.val = validation
-        metrics.best = validation["loss"] < progress.best
-        progress.best = min(validation["loss"], progress.best)
-        progress.waited = 0 if metrics.best else progress.waited + 1
-        if progress.epoch_step >= self.data.steps:  # otherwise --max_steps has ended it early
-            progress.epoch, progress.epoch_step, progress.sums = metrics.epoch, 0, {}
+        metrics.best = progress.validated(validation["loss"])
+        if not self.data.sampler.steps(progress.epoch_samples):  # otherwise --max_steps has ended it early
+            progress.epoch_done()
             self.state.schedule.epoch_ended(validation["loss"])
         self.console.epoch(metrics)
-        if self.tracker is not None:
-            self.track(self.tracker, metrics)
-            if metrics.best:
-                self.save("best_model.pt")
-            elif self.best_lacks_id:
-                add_run_id(self.folder / "best_model.pt", self.tracker.run_id)
-            self.best_lacks_id = False
-            if metrics.epoch % self.config.run.save_every == 0 or self.finished:
-                self.save("last.pt")
+        broken = [name for name, value in validation.items() if not math.isfinite(value)]
+        if broken:
+            self.console.print(f"validation is not finite: {', '.join(broken)}", style="yellow")
+        with self.ranks.agree():
+            if self.tracker is not None:
+                # First, as of an epoch that is tracked and not saved when the run is killed nothing is missing later.
+                self.tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
+                self.save_epoch(metrics)
+                self.track_example(self.tracker, metrics)
         if self.out_of_patience:
             self.console.print(f"stopped early: no better validation loss for {self.config.optim.patience} epochs")
 
-    def track(self, tracker: Tracker, metrics: EpochMetrics) -> None:
-        """Sends an epoch's metrics, and now and then an example, to the tracker."""
-        tracker.metrics(metrics.by_name(self.state.objective.components), step=metrics.epoch)
+    def save_epoch(self, metrics: EpochMetrics) -> None:
+        """Saves the best model if it is that, and the last one if it is time for it."""
+        due = metrics.epoch % self.config.run.save_every == 0 or self.finished
+        if names := [BEST] * metrics.best + [LAST] * due:
+            self.save(*names)
+
+    def track_example(self, tracker: Tracker, metrics: EpochMetrics) -> None:
+        """Gives the tracker an example now and then, and has it send the epoch."""
         if metrics.epoch % self.config.tracking.artifact_every == 0 or self.finished:
             folder = self.folder / "examples" / f"epoch_{metrics.epoch:04d}"
             write_example(folder, self.state.objective, self.state.evaluated, self.data.val, self.ranks)
@@ -306,28 +272,36 @@ class Trainer:
 
     def interrupt(self) -> None:
         """Saves the exact step that a signal stopped training at."""
-        if self.ranks.is_main:
-            self.save("last.pt")
+        with self.ranks.agree():
+            if self.ranks.is_main:
+                self.save(LAST)
+                self.writer.wait()
         progress = self.state.progress
         self.console.print(
             f"stopped in epoch {progress.epoch + 1} after step {progress.step}; --resume auto continues from there"
         )
         self.status = "KILLED"
 
-    def save(self, name: str) -> None:
-        """Writes a checkpoint to the run's folder, with the tracker's id of the run."""
+    def save(self, *names: str) -> None:
+        """Begins to write a checkpoint to the run's folder under each of the names, with the tracker's id of the run.
+
+        Raises:
+            EncoreError: the one before it could not be written.
+        """
+        self.ranks.at(SAVING, self.state.progress.step)
         if self.tracker is not None:
             self.state.progress.run_id = self.tracker.run_id
-        self.state.save(self.folder / name, self.config, self.data.frames)
+        keep = {LAST: self.config.run.keep_last}
+        content = self.state.content(self.config, self.data.frames)
+        self.writer.write(content, *((self.folder / name, keep.get(name)) for name in names))
+        self.saved = time.monotonic()
 
     def close(self) -> None:
-        """Ends the tracked run with its status and stores the best checkpoint with it."""
+        """Ends the tracked run with its status and stores the best checkpoint with it; waits for what is written."""
+        self.ranks.at("closing")
+        self.writer.close()
         if self.tracker is not None:
-            if (self.folder / "best_model.pt").is_file():
-                self.tracker.artifact(self.folder / "best_model.pt", "checkpoints")
+            if (self.folder / BEST).is_file():
+                self.tracker.artifact(self.folder / BEST, "checkpoints")
             self.tracker.close(self.status)
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed of 64 bits, different for different numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+        self.run_folder.close()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from encore.audio import write_wav
 from encore.data.dataset import Batch, PairDataset, collate
+from encore.errors import disk_space
 from encore.registry import PRIORS
 from encore.training.console import PRIOR
 from encore.training.distributed import Ranks
@@ -49,6 +50,7 @@ def _means(
 ) -> dict[str, Values]:
     running = {name: WeightedMean() for name in measures}
     for batch in loader:
+        ranks.move()
         batch = batch.to(ranks.device)
         for name, measure in measures.items():
             values = measure(batch)
@@ -67,4 +69,6 @@ def write_example(folder: Path, objective: Objective, model: nn.Module, val_set:
     folder.mkdir(parents=True, exist_ok=True)
     for name, audio in signals.items():
         write_wav(folder / f"{name}.wav", audio, objective.sample_rate)
-    spectrograms(signals, objective.sample_rate, folder / "spectrograms.png")
+    path = folder / "spectrograms.png"
+    with disk_space(path, "a picture"):
+        spectrograms(signals, objective.sample_rate, path)

@@ -7,7 +7,6 @@ import importlib.util
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
@@ -257,7 +256,9 @@ def load_state(network: nn.Module, path: str | Path, superfluous: Collection[str
         state = {name.removeprefix("module."): value for name, value in state.items()}
         expected = network.state_dict().keys()
         network.load_state_dict({k: v for k, v in state.items() if k in expected or k not in superfluous})
-    except (RuntimeError, UnpicklingError, AttributeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises almost anything for files of other kinds
         raise ValueError(f"{path}: not the weights of this network ({str(error):.300})") from error
 
 

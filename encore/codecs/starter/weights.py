@@ -7,6 +7,7 @@ A codec is one safetensors file: tensors `encoder.*` and `decoder.*` (the state 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from encore.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from encore.codecs.base import Codec, hash_tensors, register_codec
 from encore.codecs.encodec import PRETRAINED
-from encore.codecs.starter.network import BLOCK, Architecture, StarterDecoder, StarterEncoder
+from encore.codecs.starter.network import BLOCK, PARTS, Architecture, StarterDecoder, StarterEncoder
 from encore.errors import EncoreError
 
 STARTER_WEIGHTS = Path(__file__).with_name("starter_codec.safetensors")
@@ -72,7 +74,11 @@ def save_codec(path: Path, architecture: Architecture, encoder: nn.Module, decod
     }
     temporary = path.with_suffix(path.suffix + ".tmp")
     metadata = {"encore_codec": json.dumps({"format": FORMAT, **asdict(architecture)})}
-    save_file(tensors, temporary, metadata=metadata)
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise EncoreError(f"{path}: cannot be written ({error}); make space there, or name another folder") from error
     temporary.replace(path)
 
 
@@ -91,15 +97,38 @@ def load_codec_file(path: Path) -> tuple[Architecture, StarterEncoder, StarterDe
         if description.pop("format") != FORMAT:
             raise KeyError("format")
         architecture = Architecture(**description)
+        check_architecture(architecture, tensors)
         encoder, decoder = StarterEncoder(architecture), StarterDecoder(architecture)
         for part, module in (("encoder", encoder), ("decoder", decoder)):
             prefix = part + "."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # a file of another kind, or sizes that no network has, can make almost anything fail
         raise EncoreError(
             f"--codec {path}: not a codec that train_codec.py wrote with this version ({error!r:.200})"
         ) from error
     return architecture, encoder, decoder
+
+
+def check_architecture(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Checks an architecture against the tensors beside it, before networks of its sizes are allocated.
+
+    Raises:
+        ValueError: the sizes are not those of the tensors, or the sample rate is none.
+        KeyError: a tensor is missing.
+    """
+    rows, envelopes = tensors["decoder.components"].shape
+    sizes = {
+        "coefficients": len(tensors["decoder.deviation"]),
+        "envelopes": envelopes,
+        "bands": rows - PARTS,
+        "width": len(tensors["decoder.first.weight"]),
+        "layers": sum(name.endswith(".inner.weight") for name in tensors),
+    }
+    for name, size in sizes.items():
+        if getattr(architecture, name) != size:
+            raise ValueError(f"{name} {getattr(architecture, name)!r:.20} instead of {size}")
+    if not MIN_SAMPLE_RATE <= architecture.sample_rate <= MAX_SAMPLE_RATE:
+        raise ValueError(f"sample_rate {architecture.sample_rate}")
 
 
 def build_from_file(path: Path, bandwidth: float | None, name: str | None = None) -> StarterCodec:
