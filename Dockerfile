@@ -7,8 +7,8 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -r
 
 WORKDIR /opt/encore
 # What is installed comes before the code, which changes more often: a layer of several GB is kept then.
-COPY setup_venv.sh requirements.txt ./
-RUN ./setup_venv.sh && rm -rf /root/.cache
+COPY setup_venv.sh requirements.lock ./
+RUN ./setup_venv.sh && rm -rf ~/.cache
 COPY encore encore
 COPY losses losses
 COPY run_train.sh train_ddp.py train_worker.py prepare_data.py train_codec.py inference_sample.py evaluate.py ablate.py ./

@@ -5,6 +5,9 @@ pairs take 2 GB), and prints for each, in processor seconds of a process of its 
 opening the latent cache (with hashing of what is new), finding what it lacks, the statistics, and the first batch of an
 epoch; then peak memory, the size of the indices, and the growth per tenfold. "first" is a start on latents that are
 there but not indexed and, for wavs, on files that were never seen; "next" any later one.
+
+`--worker 1000000` instead starts a real rank of training (`train_worker.py`, starter codec, default model) on so many
+pairs in shards, twice, and prints seconds and memory up to the end of its first step.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from encore.codecs import Codec
+from encore.codecs import Codec, load_codec
 from encore.data import find_pairs, segment_frames
 from encore.data.dataset import Division, EpochSampler, PairDataset, collate
 from encore.data.latent_cache import LatentCache
@@ -33,11 +37,38 @@ from encore.data.latent_shards import write_shard
 from encore.data.latent_statistics import LatentStatistics
 from encore.data.segments import Segments
 from encore.data.shards import SHARD_BYTES, ShardIndex, ShardWriter
+from tests.conftest import ONE_RANK
 
 RATE, SAMPLES, VALUES, FRAMES = 24_000, 4_800, 8, 15  # of a segment: 0.2 s, and of its latents
 PER_LATENT_SHARD = 20_000
 BATCH = 8
 STEPS = ("find", "open", "missing", "statistics", "batch")
+
+
+# Up to its first optimiser step, whatever ranks read and write.
+WORKER = """
+import os, sys, time
+import encore.commands.train_worker as worker
+from benchmarks.bench_data import peak
+from encore.training.step import Step
+take, apply = Step.take, Step.apply
+
+def figures():
+    return time.process_time(), time.perf_counter() - begin, peak()
+
+def first(self, *arguments):
+    self.before = figures()
+    return take(self, *arguments)
+
+def last(self, *arguments):
+    apply(self, *arguments)
+    print("ended", *self.before, *figures(), flush=True)
+    os._exit(0)
+
+begin = time.perf_counter() - time.process_time()
+Step.take, Step.apply = first, last
+worker.run()
+"""
 
 
 class TinyCodec(Codec):
@@ -58,7 +89,7 @@ def contents(count: int, format: str) -> Iterator[bytes]:
 
 
 def make_shards(folder: Path, pairs: int) -> None:
-    """One recording whose neighbouring segments are the pairs, the last hundredth of them for validation."""
+    """One recording whose neighbouring segments are the pairs, up to 64 of them for validation."""
     writers: list[ShardWriter] = []
     places, digests = [], []
     for number, flac in enumerate(contents(pairs + 1, "FLAC")):
@@ -70,7 +101,7 @@ def make_shards(folder: Path, pairs: int) -> None:
     for writer in writers:
         writer.close()
     rows = np.stack([np.arange(pairs), np.arange(1, pairs + 1), np.zeros(pairs, np.int64)], 1)
-    names, train = [writer.path.name for writer in writers], pairs - pairs // 100
+    names, train = [writer.path.name for writer in writers], pairs - min(64, pairs // 100)
     split = {"train": rows[:train], "val": rows[train:]}
     sizes = [writer.path.stat().st_size for writer in writers]
     known = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)
@@ -88,16 +119,17 @@ def make_wavs(folder: Path, pairs: int) -> None:
                 (folder / split / f"pair_{number:07d}_{role}.wav").write_bytes(next(files))
 
 
-def make_latents(segments: Segments, folder: Path) -> None:
-    """Shards of latents for all segments, without an index of them."""
+def make_latents(segments: Segments, folder: Path, values: int = VALUES) -> None:
+    """Shards of latents with `values` per frame for all segments, without an index of them."""
     numbers = np.arange(len(segments))
     new = segments.unhashed(numbers)
     segments.digests[new] = segments.hash(new)
     folder.mkdir(parents=True)
-    latents = np.random.default_rng(0).standard_normal((PER_LATENT_SHARD, VALUES, FRAMES)).astype(np.float16)
+    latents = np.random.default_rng(0).standard_normal((PER_LATENT_SHARD, values, FRAMES), np.float32)
+    latents = latents.astype(np.float16)
     for first in range(0, len(segments), PER_LATENT_SHARD):
         digests = segments.digests[first : first + PER_LATENT_SHARD]
-        named = {digest.tobytes().hex(): values for digest, values in zip(digests, latents, strict=False)}
+        named = {digest.tobytes().hex(): each for digest, each in zip(digests, latents, strict=False)}
         write_shard(folder, named)
 
 
@@ -154,6 +186,26 @@ def bench(kind: str, pairs: int, root: Path) -> dict[str, dict[str, float]]:
         }
 
 
+def bench_worker(pairs: int, root: Path) -> None:
+    """Prints what two starts of a rank cost; the first finds latents that are not indexed."""
+    with tempfile.TemporaryDirectory(dir=root) as name:
+        folder = Path(name)
+        make_shards(folder, pairs)
+        codec = load_codec("starter")
+        make_latents(find_pairs(folder, RATE)["train"].segments, folder / ".latents" / codec.identity, codec.latent_dim)
+        flags = ("--codec", "starter", "--num_workers", 0, "--block_seconds", 0.2, "--tracker", "none")
+        command = [sys.executable, "-c", WORKER, "--dataset_folder", folder, "--checkpoint_dir", folder / "run", *flags]
+        for start in ("first", "next"):
+            result = subprocess.run(
+                [*map(str, command)], env={**os.environ, **ONE_RANK}, check=True, capture_output=True, text=True
+            )
+            line = next(line for line in result.stdout.splitlines() if line.startswith("ended"))
+            values = [*map(float, line.split()[1:])]
+            for when, (cpu, wall, memory) in (("up to", values[:3]), ("with", values[3:])):
+                said = f"{pairs:,} pairs, {start} start, {when} the first step"
+                print(f"{said}: {cpu:.1f} s of processor time, {wall:.1f} s, {memory:.0f} MB", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument(
@@ -162,7 +214,11 @@ def main() -> None:
     parser.add_argument("--most_wavs", type=int, default=100_000, help="largest number of pairs of wavs")
     parser.add_argument("--folder", type=Path, default=None, help="where the data sets are made")
     parser.add_argument("--measure", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, default=None, help="pairs of a real rank's start")
     options = parser.parse_args()
+    if options.worker is not None:
+        bench_worker(options.worker, options.folder)
+        return
     if options.measure is not None:
         print(json.dumps(measure(options.measure)))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import textwrap
 from dataclasses import replace
@@ -137,8 +138,8 @@ def read(flag: str, path: Path) -> tuple[Tensor, int]:
     if not path.is_file():
         refuse(f"{flag} {path}: no such file")
     try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+        audio, rate = soundfile.read(os.fsencode(path), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, MemoryError) as error:
         refuse(f"{flag} {path}: cannot be read as audio ({error})")
     signal = torch.from_numpy(audio.T.copy())[None]
     if not signal.numel():

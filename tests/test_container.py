@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import ROOT, Command
 
 IGNORED = ("pairs", "demo", "checkpoints", ".venv", ".git", "mlflow.db", "tests", "slurm-7.out")
 
@@ -40,7 +39,7 @@ def test_what_is_copied_belongs_to_the_repository_and_data_does_not_come_along()
 
 
 @pytest.mark.slow
-def test_an_image_holds_all_that_its_entry_point_and_a_training_run_need(tmp_path: Path) -> None:
+def test_an_image_holds_all_that_its_entry_point_and_a_training_run_need(tmp_path: Path, run_program: Command) -> None:
     """The context is made as COPY would; in it the scripts find what they name, and a launcher finds its modules."""
     for source in copied():
         copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy2
@@ -49,9 +48,11 @@ def test_an_image_holds_all_that_its_entry_point_and_a_training_run_need(tmp_pat
     (entry,) = re.findall(r'^ENTRYPOINT \["/opt/encore/(\S+)"\]$', text, re.MULTILINE)
     for script in (entry, "setup_venv.sh"):
         subprocess.run(["bash", "-n", tmp_path / script], check=True)
-    named = re.findall(r"\brequirements[-\w]*\.txt\b", (tmp_path / "setup_venv.sh").read_text())
+    named = re.findall(r"\brequirements[-\w]*\.lock\b", (tmp_path / "setup_venv.sh").read_text())
     assert {name for name in named if "dev" not in name} <= set(copied())
-    program = "import encore.commands.rank, encore.commands.train_worker, encore.commands.train as t; print(t.__file__)"
-    env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import encore.commands.rank, encore.commands.train_worker\n"
+        "import encore.commands.train as launcher; print(launcher.__file__)"
+    )
+    done = run_program(program, tmp_path)
     assert done.stdout.startswith(str(tmp_path)), done.stderr

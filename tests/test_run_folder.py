@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ import torch
 
 from encore.config.schema import RunConfig
 from encore.errors import EncoreError
-from encore.training.run_folder import Identity, Lock, Process, RunFolder, Start, find_start, launcher
+from encore.training.run_folder import Identity, Process, RunFolder, Start, find_start, launcher
 from tests.checkpoints import content
+from tests.conftest import Forks
 
 AGENT, OTHER = Process("node1", 100, 1000.0), Process("node2", 100, 1000.0)
 
@@ -119,29 +119,43 @@ def test_the_run_file_names_run_and_launchers(tmp_path: Path, monkeypatch: pytes
 
 
 HOLDER = """
-import sys, subprocess
+import os, signal, sys
 from pathlib import Path
-from encore.training.run_folder import Lock
-lock = Lock(Path(sys.argv[1]))
-child = subprocess.Popen(["sleep", "60"], close_fds=False, stdout=subprocess.DEVNULL)
-print(child.pid, flush=True)
-sys.stdin.read()
+from encore.errors import EncoreError
+from encore.training import run_folder
+
+folder = Path(sys.argv[1])
+ready, told = os.pipe()
+holder = os.fork()
+if not holder:
+    lock = run_folder.Lock(folder)
+    if child := os.fork():
+        os.write(told, child.to_bytes(4, "little"))
+    signal.pause()
+child = int.from_bytes(os.read(ready, 4), "little")
+try:
+    run_folder.LOCK_SECONDS = 0.0
+    try:
+        run_folder.Lock(folder)
+    except EncoreError as error:
+        print(str(error).replace(str(holder), "HOLDER"))
+    run_folder.LOCK_SECONDS = 60.0
+    os.kill(holder, signal.SIGKILL)
+    run_folder.Lock(folder).close()  # which waits until the killed one has ended
+    print("locked again")
+finally:
+    os.kill(child, signal.SIGKILL)
 """
 
 
-@pytest.mark.slow
-def test_a_folder_is_locked_until_its_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_locked_until_its_process_is_killed(tmp_path: Path, forks: Forks) -> None:
     """Not until the processes that it has started end."""
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        child = int(holder.stdout.readline())
-        try:
-            monkeypatch.setattr("encore.training.run_folder.LOCK_SECONDS", 0.0)
-            with pytest.raises(EncoreError, match=rf"in use by another run, process {holder.pid} on \S+, started 2"):
-                Lock(tmp_path)
-            monkeypatch.undo()
-            holder.kill()  # and its successor waits for it to end
-            Lock(tmp_path).close()
-        finally:
-            os.kill(child, 9)
+    (tmp_path / "holder.py").write_text(HOLDER)
+    result = forks(str(tmp_path / "holder.py"), tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    refused, again = result.stdout.splitlines()
+    remedy = "wait for its end, or name another folder"
+    assert re.fullmatch(
+        rf"--checkpoint_dir {tmp_path}: in use by another run, process HOLDER on \S+, .*; {remedy}", refused
+    )
+    assert again == "locked again"

@@ -162,6 +162,32 @@ def test_arguments_go_to_train_ddp_as_they_are_from_the_folder_of_the_caller(mac
     assert done.stdout.splitlines()[-1] == f"{machine.elsewhere} ['--dataset_folder', 'my pairs', '--run_name', '*']"
 
 
+def test_lock_files_hold_what_the_requirements_ask_for_on_every_python() -> None:
+    locked = {name: pins(ROOT / f"{name}.lock") for name in ("requirements", "requirements-dev")}
+    for name, lock in locked.items():
+        asked = [*(ROOT / "requirements.txt").open(), *((ROOT / f"{name}.txt").open())]
+        wanted = [Requirement(line.strip()) for line in asked if line.strip() and line[0] not in "#-"]
+        assert len(wanted) >= 15
+        for minor in range(10, 15):
+            place = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.1", "sys_platform": "linux"}
+            here = {one.name: one for one in lock if one.marker is None or one.marker.evaluate(place)}
+            for one in wanted:
+                if one.marker is None or one.marker.evaluate(place):
+                    (pin,) = here[canonicalize_name(one.name)].specifier
+                    assert pin.operator == "==" and one.specifier.contains(pin.version), (one, pin)
+    # Setting up for the tests changes nothing for training.
+    assert {str(one) for one in locked["requirements"]} <= {str(one) for one in locked["requirements-dev"]}
+
+
+def pins(path: Path) -> list[Requirement]:
+    """The requirements of a lock file, each of which has hashes; it names no place on the network."""
+    text = path.read_text().replace("\\\n", " ")
+    assert "://" not in text and "index" not in text
+    lines = [line.partition(" --hash=sha256:") for line in text.splitlines()]
+    assert all(hashes for _, _, hashes in lines)
+    return [Requirement(pin.strip()) for pin, *_ in lines]
+
+
 class Slurm:
     """A job on a machine: SLURM's variables, and stand-ins for `srun` and `scontrol`, which notes its orders."""
 
@@ -230,29 +256,3 @@ def test_a_job_that_runs_out_of_time_saves_and_is_put_into_the_queue_again(
     output, errors = job.communicate(timeout=60)
     assert (job.returncode, output) == (143, "saved\n"), errors
     assert slurm.orders.read_text() == orders
-
-
-def test_lock_files_hold_what_the_requirements_ask_for_on_every_python() -> None:
-    locked = {name: pins(ROOT / f"{name}.lock") for name in ("requirements", "requirements-dev")}
-    for name, lock in locked.items():
-        asked = [*(ROOT / "requirements.txt").open(), *((ROOT / f"{name}.txt").open())]
-        wanted = [Requirement(line.strip()) for line in asked if line.strip() and line[0] not in "#-"]
-        assert len(wanted) >= 15
-        for minor in range(10, 15):
-            place = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.1", "sys_platform": "linux"}
-            here = {one.name: one for one in lock if one.marker is None or one.marker.evaluate(place)}
-            for one in wanted:
-                if one.marker is None or one.marker.evaluate(place):
-                    (pin,) = here[canonicalize_name(one.name)].specifier
-                    assert pin.operator == "==" and one.specifier.contains(pin.version), (one, pin)
-    # Setting up for the tests changes nothing for training.
-    assert {str(one) for one in locked["requirements"]} <= {str(one) for one in locked["requirements-dev"]}
-
-
-def pins(path: Path) -> list[Requirement]:
-    """The requirements of a lock file, each of which has hashes; it names no place on the network."""
-    text = path.read_text().replace("\\\n", " ")
-    assert "://" not in text and "index" not in text
-    lines = [line.partition(" --hash=sha256:") for line in text.splitlines()]
-    assert all(hashes for _, _, hashes in lines)
-    return [Requirement(pin.strip()) for pin, *_ in lines]

@@ -438,11 +438,11 @@ def test_an_upload_leaves_a_run_alone_that_is_still_going(
     header = {"run_id": "c" * 32, "mlflow_uri": store, "experiment": "going", "run_name": None}
     spool = Spool(tmp_path / SPOOL, header, [values(a=1)], print)
     result = run_program(
-        "import sys; from pathlib import Path; from encore.tracking.spool import is_open\n"
-        "print(is_open(Path(sys.argv[1])))",
-        spool.path,
+        "import sys; from pathlib import Path; from encore.tracking.mlflow_tracker import upload\n"
+        "upload(Path(sys.argv[1]), None, print)",
+        tmp_path,
     )
-    assert result.stdout == "True\n", result.stderr
+    assert f"EncoreError: {spool.path}: its run is still going, and sends this itself" in result.stderr
     assert len(spool) == 1
 
 

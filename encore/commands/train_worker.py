@@ -17,7 +17,7 @@ from encore.tracking import preparing
 from encore.training import distributed
 from encore.training.console import TrainConsole
 from encore.training.data import lost_readers
-from encore.training.distributed import DIVERGED, AgreedError
+from encore.training.distributed import DIVERGED, AgreedError, Ranks
 from encore.training.trainer import Diverged, StopSignal, Trainer
 
 RESTART = 1  # exit status of a rank that could go on after a new start
@@ -30,29 +30,33 @@ def main(config: TrainConfig) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends the process
     distributed.share_cores()
     keep_freed_memory()
+    try:
+        with distributed.start(config.run.timeout_minutes) as ranks:
+            status = train(config, ranks)
+    except distributed.LostRank as error:
+        cli.print_error(EncoreError(str(error)))
+        status = RESTART
+    if status:
+        sys.exit(status)
+
+
+def train(config: TrainConfig, ranks: Ranks) -> int:
+    """Trains to the end or to a signal; the exit status."""
     stop = StopSignal()
-    with distributed.start(config.run.timeout_minutes) as ranks:
-        try:
-            with TrainConsole(ranks.is_main) as console:
-                with preparing(config.tracking) if ranks.is_main else nullcontext():
-                    trainer = Trainer.from_config(config, ranks, console)
-                collect_garbage()
-                with closing(trainer), lost_readers():
-                    trainer.fit(stop)
-        except EncoreError as error:
-            if ranks.is_main or not isinstance(error, AgreedError):
-                cli.print_error(error)
-            if isinstance(error, AgreedError):
-                ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
-            sys.exit(status_of(error))
-        except RuntimeError as error:
-            if not distributed.lost_connection(error):
-                raise
-            place = ranks.watch.place if ranks.watch else "start"
-            cli.print_error(EncoreError(f"rank {ranks.rank} has lost the connection to another rank, at {place}"))
-            sys.exit(RESTART)
-    if trainer.status == "KILLED":
-        sys.exit(128 + (stop.number or signal.SIGTERM))
+    try:
+        with TrainConsole(ranks.is_main) as console:
+            with preparing(config.tracking) if ranks.is_main else nullcontext():
+                trainer = Trainer.from_config(config, ranks, console)
+            collect_garbage()
+            with closing(trainer), lost_readers():
+                trainer.fit(stop)
+    except EncoreError as error:
+        if ranks.is_main or not isinstance(error, AgreedError):
+            cli.print_error(error)
+        if isinstance(error, AgreedError):
+            ranks.gather(None)  # as soon as one rank has ended the launcher ends the others, printed or not
+        return status_of(error)
+    return 128 + (stop.number or signal.SIGTERM) if trainer.status == "KILLED" else 0
 
 
 def status_of(error: EncoreError) -> int:

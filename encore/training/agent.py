@@ -95,7 +95,7 @@ class Agent(LocalElasticAgent):
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         before: Any = worker_group.group_world_size
-        if self.machines.most > 1:
+        if self.machines.most > 1 and before is not None:
             say(f"waiting at {self.machines.endpoint} for {self.machines}")
         super()._rendezvous(worker_group)
         now, ranks = worker_group.group_world_size, worker_group.workers[0].world_size

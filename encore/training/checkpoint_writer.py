@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encore.errors import disk_space
+from encore.errors import EncoreError, disk_space
 
 
 class DiskFile(io.BufferedWriter):
@@ -54,6 +54,7 @@ def write(content: Mapping[str, Any], path: Path, keep: int | None = None) -> No
 
     Raises:
         EncoreError: the disk is full. What was there before is still there.
+        OSError: it cannot be written for another reason.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -69,9 +70,16 @@ def write(content: Mapping[str, Any], path: Path, keep: int | None = None) -> No
 
 
 def write_all(content: Mapping[str, Any], places: Sequence[tuple[Path, int | None]]) -> None:
-    """Writes a checkpoint to several places, one after the other."""
+    """Writes a checkpoint to several places, one after the other.
+
+    Raises:
+        EncoreError: one of them cannot be written.
+    """
     for path, keep in places:
-        write(content, path, keep)
+        try:
+            write(content, path, keep)
+        except OSError as error:
+            raise EncoreError(f"{path}: the checkpoint cannot be written ({error.strerror or error})") from error
 
 
 def shift(path: Path, keep: int) -> None:
@@ -134,7 +142,7 @@ class CheckpointWriter:
         """Waits for the last write.
 
         Raises:
-            EncoreError: the disk was full.
+            EncoreError: it could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from encore.errors import EncoreError, RestartError
 from encore.training import slurm
-from encore.training.watch import Watch
+from encore.training.watch import Place, Watch
 
 DIVERGED = 3  # exit status of a run that ended because its steps were not finite
 NO_LIMIT = timedelta(days=7)  # of collective operations; the watch is the one that judges
@@ -34,6 +34,10 @@ class AgreedError(EncoreError):
     """
 
     restart = False
+
+
+class LostRank(Exception):
+    """Another rank has gone away. It may be started again, so this is nothing that the user has to put right."""
 
 
 @dataclass(frozen=True)
@@ -132,29 +136,43 @@ def start(timeout_minutes: float) -> Iterator[Ranks]:
 
     Raises:
         EncoreError: the environment describes none.
+        LostRank: another rank has gone away.
     """
     slurm.set_rank()
     if "RANK" not in os.environ:
         raise EncoreError("train_worker.py is one rank of several: start it with train_ddp.py, torchrun or srun")
-    limit = timedelta(minutes=timeout_minutes)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=limit))
-    # Should two jobs ever come to share a store, they do not read each other's keys.
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RUN_ID", ""), store)
-    watch = Watch(dist.PrefixStore("watch", store), rank, world_size, limit.total_seconds())
-    device = torch.device("cpu")
-    if torch.cuda.is_available():  # srun may show each rank only its own
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-    group: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "timeout": NO_LIMIT}
-    with watch:
-        if device.type == "cuda":
-            dist.init_process_group("nccl", device_id=device, **group)
-        else:
-            dist.init_process_group("gloo", **group)
-        try:
-            yield Ranks(rank, world_size, device, watch)
-        finally:
-            dist.destroy_process_group()
+    place = Place("starting")
+    try:
+        limit = timedelta(minutes=timeout_minutes)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=limit))
+        # Should two jobs ever come to share a store, they do not read each other's keys.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RUN_ID", ""), store)
+        with Watch(dist.PrefixStore("watch", store), rank, world_size, limit.total_seconds()) as watch:
+            try:
+                device = join(store, rank, world_size)
+                yield Ranks(rank, world_size, device, watch)
+            finally:
+                place = watch.place
+                if dist.is_initialized():
+                    dist.destroy_process_group()
+    except RuntimeError as error:
+        if not lost_connection(error):
+            raise
+        reason = str(error).partition("\n")[0].rpartition("] ")[2][:120]  # without the place in gloo's code
+        lost = f"rank {os.environ['RANK']} has lost the connection to another rank ({reason}), at {place}"
+        raise LostRank(lost) from error
+
+
+def join(store: dist.Store, rank: int, world_size: int) -> torch.device:
+    """Makes the process group, and returns the device that this rank works on."""
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=NO_LIMIT)
+        return torch.device("cpu")
+    # srun may show each rank only its own.
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", store=store, rank=rank, world_size=world_size, timeout=NO_LIMIT, device_id=device)
+    return device
 
 
 def lost_connection(error: RuntimeError) -> bool:

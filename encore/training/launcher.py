@@ -71,10 +71,10 @@ def launch(config: TrainConfig) -> int:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there are ranks, Ctrl-C just ends the process
     machines = machines_of(config)
     try:
-        signals = Signals()
-        failures = run_agent(config, machines, signals)
+        failures = run_agent(config, machines)
     except SignalException as stop:
         say(f"stopped by {signal.Signals(stop.sigval).name}")
         return 128 + stop.sigval
@@ -100,9 +100,11 @@ def launch(config: TrainConfig) -> int:
     return failure.exitcode if failure.exitcode > 0 else 1
 
 
-def run_agent(config: TrainConfig, machines: Machines, signals: Signals) -> dict[int, ProcessFailure]:
+def run_agent(config: TrainConfig, machines: Machines) -> dict[int, ProcessFailure]:
     """Trains to the end; the ranks of this machine that failed at last."""
     alone = machines.most == 1 and not config.run.rdzv_endpoint
+    if machines.most > 1:
+        say(f"waiting at {machines.endpoint} for {machines}")
     parameters = RendezvousParameters(
         "c10d",
         machines.endpoint,
@@ -125,7 +127,8 @@ def run_agent(config: TrainConfig, machines: Machines, signals: Signals) -> dict
         local_addr="localhost" if alone else None,
     )
     try:
-        result = Agent(machines, signals, spec).run()
+        # From here on; a connection that does not come about lets no handler in Python run.
+        result = Agent(machines, Signals(), spec).run()
     except SignalException:
         raise  # and leave the rendezvous open: this machine may come back
     except BaseException:

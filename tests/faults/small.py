@@ -16,7 +16,7 @@ def checkpoint_content() -> dict[str, Any]:
     model = build_model(config, codec, 20)
     return {
         "format": FORMAT,
-        "run": "a",
+        **{"run": "a", "yardstick": {}, "ranks": 1, "step_pairs": 8},
         "config": config.to_dict(),
         "codec": {"identity": codec.identity, "latent_dim": codec.latent_dim},
         **{"context_frames": 20, "segment_frames": 20, "margin": 3},

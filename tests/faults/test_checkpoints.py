@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -84,38 +85,34 @@ def test_a_copy_is_written_and_training_need_not_wait(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_leads_to_the_same_end(train_flags: list[object], tmp_path: Path, forks: Forks) -> None:
-    flags = (*train_flags, *SMALL, "--batch_size", 4)
-    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
-    for folder, epochs in ((whole, 3), (damaged, 2)):
-        folder.mkdir()
-        (result,) = forks.ranks(1, *flags, "--epochs", epochs, "--scheduler", "constant", cwd=folder)
-        assert result.returncode == 0, result.stderr
-    (damaged / LAST).write_bytes((damaged / LAST).read_bytes()[:-100])
-    (damaged / "checkpoints" / "last.pt.tmp").write_text("left over")
-    again = (*flags, "--epochs", 3, "--scheduler", "constant", "--resume", "auto")
-    (result,) = forks.ranks(1, *again, cwd=damaged)
+    """The last of three epochs is trained again, as its checkpoint is cut short."""
+    flags = (*train_flags, *SMALL, "--batch_size", 4, "--epochs", 3)
+    (whole,) = forks.ranks(1, *flags, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    shutil.copy(tmp_path / LAST, tmp_path / "whole.pt")
+    (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:-100])
+    (tmp_path / "checkpoints" / "last.pt.tmp").write_text("left over")
+    (result,) = forks.ranks(1, *flags, "--resume", "auto", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "last.pt: not a checkpoint of Encore (" in result.stdout and "last_1.pt is used instead" in result.stdout
-    assert "resumed from checkpoints/last_1.pt at epoch 2, step 0" in result.stdout
-    assert equal_weights(damaged / LAST, whole / LAST)
-    assert read(damaged / "checkpoints" / "last_1.pt")["progress"]["epoch"] == 2
-    assert not [*damaged.glob("checkpoints/*.tmp")]
+    assert "resumed from checkpoints/last_1.pt at epoch 3, step 0" in result.stdout
+    assert equal_weights(tmp_path / LAST, tmp_path / "whole.pt")
+    assert not [*tmp_path.glob("checkpoints/*.tmp")]
 
 
-@pytest.mark.parametrize("saves", [True, False])
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
-    saves: bool, train_flags: list[object], tmp_path: Path, forks: Forks
+    train_flags: list[object], tmp_path: Path, forks: Forks
 ) -> None:
-    """In the second epoch of two steps: with a checkpoint after its first step, or with an example at its end."""
-    flags = (*train_flags, *SMALL, *UNLUCKY, "--batch_size", 4, "--epochs", 3, "--artifact_every", 2)
-    (full,) = forks.ranks(1, *flags, "--save_minutes", 0 if saves else 10, cwd=tmp_path, env={FULL: "3:20000"})
-    assert full.returncode == 2, full.stdout + full.stderr
-    what = f"{LAST}: no space for a checkpoint (File too large); make space there, or name another folder"
-    if not saves:
-        what = "checkpoints/examples/epoch_0002/input.wav: cannot be written; make space there, or name another folder"
-    assert full.stderr == f"error: {what}\n"
-    progress = read(tmp_path / LAST)["progress"]
-    assert (progress["epoch"], progress["step"]) == (1, 2)
+    """After the first step of the second epoch."""
+    flags = (*train_flags, *SMALL, *UNLUCKY, "--batch_size", 4, "--epochs", 2, "--save_minutes", 0)
+    (full,) = forks.ranks(1, *flags, cwd=tmp_path, env={FULL: "3:20000"})
+    assert full.returncode == 2, full.stdout
+    # Whatever is being written then, which may still be the checkpoint before.
+    what = (
+        r"checkpoints/\w+\.pt: no space for a checkpoint \(File too large\); make space there, or name another folder"
+    )
+    assert re.fullmatch(rf"error: {what}\n", full.stderr)
+    assert 1 <= read(tmp_path / LAST)["progress"]["step"] <= 2
     assert not [*tmp_path.glob("checkpoints/*.tmp")]
 
 
@@ -150,9 +147,10 @@ print(known)
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_a_whole_checkpoint(
-    tmp_path: Path, run_program: Command, tries: int
+    tmp_path: Path, forks: Forks, tries: int
 ) -> None:
-    result = run_program(WRITERS, tmp_path, 10 * tries)
+    (tmp_path / "writers.py").write_text(WRITERS)
+    result = forks(str(tmp_path / "writers.py"), tmp_path, 10 * tries, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import resource
 from collections.abc import Iterator
@@ -35,8 +36,8 @@ def largest_file(size: int) -> Iterator[None]:
 @pytest.fixture
 def music(tmp_path: Path) -> Path:
     (tmp_path / "music").mkdir()
-    for number in range(3):
-        soundfile.write(tmp_path / "music" / f"{number}.wav", melody(3, number), 24000)
+    for number, name in enumerate((b"0.wav", b"1.wav", b"caf\xe9.wav")):  # names need not be UTF-8
+        soundfile.write(os.fsencode(tmp_path / "music") + b"/" + name, melody(3, number), 24000)
     return tmp_path / "music"
 
 
@@ -55,7 +56,9 @@ def test_prepare_data_goes_on_when_there_is_space_again(
     assert not output.exists()
     result = call_command("prepare_data.py", music, *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (output / "metadata.csv").is_file()
+    assert {row.split(b",")[1] for row in (output / "metadata.csv").read_bytes().splitlines()[1:]} == {
+        *(b"0.wav", b"1.wav", b"caf\xe9.wav")
+    }
 
 
 def test_a_continuation_that_finds_no_space(music: Path, tmp_path: Path, call_command: Command) -> None:

@@ -61,7 +61,7 @@ exec sleep 100
 """
 
 
-@pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("INT", 130), ("HUP", 129)])
+@pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("INT", 130)])
 def test_a_signal_while_the_launcher_starts_its_ranks_leaves_none_behind(
     name: str, status: int, tiny_pairs: Path, tmp_path: Path, call_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,11 +131,10 @@ def test_two_jobs_or_steps_on_one_machine_get_different_ports(monkeypatch: pytes
 class Machine:
     """A launcher that trains together with others at an endpoint; what it says goes to a file."""
 
-    def __init__(self, folder: Path, name: str, port: int, flags: list[object], *more: object):
-        several = ("--nnodes", "1:2", "--rdzv_endpoint", f"localhost:{port}", "--max_restarts", 3)
+    def __init__(self, folder: Path, name: str, *flags: object):
         self.output = folder / f"{name}.log"
         with open(self.output, "w") as file:
-            launch = command("train_ddp.py", *flags, *several, *more)
+            launch = command("train_ddp.py", *flags)
             self.launcher = subprocess.Popen(launch, cwd=folder, env=ENVIRONMENT, stdout=file, stderr=file)
 
     @property
@@ -151,14 +150,14 @@ class Machine:
 
 @contextmanager
 def machines(folder: Path, flags: list[object], *more: object) -> Iterator[Callable[[str], Machine]]:
-    """Starts machines by their names; all are gone at the end."""
+    """Starts machines by their names, which meet at a free port; all are gone at the end."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        several = ("--nnodes", "1:2", "--rdzv_endpoint", f"localhost:{free.getsockname()[1]}", "--max_restarts", 3)
     started: list[Machine] = []
 
     def start(name: str) -> Machine:
-        started.append(Machine(folder, name, port, flags, *more))
+        started.append(Machine(folder, name, *flags, *several, *more))
         return started[-1]
 
     try:
@@ -206,18 +205,39 @@ def test_machines_join_and_leave_a_run_that_goes_on_from_its_last_checkpoint(
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("in_a_slurm_job", [False, True])
 def test_two_machines_train_as_one_job_to_the_weights_of_two_ranks_on_one(
-    flags: list[object], tmp_path: Path, forks: Forks
+    in_a_slurm_job: bool, flags: list[object], tmp_path: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each launcher is told where to meet, or is a task of srun and finds the place in the job."""
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
     for rank in forks.ranks(2, *flags, cwd=one):
         assert rank.returncode == 0, rank.stderr
-    with machines(two, flags, "--nnodes", 2) as start:
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost"}
+    for name, value in job.items() if in_a_slurm_job else ():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    with machines(two, flags, "--nnodes", 2, *["--rdzv_endpoint", ""] * in_a_slurm_job) as start:
         both = [start("first"), start("second")]
         assert [machine.end() for machine in both] == [0, 0], both[0].said + both[1].said
     assert equal_weights(one / LAST, two / LAST)
+
+
+@pytest.mark.full
+def test_the_others_end_with_a_line_when_the_machine_where_they_meet_is_lost(
+    flags: list[object], tmp_path: Path
+) -> None:
+    with machines(tmp_path, flags, "--epochs", 10000, "--lr", 1e-4) as start:
+        first = start("first")
+        first.wait_for("^training on 1 machine with 1 rank$")  # it holds the port
+        second = start("second")
+        second.wait_for("^training on 2 machines with 2 ranks$")
+        first.wait_for("^Epoch", 3) if "1 machine joined" in first.said else second.wait_for("^Epoch", 3)
+        first.launcher.kill()
+        assert second.end() == 1
+        said = second.said
+    assert "error: --rdzv_endpoint localhost:" in said and "Traceback" not in said, said
 
 
 @pytest.mark.full

@@ -39,6 +39,7 @@ from encore.models.loading import load_generator
 from tests.conftest import Command, melody, write_pairs
 from tests.faults.small import checkpoint_content
 
+pytestmark = pytest.mark.timeout(7200)  # of as many tries as are asked for
 MEMORY, SECONDS = 2**30, 10  # bytes and processor time that one file may take at most
 CPU = torch.device("cpu")
 
