@@ -2,7 +2,8 @@
 
 python -m benchmarks.bench_latent_changes PAIRS [--items 36] [--samples 2] [--codec starter] [--prior rhythm]
 
-Every change has a standard deviation of 5% of the latents, relative to each item's own context. Skill is 1 − score /
+Every change has a standard deviation of 5% of the latents, relative to each item's own context; the last rows are gains
+of the same size in bands of the decoded audio (`encore.codecs.bands`). Skill is 1 − score /
 score of the unchanged prior, with a 95% bootstrap interval over recordings; the last column is the worst recording.
 """
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 import losses
 from encore.codecs import load_codec
+from encore.codecs.bands import BANDS
 from encore.data import find_pairs
 from encore.evaluation.dataset import EvalSet
 from encore.evaluation.metrics.energy_score import energy_score, skill
@@ -54,6 +56,10 @@ CHANGES: dict[str, Change] = {
     "all channels alike, smooth over 0.4 s": lambda noise: smooth(noise)[:, :1],
     "all channels alike, constant": lambda noise: noise[:, :1, :1],
 }
+GAINS: dict[str, Change] = {
+    "bands of the decoded audio, smooth over 0.4 s": smooth,
+    "bands of the decoded audio, constant": lambda noise: noise[..., :1].expand_as(noise),
+}
 
 
 @torch.no_grad()
@@ -70,7 +76,9 @@ def main() -> None:
     pairs, folder = find_pairs(options.pairs, codec.sample_rate), options.cache_dir or options.pairs / ".latents"
     data = EvalSet.open(codec, pairs, folder, options.items, 0, torch.device("cpu"))
     distances = {name: losses.create(name, codec.sample_rate) for name in DISTANCES}
-    scores: dict[str, dict[str, list[Tensor]]] = {name: {key: [] for key in DISTANCES} for name in ("none", *CHANGES)}
+    scores: dict[str, dict[str, list[Tensor]]] = {
+        name: {key: [] for key in DISTANCES} for name in ("none", *CHANGES, *GAINS)
+    }
     config = GenerationConfig(round(codec.frame_rate), generative=True, prior=options.prior)
     for number in range(len(data)):
         batch = data.load([number])
@@ -82,7 +90,10 @@ def main() -> None:
         noise = torch.randn(prior.shape, generator=torch.Generator().manual_seed(number))
         for name in scores:
             change = AMOUNT * CHANGES[name](noise) * (prior - mean) if name in CHANGES else torch.zeros_like(prior)
-            audio = codec.decode_continuation(latents, prior + change, codec.margin).unflatten(0, (1, -1))
+            made = prior + change
+            if name in GAINS:
+                made = torch.cat([made, AMOUNT * GAINS[name](noise[:, :BANDS])], 1)
+            audio = codec.decode_continuation(latents, made, codec.margin).unflatten(0, (1, -1))
             for key, distance in distances.items():
                 scores[name][key].append(energy_score(distance, audio, batch.target_audio).score)
     table = Table(title=f"{len(data)} pairs of {len(set(data.recordings))} recordings, {options.samples} samples each")
@@ -91,7 +102,7 @@ def main() -> None:
         table.add_column(f"skill, {key}", justify="right")
         table.add_column("worst", justify="right")
     recordings = np.array(data.recordings)
-    for name in CHANGES:
+    for name in (*CHANGES, *GAINS):
         cells = []
         for key in DISTANCES:
             mine, alone = (torch.cat(scores[which][key]).numpy().astype(np.float64) for which in (name, "none"))

@@ -15,6 +15,7 @@ import torch
 
 # What PyTorch says of a pickle that asks for more than tensors, plain values and containers of these.
 CALLED = re.compile(r"GLOBAL (\S+)|unrecognized function (.+)")
+DOS_FOLDER = 0x10  # attribute of an entry of a zip file: PyTorch reads nothing of one that has it, and says nothing
 UNPICKLER = re.compile(r"WeightsUnpickler error: (.+)")
 
 
@@ -67,7 +68,10 @@ def verify(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & DOS_FOLDER]
     except Exception as error:  # zipfile raises almost anything for damaged files
         raise ValueError(f"damaged: {error!s:.200}") from error
     if damaged is not None:
         raise ValueError(f"damaged: the checksum of {damaged:.200} is wrong")
+    if folders:
+        raise ValueError(f"damaged: {folders[0]:.200} is marked as a folder")

@@ -262,9 +262,9 @@ def test_the_first_step_moves(prior: str) -> None:
         terms.backward(forward, 1.0, measure=False)
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         # A gain and a scale of zero give nothing back to the layers before them, until they have moved; without a
-        # prior there is nothing to be louder or softer.
-        gain = {"gain_proj.weight", "gain_proj.bias"}
-        expected = {*gradients} - gain if prior == "none" else {*gradients} if step else {*gain, "scale"}
+        # prior there are no gains.
+        gain = {"gains.shares", "gains.spread.weight", "gains.spread.bias"}
+        expected = {*gradients} if prior == "none" else {*gradients} if step else {*gain, "scale"}
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
         moving = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
         assert moving >= expected

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from encore.codecs.bands import BANDS
 from encore.errors import EncoreError
 from encore.models.generation import (
     PER_BLOCK,
@@ -16,10 +18,11 @@ from encore.models.generation import (
     Sampler,
     generate,
     generate_blocks,
+    generate_prior,
     make_generators,
 )
-from encore.models.priors import Context, Generators, Prior
-from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer
+from encore.models.priors import Context, Generators, Prior, Replay
+from encore.models.transformer import MATCH_RATE, NOISE_CHANNELS, ContinuationTransformer
 from encore.registry import PRIORS
 from tests.conftest import random_seanet
 
@@ -124,6 +127,33 @@ def test_a_continuation_is_its_blocks_cut_to_length() -> None:
         assert torch.equal(made, expected[..., :frames])
     other = generate(model, new_sampler(1, 2, 4, context=context), 120)
     assert torch.allclose(other[:2], expected[:2], atol=1e-5) and not torch.allclose(other[2], expected[2], atol=1e-2)
+
+
+def test_gains_of_later_blocks_follow_what_was_played_with_the_gains_before() -> None:
+    """A context that gets 6 dB louder, replayed from before that: 6 dB too quiet. Half of what is missing is added."""
+    frames, block = 320, 80
+    audio = torch.randn(1, 1, frames * 320, generator=torch.Generator().manual_seed(0)) * 0.1
+    audio[..., : frames * 160] /= 2
+    torch.manual_seed(0)
+    model = ContinuationTransformer(D, 16, 2, 1, 0.0, window=frames, start_at_prior=True).eval()
+    assert model.gains is not None
+    with torch.no_grad():
+        model.gains.shares.copy_(torch.tensor([[0.0, 0.5], [0.0, 0.0]]) / MATCH_RATE)
+        model.gains.spread.bias.zero_()
+    contexts = Context(torch.randn(1, D, frames), CODEC, lambda: audio)
+    made = generate(model, quiet(contexts, block), 2 * block)
+    assert made.shape == (1, D + BANDS, 2 * block)
+    first, second = made[0, D:].unflatten(-1, (2, block)).unbind(1)
+    assert torch.allclose(first, torch.full_like(first, 0.5 * math.log(2)), atol=0.15)
+    assert torch.allclose(second, first / 2, atol=1e-4)  # it goes on, raised by the first gains
+    assert torch.equal(made[:, :D], generate_prior(quiet(contexts, block), 2 * block))
+
+
+def quiet(contexts: Context, block: int) -> Sampler:
+    """A replay from frame 80 on."""
+    sampler = Sampler(GenerationConfig(block, True, "replay"), contexts, make_generators([0]))
+    sampler._prior = Replay(contexts, torch.tensor([contexts.latents.shape[-1] - 80]))
+    return sampler
 
 
 def test_a_continuation_equals_the_single_pass_of_training() -> None:

@@ -56,6 +56,9 @@ def continued(
 def save_as(trained: Path, path: Path, **settings: object) -> Path:
     """The checkpoint of a run with changed settings."""
     content = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)
+    if settings.get("objective") == "regression":  # such a model has no gains
+        for part in ("model", "ema"):
+            content[part] = {key: value for key, value in content[part].items() if "gains." not in key}
     torch.save({**content, "config": {**content["config"], **settings}}, path)
     return path
 

@@ -11,9 +11,18 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from encore.codecs.bands import BANDS
 from encore.models import attention
 from encore.models.attention import rotate, window_attention
-from encore.models.transformer import NOISE_CHANNELS, ContinuationTransformer, KVCache
+from encore.models.band_levels import FEATURES
+from encore.models.transformer import (
+    FADE_FRAMES,
+    MATCH_RATE,
+    NOISE_CHANNELS,
+    RESIDUAL_RATE,
+    ContinuationTransformer,
+    KVCache,
+)
 from encore.training.optim import Schedule, adamw, averaged
 
 D, STEPS = 6, 4
@@ -198,35 +207,62 @@ def test_an_output_projection_of_zeros_gives_the_prior() -> None:
 
 
 @torch.no_grad()
-def test_gain_and_residual_act_on_normalised_latents() -> None:
+def test_gate_and_residual_act_on_normalised_latents() -> None:
     model = new_model(start_at_prior=True, lively=False)
-    context, (_, prior), gate, residual = torch.randn(3, D, 20), inputs(1), torch.randn(D), torch.randn(D)
+    context, (noise, prior), gate, residual = torch.randn(3, D, 20), inputs(1), torch.randn(D), torch.randn(D)
     mean, std = context.mean(-1, keepdim=True), context.std(-1, correction=0, keepdim=True)
     guess = (prior - mean) / std
-    model.gain_proj.bias.copy_(torch.tensor([0.5, 0.0]))
-    noise = torch.ones(3, NOISE_CHANNELS, STEPS)
-    gain = math.exp(0.5)
-    assert torch.allclose(model(context, STEPS, noise, prior), gain * guess * std + mean, atol=1e-5)
     nn.init.zeros_(model.out_proj.weight)
     model.out_proj.bias.copy_(torch.cat([gate, residual]))
-    model.scale.fill_(0.25)
-    expected = ((gain + 0.25 * gate[:, None]) * guess + 0.25 * residual[:, None]) * std + mean
+    model.scale.fill_(0.25 / RESIDUAL_RATE)
+    expected = ((1 + 0.25 * gate[:, None]) * guess + 0.25 * residual[:, None]) * std + mean
     assert torch.allclose(model(context, STEPS, noise, prior), expected, atol=1e-5)
-    model.gain_proj.bias.fill_(100.0)
-    assert model(context, STEPS, noise, prior).isfinite().all()
+
+
+def gains_of(shares: list[list[float]], spread: float, noise: Tensor, bands: Tensor) -> Tensor:
+    """Of blocks of 40 frames after any context."""
+    model = new_model(start_at_prior=True, lively=False)
+    assert model.gains is not None
+    model.gains.shares.copy_(torch.tensor(shares) / MATCH_RATE)
+    model.gains.spread.bias.fill_(spread)
+    rows, count = bands.shape[:2]
+    prior = torch.randn(rows, D, 40 * count)
+    made = model(torch.randn(1, D, 20), 40, noise, prior, [20] * count, bands=bands)
+    assert made.shape == (rows, D + BANDS, 40 * count) and torch.equal(made[:, :D], prior)
+    return made[:, D:].unflatten(-1, (count, 40))
 
 
 @torch.no_grad()
-def test_a_blocks_gain_is_constant_and_follows_its_noise() -> None:
-    model = new_model(start_at_prior=True, lively=False)
-    model.gain_proj.bias.copy_(torch.tensor([0.2, 0.05]))
-    context, prior = torch.randn(1, D, 20), torch.ones(2, D, 2 * STEPS)
-    noise = torch.randn(2, NOISE_CHANNELS, 2).repeat_interleave(STEPS, -1)
-    noise[:, : NOISE_CHANNELS // 4] = noise[..., : NOISE_CHANNELS // 4, :1]
-    mean = context.mean(-1, keepdim=True)
-    gain = ((model(context, STEPS, noise, prior, [20, 20]) - mean) / (prior - mean)).log()
-    expected = 0.2 * noise[:, 0] + 0.05 * noise[:, NOISE_CHANNELS // 4]
-    assert torch.allclose(gain, expected[:, None].expand_as(gain), atol=1e-3)
+def test_gains_take_their_shares_of_each_blocks_mismatches() -> None:
+    bands = torch.zeros(2, 3, BANDS, FEATURES)
+    bands[..., :2] = torch.rand(2, 3, BANDS, 2) - 0.5
+    gains = gains_of([[0.3, 0.1], [0.2, 0.0]], 0.0, torch.randn(2, NOISE_CHANNELS, 120), bands)
+    mismatch = bands.permute(3, 0, 2, 1)
+    decay = (-torch.arange(40) / FADE_FRAMES).exp()
+    expected = (0.3 * mismatch[0] + 0.1 * mismatch[1])[..., None] + 0.2 * mismatch[0][..., None] * decay
+    assert torch.allclose(gains, expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_drawn_gain_sets_in_and_stays() -> None:
+    """As large as the noise of its band says, in the first block and in one that goes on with the same excerpt."""
+    noise = torch.randn(1, NOISE_CHANNELS, 1).expand(-1, -1, 40)
+    bands = torch.zeros(1, 1, BANDS, FEATURES)
+    bands[..., -2], bands[..., -1] = 0.5, 1.0
+    shares, spread = [[0.3, 0.1], [0.2, 0.0]], 0.2
+    drawn = spread * 0.5 * noise[0, :BANDS, 0] - (spread * 0.5) ** 2 / 2
+    first = gains_of(shares, spread, noise, bands)[0, :, 0]
+    assert first[:, 0].abs().max() == 0
+    assert torch.allclose(first[:, -1], drawn, atol=0.1 * float(drawn.abs().max()))
+    bands[..., :2], bands[..., -1] = drawn[:, None], 0.0  # what is played is louder by it already
+    assert torch.allclose(gains_of(shares, spread, noise, bands)[0, :, 0], drawn[:, None].expand(-1, 40), atol=1e-6)
+
+
+@torch.no_grad()
+def test_gains_are_bounded() -> None:
+    bands = torch.ones(1, 1, BANDS, FEATURES)
+    gains = gains_of([[100.0, 100.0], [0.0, 0.0]], 100.0, torch.randn(1, NOISE_CHANNELS, 40), bands)
+    assert gains.abs().max() <= 1.5
 
 
 @torch.no_grad()

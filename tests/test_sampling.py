@@ -59,7 +59,6 @@ def repeating(codec: Codec, frames: int = SEGMENT) -> Generator:
     config = TrainConfig.from_flags(TINY.to_dict(), objective="regression", prior="replay").resolved()
     torch.manual_seed(0)
     generator = Generator(build_model(config, codec, frames).eval(), codec, config, frames, frames, codec.margin)
-    nn.init.zeros_(generator.model.gain_proj.weight)
     nn.init.zeros_(generator.model.scale)
     return generator
 
@@ -82,6 +81,7 @@ class Oracle(nn.Module):
     """Returns the latents of a known song; counts the frames that it is given."""
 
     pointer = None
+    gains = None
 
     def __init__(self, latents: Tensor) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Oracle(nn.Module):
     def prefill(self, latents: Tensor, cache: int = 0) -> int:
         return cache + latents.shape[-1]
 
-    def decode_block(self, cache: int, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+    def decode_block(self, cache: int, steps: int, noise: Tensor | None, prior: Tensor | None, bands: None) -> Tensor:
         return self.latents[..., cache : cache + steps]
 
 
@@ -239,9 +239,9 @@ def test_time_and_memory_per_block_are_constant(
     decoded: list[int] = []
     decode_block = generator.model.decode_block
 
-    def watched(cache: KVCache, *arguments: Any) -> Tensor:
+    def watched(cache: KVCache, *arguments: Any, **named: Any) -> Tensor:
         attended.append(cache.keys[0].shape[2])
-        return decode_block(cache, *arguments)
+        return decode_block(cache, *arguments, **named)
 
     monkeypatch.setattr(generator.model, "decode_block", watched)
     hook = codec.decoder.register_forward_pre_hook(lambda _, given: decoded.append(given[0].shape[2]))

@@ -55,6 +55,7 @@ class Truth(nn.Module):
         self.latents = torch.cat([batch.context, batch.target_latents], -1)
         self.std = torch.full((128, 1), 2.0)
         self.given: list[Tensor] = []
+        self.gains = None
         self.level: Tensor | None = None
 
     def forward(
@@ -66,6 +67,7 @@ class Truth(nn.Module):
         starts: Sequence[int],
         level: Tensor | None,
         context_frames: int,
+        bands: Tensor | None,
     ) -> Tensor:
         self.given.append(given)
         self.level = level
@@ -85,7 +87,9 @@ class Truth(nn.Module):
         assert len(latents) == len(cache.keys[0])
         return KVCache(cache.keys, cache.values, cache.mean, cache.std, cache.end + latents.shape[-1])
 
-    def decode_block(self, cache: KVCache, steps: int, noise: Tensor | None, prior: Tensor | None) -> Tensor:
+    def decode_block(
+        self, cache: KVCache, steps: int, noise: Tensor | None, prior: Tensor | None, bands: Tensor | None
+    ) -> Tensor:
         rows = next((len(part) for part in (prior, noise) if part is not None), len(cache.keys[0]))
         items = cache.keys[0].flatten().repeat_interleave(rows // len(cache.keys[0]))
         padded = nn.functional.pad(self.latents, (0, steps))

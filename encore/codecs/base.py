@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from encore.codecs.bands import BANDS, equalize
 from encore.registry import CODECS
 
 register_codec = CODECS.register
@@ -52,6 +53,20 @@ class Codec(nn.Module):
         """Latents `[B, D, T]` to audio `[B, C, T * hop_length]`, with gradient."""
         raise NotImplementedError(f"{type(self).__name__} has no method decode")
 
+    def render(self, frames: Tensor) -> Tensor:
+        """Audio `[B, C, T * hop_length]` of latents `[B, D, T]`, or of latents and gains `[B, D + BANDS, T]`.
+
+        The gains, in nepers, change the levels of bands in the decoded audio; see `encore.codecs.bands.equalize`. If
+        all are 0, it is exactly the decoded audio.
+        """
+        if frames.shape[1] == self.latent_dim:
+            return self.decode(frames)
+        latents, gains = frames.split([self.latent_dim, BANDS], 1)
+        audio = self.decode(latents)
+        if not (gains.requires_grad or gains.any()):
+            return audio
+        return equalize(audio, gains, self.sample_rate, self.hop_length)
+
     def feature_encoder(self) -> nn.Module:
         """The network whose activations the embedding loss compares by default (`--embedding_model codec`).
 
@@ -91,8 +106,8 @@ class Codec(nn.Module):
     def decode_crop(self, latents: Tensor, start: int, frames: int, margin: int) -> Tensor:
         """Audio of the latent frames `start … start + frames − 1`, as in the decoding of all of `latents [B, D, T]`.
 
-        Decodes only `margin` more frames in front (see `measure_margin`). With independent segments the crop is
-        extended to whole ones instead, and is exact.
+        They may have gains, see `render`. Decodes only `margin` more frames in front (see `measure_margin`). With
+        independent segments the crop is extended to whole ones instead, and is exact.
         """
         end = start + frames
         if self.segment_frames is None:
@@ -100,7 +115,7 @@ class Codec(nn.Module):
         else:
             first = start // self.segment_frames * self.segment_frames
             last = min(latents.shape[-1], -(-end // self.segment_frames) * self.segment_frames)
-        audio = self.decode(latents[..., first:last])
+        audio = self.render(latents[..., first:last])
         return audio[..., (start - first) * self.hop_length : (end - first) * self.hop_length]
 
     def decode_continuation(self, context: Tensor, continuation: Tensor, margin: int, lead: int = 0) -> Tensor:
@@ -108,12 +123,12 @@ class Codec(nn.Module):
 
         It begins with the last `lead` frames of the context, before which `margin` more are decoded (see
         `measure_margin`). With independent segments no margin is needed; the continuation then begins with a whole
-        segment.
+        segment. It may have gains, see `render` and `join`.
         """
         unit = self.segment_frames
         before = lead + margin if unit is None else -(-lead // unit) * unit
         past = context[..., max(0, context.shape[-1] - before) :]
-        frames = torch.cat([past, continuation], -1)
+        frames = join(past, continuation, lead)
         return self.decode_crop(frames, past.shape[-1] - lead, lead + continuation.shape[-1], margin)
 
     @torch.no_grad()
@@ -135,6 +150,19 @@ class Codec(nn.Module):
                 return margin
             margin *= 2
         return middle
+
+
+def join(first: Tensor, second: Tensor, lead: int = 0) -> Tensor:
+    """Latents `[B, D, T]` and those after them, either of which may have gains (see `Codec.render`).
+
+    If only the second have gains, those of the first are 0, and rise to the second's within the last `lead` frames.
+    """
+    if first.shape[1] == second.shape[1]:
+        return torch.cat([first, second], -1)
+    gains = second[:, first.shape[1] :, :1]
+    rise = torch.arange(1, lead + 1, device=gains.device) / (lead + 1)
+    gains = torch.cat([gains.new_zeros(*gains.shape[:2], first.shape[-1] - lead), gains * rise], -1)
+    return torch.cat([torch.cat([first, gains], 1), second], -1)
 
 
 def hash_tensors(settings: tuple[object, ...], weights: dict[str, Tensor]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from encore.codecs import Codec
+from encore.codecs.base import join
 from encore.errors import EncoreError
 from encore.models.generation import Sampler, generate, generate_blocks, generate_prior, make_generators
 from encore.models.loading import Generator
@@ -182,8 +183,8 @@ def stream_batch(generator: Generator, contexts: Tensor, draws: Draws) -> Iterat
     for number, made in enumerate(_joined(blocks, math.ceil(DECODED_SECONDS * codec.frame_rate), frames)):
         if number == 0:
             past = sampler.lead_in(fade)[..., -lead:]
-        past = torch.cat([past, made], dim=-1)
-        audio = codec.decode(past).cpu()
+        past = join(past, made, fade)
+        audio = codec.render(past).cpu()
         before, audio = audio[..., (lead - fade) * hop : lead * hop], audio[..., lead * hop :]
         # The earlier audio is held back until its end can be cross-faded.
         yield torch.cat([held[..., : -fade * hop], crossfade(held[..., -fade * hop :], before)], -1)

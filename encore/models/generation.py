@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from encore.codecs.bands import band_powers
+from encore.models.band_levels import MATCHED_SECONDS, BandLevels
 from encore.models.precision import FP32, autocast
-from encore.models.priors import Context, Generators, lead_into
+from encore.models.priors import Context, Generators, lead_into, take
 from encore.models.transformer import NOISE_CHANNELS, PER_BLOCK, PER_CONTINUATION, ContinuationTransformer, KVCache
 from encore.registry import PRIORS
 
@@ -63,6 +65,41 @@ class Sampler:
         each: Generators = generators or [None] * self.rows
         self._prior = prior.draw(context, each)
         self._constant = self._normal(PER_CONTINUATION, 1)
+        self._levels: BandLevels | None = None
+
+    @property
+    def equalized(self) -> bool:
+        """Whether the model changes the levels of bands: it samples, and has a prior."""
+        return self.config.generative and not self._prior.empty
+
+    @property
+    def powers(self) -> Tensor:
+        """The contexts' powers in bands, `[R / copies, BANDS, T]`."""
+        return self.levels.powers[:: self.context.copies]
+
+    @property
+    def levels(self) -> BandLevels:
+        """The contexts' levels in bands."""
+        if self._levels is None:
+            codec = self.context.codec
+            audio = self.context.audio()[..., -self.context.latents.shape[-1] * codec.hop_length :]
+            powers = band_powers(audio, codec.sample_rate, codec.hop_length)
+            self._levels = BandLevels(powers.repeat_interleave(self.rows // len(powers), 0), codec.frame_rate)
+        return self._levels
+
+    def bands(self, played: Tensor, first: bool = True) -> Tensor | None:
+        """What gains in bands follow, for the block of the last `prior`; None where there are no gains.
+
+        See `BandLevels.features`, which this is.
+        """
+        return self.levels.features(played, self._prior.taken, first) if self.equalized else None
+
+    def played(self, before: Tensor, gains: Tensor) -> Tensor:
+        """The end of powers `[R, BANDS, F]` and, after them, those of the last `prior` with gains `[R, BANDS, n]`."""
+        taken = self._prior.taken
+        powers = torch.zeros_like(gains) if taken is None else take(self.levels.powers, taken)
+        most = max(1, round(max(MATCHED_SECONDS) * self.context.codec.frame_rate))
+        return torch.cat([before, powers * (2 * gains).exp()], -1)[..., -most:]
 
     def noise(self, steps: int, blocks: int = 1) -> Tensor | None:
         """Noise for `blocks` blocks of `steps` frames, `[R, NOISE_CHANNELS, blocks · steps]`."""
@@ -110,6 +147,8 @@ def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
 def generate_blocks(model: ContinuationTransformer, sampler: Sampler, precision: str = FP32) -> Iterator[Tensor]:
     """Blocks of latents `[R, D, block_frames]` that follow the sampler's contexts, without end.
 
+    With a prior they are latents and gains, `[R, D + BANDS, block_frames]`; see `Codec.render`.
+
     The model should be in evaluation mode. Memory and time per block are constant, as the cache holds only what a block
     attends to, and the prior only the context and as much of the end as it looks at. Continuations of one context share
     its keys and values until their first block is appended.
@@ -118,13 +157,17 @@ def generate_blocks(model: ContinuationTransformer, sampler: Sampler, precision:
     device = context.latents.device
     with autocast(precision, device):
         cache = model.prefill(context.latents[:: context.copies])
-    history = sampler.recent(context.latents)
+    history, powers = sampler.recent(context.latents), sampler.powers if model.gains is not None else None
     for start in itertools.count(0, steps):
         noise, prior = sampler.noise(steps), sampler.prior(start, steps, history)
+        bands = None if powers is None else sampler.bands(powers, start == 0)
         with autocast(precision, device):
-            block = model.decode_block(cache, steps, noise, prior).float()
-        yield block
+            made = model.decode_block(cache, steps, noise, prior, bands=bands).float()
+        yield made
+        block, gains = made[:, : context.latents.shape[1]], made[:, context.latents.shape[1] :]
         history = sampler.recent(torch.cat([history, block], -1))
+        if powers is not None:
+            powers = sampler.played(powers.repeat_interleave(len(made) // len(powers), 0), gains)
         if start == 0 and context.copies > 1:
             cache = _repeat_rows(cache, context.copies)
         with autocast(precision, device):
@@ -132,7 +175,7 @@ def generate_blocks(model: ContinuationTransformer, sampler: Sampler, precision:
 
 
 def generate(model: ContinuationTransformer, sampler: Sampler, frames: int, precision: str = FP32) -> Tensor:
-    """The `frames` latents that follow the sampler's contexts, `[R, D, frames]`; see `generate_blocks`."""
+    """The `frames` latents that follow the sampler's contexts, `[R, D or D + BANDS, frames]`; see `generate_blocks`."""
     count = -(-frames // sampler.config.block_frames)
     return torch.cat(list(itertools.islice(generate_blocks(model, sampler, precision), count)), -1)[..., :frames]
 

@@ -23,7 +23,7 @@ from encore.models.transformer import ContinuationTransformer
 from encore.registry import PRIORS
 from encore.tensor_files import check_stored, load_tensors, verify
 
-FORMAT = 7
+FORMAT = 8
 
 
 def read(path: Path) -> dict[str, Any]:

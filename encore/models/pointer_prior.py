@@ -69,12 +69,14 @@ class Pointed(Prior):
         if start != self.played:  # what lies between was not played by this prior
             self.end = torch.full_like(self.end, self.length + start)
         self.played = start + steps
-        history, made = history.repeat_interleave(self.rows // len(history), 0), []
+        history, made, taken = history.repeat_interleave(self.rows // len(history), 0), [], []
         while steps > 0:
             size = min(steps, self.longest)
             history = history[..., max(0, history.shape[-1] - self.lookback) :]
             made.append(self._excerpt(size, history))
+            taken.append(self._index(self.end - size, size))
             history, steps = torch.cat([history, made[-1]], -1), steps - size
+        self.taken = torch.cat(taken, -1)
         return torch.cat(made, -1)
 
     def _excerpt(self, size: int, history: Tensor) -> Tensor:
@@ -127,5 +129,8 @@ class Pointed(Prior):
 
     def _take(self, begin: Tensor, size: int) -> Tensor:
         """Frames of the context from `begin [R]` on; after its end comes its beginning."""
-        index = (begin[:, None] + torch.arange(size)) % self.length
-        return take(self.context, index.to(self.context.device))
+        return take(self.context, self._index(begin, size))
+
+    def _index(self, begin: Tensor, size: int) -> Tensor:
+        """Numbers of these frames, `[R, size]`."""
+        return ((begin[:, None] + torch.arange(size)) % self.length).to(self.context.device)

@@ -54,6 +54,7 @@ class Prior(ABC):
 
     empty = False  # whether there is never a guess: the model then starts from noise alone
     lookback = 0  # frames of the history that `frames` looks at
+    taken: Tensor | None = None  # frames of the context that the last guess consists of, `[R, steps]`; None: unknown
 
     @classmethod
     @abstractmethod
@@ -93,20 +94,25 @@ class Prior(ABC):
         """
 
 
-def replay(context: Tensor, lags: Tensor, start: int, steps: int) -> Tensor:
-    """The context's last `lag` frames, repeated: `context[..., T − lag + (n mod lag)]`.
+def replayed_frames(frames: int, lags: Tensor, start: int, steps: int) -> Tensor:
+    """The last `lag` of T frames, repeated: `T − lag + (n mod lag)`.
 
     Args:
-        context: `[B, D, T]`.
+        frames: T.
         lags: frames, 1 to T, `[B]`.
         start: first n, counted from the context's end.
         steps: number of frames.
 
     Returns:
-        `[B, D, steps]`.
+        `[B, steps]`.
     """
-    n = torch.arange(start, start + steps, device=context.device)
-    return take(context, context.shape[-1] - lags[:, None] + n % lags[:, None])
+    n = torch.arange(start, start + steps, device=lags.device)
+    return frames - lags[:, None] + n % lags[:, None]
+
+
+def replay(context: Tensor, lags: Tensor, start: int, steps: int) -> Tensor:
+    """The frames of `context [B, D, T]` that `replayed_frames` names, `[B, D, steps]`."""
+    return take(context, replayed_frames(context.shape[-1], lags, start, steps))
 
 
 def take(context: Tensor, index: Tensor) -> Tensor:
@@ -247,7 +253,8 @@ class Rhythm(Prior):
 
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
         index = torch.stack([order.indices(start, steps) for order in self.orders])
-        return take(self.latents, index.to(self.latents.device))
+        self.taken = index.to(self.latents.device)
+        return take(self.latents, self.taken)
 
 
 @register_prior(REPLAY)
@@ -266,7 +273,8 @@ class Replay(Prior):
         return preceding(self.latents, self.latents.shape[-1] - self.lags, frames)
 
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
-        return replay(self.latents, self.lags, start, steps)
+        self.taken = replayed_frames(self.latents.shape[-1], self.lags, start, steps)
+        return take(self.latents, self.taken)
 
 
 @register_prior(NONE)

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from encore.codecs.bands import BANDS
 from encore.models.attention import block_attention, rotate, window_attention
+from encore.models.band_levels import MATCHED_SECONDS
 from encore.models.pointer import Pointer
 
 LEAST_STD = 1e-3  # of a channel in a context, as a share of its standard deviation in the corpus
-MOST_GAIN = 3.0  # nepers
+MOST_GAIN = 1.5  # nepers, 13 dB
+MATCH_RATE = 10.0  # how much faster than the other weights those of `BandGains` are learned
+RESIDUAL_RATE = 0.1  # likewise, slower, the scale of gate and residual
+FADE_FRAMES = 15  # in which the fading gain falls by a factor of e: 0.2 s of EnCodec's frames
 LEAST_POWER = 1e-3  # of normalised latents, in their levels
 MOST_NORMAL = 10.0  # standard deviations: larger inputs are clipped, as after a context in which a channel was silent
 NOISE_CHANNELS = 64  # per frame: first those of the continuation, then of the block, then of the frame
@@ -80,16 +85,15 @@ class ContinuationTransformer(nn.Module):
     to the `window` frames before it (`decode_block`). So any number of blocks, at different places of one sequence, can
     be generated in one pass (`forward`), as training does.
 
-    A block is `gain · prior + scale · (gate · prior + residual)` in normalised latents. Latents are normalised per
-    channel with mean and standard deviation of the item's own context (`statistics`) on the way in and denormalised on
-    the way out (Kim et al. 2022), so that what is added is as loud as the music around it: a quieter context has an
-    equally quieter continuation. The buffer `std` `[D, 1]`, the corpus' deviations, bounds a context's from below.
+    A block is `prior + scale · (gate · prior + residual)` in normalised latents, and has gains in bands of frequency,
+    which are applied to the decoded audio (`Codec.render`). Latents are normalised per channel with mean and standard
+    deviation of the item's own context (`statistics`) on the way in and denormalised on the way out (Kim et al. 2022),
+    so that what is added is as loud as the music around it: a quieter context has an equally quieter continuation. The
+    buffer `std` `[D, 1]`, the corpus' deviations, bounds a context's from below.
 
-    Changes that differ from channel to channel are heard as hiss, however small, unless they are right in every detail.
-    So a model learns first how uncertain the loudness of a block is: the gain is the same for all of its channels and
-    frames, and its logarithm is normally distributed about 0; the projection of the block's mean token says how far the
-    noise of the continuation and that of the block move it. Gate and residual have a value per channel and frame, and a
-    learned scale per channel that starts at zero (Touvron et al. 2021).
+    Changes of latents that differ from channel to channel are heard as hiss, however small, unless they are right in
+    every detail. So a model learns first what it can hardly do wrong, the gains: see `BandGains`. Gate and residual
+    have a value per channel and frame, and a learned scale per channel that starts at zero (Touvron et al. 2021).
 
     Args:
         latent_dim: D, channels of the latents.
@@ -98,8 +102,8 @@ class ContinuationTransformer(nn.Module):
         num_layers: transformer layers.
         dropout: probability, on both branches of a layer.
         window: past frames that a frame attends to.
-        start_at_prior: initialise gain and scale with zeros, so that the first prediction is the prior itself. Not
-            useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
+        start_at_prior: initialise the scale with zeros, so that the first prediction is the prior itself, and have
+            gains. Not useful without a prior: the first prediction would be silence, whose magnitudes have no gradient.
 
     Attributes:
         pointer: of the prior "pointer": part of the checkpoint, but trained by itself; else None.
@@ -129,8 +133,9 @@ class ContinuationTransformer(nn.Module):
         self.block_in_proj = nn.Linear(2 * latent_dim + NOISE_CHANNELS, d_model)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model)
-        self.gain_proj, self.out_proj = nn.Linear(d_model, 2), nn.Linear(d_model, 2 * latent_dim)
+        self.out_proj = nn.Linear(d_model, 2 * latent_dim)
         self.scale = nn.Parameter(torch.ones(latent_dim, 1))
+        self.gains = BandGains(d_model) if start_at_prior else None
         self._initialise(start_at_prior)
 
     def _initialise(self, start_at_prior: bool) -> None:
@@ -145,8 +150,9 @@ class ContinuationTransformer(nn.Module):
         # There are fewer channels of noise than of the prior; this makes both contribute about equally to a token.
         nn.init.normal_(self.block_in_proj.weight[:, -NOISE_CHANNELS:], std=0.03)
         if start_at_prior:
-            nn.init.zeros_(self.gain_proj.weight)
             nn.init.zeros_(self.scale)
+        if self.gains is not None:
+            nn.init.zeros_(self.gains.spread.weight)
 
     def set_statistics(self, std: Tensor) -> None:
         """Sets the standard deviations of the corpus, `[D]`; that of a constant channel is taken to be 1."""
@@ -169,6 +175,7 @@ class ContinuationTransformer(nn.Module):
         starts: Sequence[int] | None = None,
         level: Tensor | None = None,
         context_frames: int | None = None,
+        bands: Tensor | None = None,
     ) -> Tensor:
         """Generates the frames that follow `context [B, D, T]`, or several blocks within it, in one pass.
 
@@ -183,14 +190,16 @@ class ContinuationTransformer(nn.Module):
             level: standard deviation of the noise that was added to the context, relative to each channel's, `[B]`;
                 default: 0.
             context_frames: frames, the first ones, whose statistics normalise all; default: those before every block.
+            bands: what the gains of each block follow, `[R, n, BANDS, FEATURES]`; see `BandLevels`. None: no gains.
 
         Returns:
-            The blocks in the order of `starts`, `[R, D, n · steps]`; R = B where neither noise nor prior is given.
+            The blocks in the order of `starts`, `[R, D, n · steps]`; with gains, `[R, D + BANDS, n · steps]`. R = B
+            where neither noise nor prior is given.
         """
         starts = [context.shape[-1]] if starts is None else starts
         statistics = self.statistics(context[..., : min(starts) if context_frames is None else context_frames])
         cache = self.prefill(context[..., : max(starts)], None, level, min(starts) - self.window, statistics)
-        return self.decode_block(cache, steps, noise, prior, starts)
+        return self.decode_block(cache, steps, noise, prior, starts, bands)
 
     def prefill(
         self,
@@ -251,8 +260,12 @@ class ContinuationTransformer(nn.Module):
         noise: Tensor | None = None,
         prior: Tensor | None = None,
         starts: Sequence[int] | None = None,
+        bands: Tensor | None = None,
     ) -> Tensor:
-        """Generates blocks of `steps` frames at `starts` (default: one, at the cache's end); see `forward`."""
+        """Generates blocks of `steps` frames at `starts` (default: one, at the cache's end); see `forward`.
+
+        `bands` may be `[R, BANDS, FEATURES]` for one block.
+        """
         device, dtype = self.std.device, self.std.dtype
         starts = [cache.end] if starts is None else list(starts)
         frames = (torch.tensor(starts, device=device)[:, None] + torch.arange(steps, device=device)).flatten()
@@ -270,16 +283,12 @@ class ContinuationTransformer(nn.Module):
             x = self._run(self._decode_layer, block, x, angles, keys, values, pasts)
         with torch.autocast(device.type, enabled=False):  # rounded to bfloat16, gains would add hiss
             x = self.norm(x.float())
-            gain = self._log_gain(x, noise, steps)
             gate, residual = self.out_proj(x).transpose(1, 2).chunk(2, 1)
-            return prior + (gain.expm1() * normal + self.scale * (gate * normal + residual)) * std
-
-    def _log_gain(self, x: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """The logarithm of the gain `[R, 1, n · steps]`, of the last layer's output `[R, n · steps, d_model]`."""
-        of_continuation, of_block = self.gain_proj(x.unflatten(1, (-1, steps)).mean(2)).chunk(2, -1)
-        first = noise[..., ::steps].transpose(1, 2)  # these channels are constant in a block
-        gain = of_continuation * first[..., :1] + of_block * first[..., PER_CONTINUATION : PER_CONTINUATION + 1]
-        return gain.clamp(-MOST_GAIN, MOST_GAIN).repeat_interleave(steps, 1).transpose(1, 2)
+            made = prior + RESIDUAL_RATE * self.scale * (gate * normal + residual) * std
+            if self.gains is None or bands is None:
+                return made
+            each = bands.unflatten(1, (-1, BANDS)) if bands.dim() == 3 else bands
+            return torch.cat([made, self.gains(x, noise, each)], 1)
 
     def _decode_layer(
         self, block: Block, x: Tensor, angles: Tensor, keys: Tensor, values: Tensor, pasts: Sequence[slice]
@@ -307,3 +316,36 @@ def _features(normal: Tensor) -> Tensor:
     """The tokens' inputs: normalised latents `[B, D, T]`, clipped, and their levels in nepers, `[B, 2 D, T]`."""
     levels = 1 + 0.5 * (normal.square() + LEAST_POWER).log()
     return torch.cat([normal.clamp(-MOST_NORMAL, MOST_NORMAL), levels], 1)
+
+
+class BandGains(nn.Module):
+    """Gains of blocks in bands of frequency, in nepers; zeros at first.
+
+    An excerpt follows what was just played as it followed what precedes it in the context, if it is raised by how much
+    louder the one is than the other (`BandLevels`). What share of that is best is learned: of each of the two
+    mismatches a share that holds for the whole block, and one that fades within a fifth of a second.
+
+    Besides, samples of a prior differ too little from one another: the gain of a continuation in each band is drawn
+    with its noise, with a spread that is so many deviations of the band's level in the context, and a mean that keeps
+    the mean magnitude; how many follows from the block's mean token. It sets in within the first block as the fading
+    share fades out. In later ones it is in what was just played already, and is completed to its full size. (When a
+    mean was learned, too, other recordings became a decibel too quiet.)
+    """
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.shares = nn.Parameter(torch.zeros(2, len(MATCHED_SECONDS)))  # held and fading
+        self.spread = nn.Linear(d_model, 1)
+
+    def forward(self, x: Tensor, noise: Tensor, bands: Tensor) -> Tensor:
+        """`[R, BANDS, n · steps]` of the last layer's output `[R, n · steps, d_model]`; see `decode_block`."""
+        steps = x.shape[1] // bands.shape[1]
+        mismatch, (deviation, first) = bands[..., :-2], bands[..., -2:].unbind(-1)
+        spread = self.spread(x.unflatten(1, (-1, steps)).mean(2)) * deviation
+        drawn = spread * noise[:, None, :BANDS, 0] - spread**2 / 2  # these channels are constant in a continuation
+        decay = (-torch.arange(steps, device=x.device) / FADE_FRAMES).exp()
+        shares = MATCH_RATE * (self.shares[0] + self.shares[1] * decay[:, None])  # [steps, windows]
+        matched = mismatch @ shares.T  # [R, n, BANDS, steps]
+        full = 1 - torch.where(first[..., None] > 0, decay, shares.sum(1))
+        gains = matched + drawn[..., None] * full
+        return gains.clamp(-MOST_GAIN, MOST_GAIN).transpose(1, 2).flatten(2)

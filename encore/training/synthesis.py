@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encore.codecs import Codec
+from encore.codecs.bands import band_powers
+from encore.codecs.base import join
 from encore.data.dataset import Batch
 from encore.models.generation import GenerationConfig, Sampler, generate, generate_prior, make_generators
 from encore.models.pointer import Pointer
@@ -111,24 +113,53 @@ class Synthesizer:
         sampler = self._sampler(self.generation, batch)
         history = self._history(model, batch, plan, sampler)
         noise = sampler.noise(size, len(plan.starts))
-        guesses = [sampler.prior(start, size, history[..., : frames + start]) for start in plan.starts]
-        prior = None if guesses[0] is None else torch.cat([guess for guess in guesses if guess is not None], -1)
+        prior, bands = self._guesses(unwrap(model), sampler, batch, plan, history)
         starts = [frames + start for start in plan.starts]
-        given, level = self._with_noise(history[..., : max(starts)], unwrap(model), frames)
+        known = history[:, : batch.context.shape[1], : max(starts)]  # without the gains of a rollout
+        given, level = self._with_noise(known, unwrap(model), frames)
         with autocast(self.precision, given.device):
-            latents = model(given, size, noise, prior, starts, level, frames)
+            latents = model(given, size, noise, prior, starts, level, frames, bands)
         blocks = latents.float().unflatten(-1, (len(starts), size)).transpose(1, 2)[..., : plan.first + plan.frames]
         # The decoder gets the past without the noise.
         before = self._frames_before(plan, frames)
         past = torch.stack([history[..., start - before : start] for start in starts], 1)
         past = past.repeat_interleave(rows // len(history), 0)
-        latents = torch.cat([past, blocks], -1).flatten(0, 1)
+        latents = join(past.flatten(0, 1), blocks.flatten(0, 1))
         first = before + plan.first - self.boundary
         crop = (first, self.boundary + plan.frames, self.margin)
         if not self.recompute:
             return self.codec.decode_crop(latents, *crop)
         parts = latents.split(len(latents) // len(batch))
         return torch.cat([checkpoint(self.codec.decode_crop, part, *crop, use_reentrant=False) for part in parts])
+
+    def _guesses(
+        self, model: nn.Module, sampler: Sampler, batch: Batch, plan: CropPlan, history: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The prior's guesses at a plan's blocks, one after the other, and what the blocks' gains follow."""
+        frames, dim = batch.context.shape[-1], batch.context.shape[1]
+        size = min(self.generation.block_frames, batch.target_latents.shape[-1])
+        guesses, bands, powers = [], [], None
+        if model.gains is not None:
+            powers = self._powers(batch, history[..., frames : frames + max(plan.starts)])
+        for start in plan.starts:
+            guess = sampler.prior(start, size, history[:, :dim, : frames + start])
+            if guess is None:
+                return None, None
+            guesses.append(guess)
+            if powers is not None:
+                bands.append(sampler.bands(powers[..., : frames + start]))
+        each = [band for band in bands if band is not None]
+        return torch.cat(guesses, -1), torch.stack(each, 1) if each else None
+
+    def _powers(self, batch: Batch, following: Tensor) -> Tensor:
+        """Powers in bands of the inputs and what lies between them and a block: the true music, or a rollout."""
+        audio, hop = batch.input_audio, self.codec.hop_length
+        if len(following) == len(batch):
+            after = batch.target_audio[..., : following.shape[-1] * hop]
+        else:
+            after = self.codec.render(following).detach()
+            audio = audio.repeat_interleave(len(after) // len(audio), 0)
+        return band_powers(torch.cat([audio, after], -1), self.codec.sample_rate, hop)
 
     def references(self, batch: Batch, plan: CropPlan) -> tuple[Tensor, Tensor]:
         """The target's audio of each block of each item `[B · n, C, N]`, and the input's, which has no boundary.
@@ -190,7 +221,7 @@ class Synthesizer:
         was_training = bare.training
         generated = self._generate(bare.eval(), sampler, plan.starts[0])  # without dropout, as in inference
         bare.train(was_training)
-        return torch.cat([batch.context.repeat_interleave(self.samples, 0), generated], -1)
+        return join(batch.context.repeat_interleave(self.samples, 0), generated)
 
     def _generate(self, model: nn.Module, sampler: Sampler, frames: int) -> Tensor:
         return generate(model, sampler, frames, self.precision)  # type: ignore[arg-type]

@@ -238,7 +238,9 @@ class KilledTracker(MlflowTracker):
 def killed(forks: Forks, flags: tuple[object, ...], folder: Path, when: str) -> int:
     """Runs a rank that is to be killed; returns its status."""
     plugin = ("--plugins", __name__, "--tracker", "killed", "--resume", "auto")
-    return forks.ranks(1, *flags, *plugin, cwd=folder, env={KILL: when})[0].returncode
+    (result,) = forks.ranks(1, *flags, *plugin, cwd=folder, env={KILL: when})
+    assert result.returncode in (0, -signal.SIGKILL), result.stdout + result.stderr
+    return result.returncode
 
 
 def assert_undisturbed(folder: Path, undisturbed: Path, store: str, experiment: str) -> None:
@@ -278,8 +280,7 @@ def test_a_run_that_is_killed_at_any_moment_has_one_row_per_epoch(
         folder, experiment, kills = tmp_path / str(number), f"killed at any moment {number}", 0
         folder.mkdir()
         flags = (*regression_flags, "--experiment", experiment)
-        while (status := killed(forks, flags, folder, str(random.uniform(0.1, 2 + kills)))) != 0:
-            assert status == -signal.SIGKILL
+        while killed(forks, flags, folder, str(random.uniform(0.1, 2 + kills))):
             kills += 1
         assert_undisturbed(folder, trained_regression, store, experiment)
         print(f"survived {kills} kills")
