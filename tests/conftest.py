@@ -306,6 +306,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 importlib.import_module(name)  # once, for this process and all forks
         gc.collect()
         gc.freeze()  # what is imported stays: going through it again and again would take a tenth of all time
+        gc.set_threshold(10_000, 10, 50)
         FORKS.append(Forks())
 
 
@@ -427,7 +428,7 @@ def trained_flags(train_flags: list[object]) -> list[object]:
 @pytest.fixture(scope="session")
 def regression_flags(trained_flags: list[object]) -> list[object]:
     """Flags of the run `trained_regression`."""
-    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0, "--lr", 3e-3, "--precision", "fp32"]
+    return [*trained_flags, "--objective", "regression", "--rollout_blocks", 0, "--lr", 1e-2, "--precision", "fp32"]
 
 
 @pytest.fixture(scope="session")

@@ -21,20 +21,23 @@ SIGNAL = "SIGNAL_AFTER_FIRST_EPOCH"  # environment variable
 class JsonTracker(Tracker):
     """Appends a line `[step, metrics]` to `metrics.jsonl` in the run's folder; never sends anything.
 
-    After the first epoch it sends this machine's ranks the signal that the environment names; of SIGKILL the others.
+    After the first epoch it sends this machine's ranks the signal that the environment names, unless they were restarted.
     """
 
     def __init__(self, settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]):
         self.path, self.run_id = folder / "metrics.jsonl", run_id or settings.run_name
+        self.step = 0
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps([step, dict(values)]) + "\n")
-        if step == 1 and SIGNAL in os.environ:
-            number = signal.Signals[os.environ[SIGNAL]]
+        self.step = step
+
+    def flush(self) -> None:  # the epoch is saved by then, or about to be
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if self.step == 1 and first and SIGNAL in os.environ:
             for rank in psutil.Process(os.getppid()).children():
-                if rank.pid != os.getpid() or number != signal.SIGKILL:
-                    rank.send_signal(number)
+                rank.send_signal(signal.Signals[os.environ[SIGNAL]])
 
 
 def tracked(folder: Path) -> dict[str, list[float]]:

@@ -50,6 +50,8 @@ def batch(codec: Codec) -> Batch:
 class Answer(nn.Module):
     """Predicts its prior, through a convolution over single frames if it is to have weights."""
 
+    gains = None  # in bands
+
     def __init__(self, learns: bool = True):
         super().__init__()
         self.turn = nn.Conv1d(128, 128, 1) if learns else nn.Identity()

@@ -54,7 +54,7 @@ def assert_close(one: Path, other: Path) -> None:
             assert type(weight) is torch.Tensor
             # Sums in another order, of which Adam makes whole steps where a gradient is nearly zero.
             difference = (weight - others[part][name]).double()
-            assert difference.norm() <= 0.01 * weight.double().norm() + 1e-4, f"{part} {name}"
+            assert difference.norm() <= 0.05 * weight.double().norm() + 1e-4, f"{part} {name}"
     for number, values in mine["optimizer"]["state"].items():
         for name, value in values.items():
             assert value.shape == others["optimizer"]["state"][number][name].shape
