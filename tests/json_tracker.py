@@ -21,7 +21,7 @@ SIGNAL = "SIGNAL_AFTER_FIRST_EPOCH"  # environment variable
 class JsonTracker(Tracker):
     """Appends a line `[step, metrics]` to `metrics.jsonl` in the run's folder; never sends anything.
 
-    After the first epoch it sends this machine's ranks the signal that the environment names, unless they were restarted.
+    After the first epoch it sends this machine's ranks the signal that the environment names. Restarted ranks get none.
     """
 
     def __init__(self, settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]):
