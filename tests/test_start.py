@@ -38,6 +38,7 @@ def test_launcher_and_worker_import_nothing_that_only_some_runs_need(run_program
     assert result.returncode == 0, result.stderr
     imported = {name.partition(".")[0] for name in result.stdout.split()}
     assert "torch" in imported and not LATER & imported
+    assert "torch.distributed.fsdp" not in result.stdout.split()  # half a second
 
 
 @pytest.mark.slow

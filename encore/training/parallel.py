@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from encore.models.transformer import ContinuationTransformer
@@ -26,6 +24,8 @@ DDP, FSDP = "ddp", "fsdp"
 
 def shard(model: nn.Module) -> None:
     """Leaves each rank its part of every weight, but for the pointer's; all ranks must hold equal weights before."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # half a second, of these runs only
+
     assert isinstance(model, ContinuationTransformer)
     # Of views that are returned: nothing here changes an output in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -45,16 +45,21 @@ def wrap(model: nn.Module) -> nn.Module:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether `shard` has been called on it."""
-    return isinstance(model, FSDPModule)
+    return hasattr(model, "unshard")  # of `torch.distributed.fsdp.FSDPModule`
+
+
+def is_split(value: Any) -> bool:
+    """Whether a value is a tensor of which each rank has a part, a `torch.distributed.tensor.DTensor`."""
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
 
 
 @contextmanager
-def accumulating(model: nn.Module) -> Iterator[None]:
+def accumulating(model: Any) -> Iterator[None]:
     """A forward and backward pass whose gradient stays on its rank, to be averaged with that of a later one."""
     if isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield
-    elif isinstance(model, FSDPModule):
+    elif is_sharded(model):
         model.set_requires_gradient_sync(False)
         try:
             yield
@@ -64,14 +69,14 @@ def accumulating(model: nn.Module) -> Iterator[None]:
 
 def clip_gradient(model: nn.Module, most: float) -> Tensor:
     """Scales the gradient down to a norm of `most`; the norm that it had, the same on all ranks."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), most)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm: Any = nn.utils.clip_grad_norm_(model.parameters(), most)
+    return norm.full_tensor() if is_split(norm) else norm
 
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
     """Every rank holds all weights, so that each may call the model as often as it likes; entered by all together."""
-    parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    parts: list[Any] = [part for part in model.modules() if is_sharded(part)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -85,7 +90,7 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 def gathered(value: Any) -> Any:
     """Nested mappings and lists of tensors with whole tensors, in the computer's memory, for parts; called by all."""
-    if isinstance(value, DTensor):
+    if is_split(value):
         with torch.no_grad():
             return value.full_tensor().cpu()
     if isinstance(value, dict):
@@ -110,9 +115,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 values[name] = part_of(value, weights)
 
 
-def part_of(value: Tensor, like: Tensor | None) -> Tensor:
+def part_of(value: Tensor, like: Any) -> Tensor:
     """This rank's part of a whole tensor, split as `like` is."""
-    if not isinstance(like, DTensor) or isinstance(value, DTensor):
+    if not is_split(like) or is_split(value):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     value = value.to(like.device)
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
