@@ -94,7 +94,10 @@ def test_set_up_is_done_once_and_again_where_it_must_be(machine: Machine) -> Non
     assert "Installing requirements-dev.lock" in machine.run("setup_venv.sh", "dev").stdout
     assert machine.run("setup_venv.sh", "dev").stdout == machine.run("setup_venv.sh").stdout == ""
 
-    # A changed lock file is installed. An install that fails is not taken for done; the next one starts from nothing.
+
+@pytest.mark.full
+def test_an_install_that_fails_is_not_taken_for_done(machine: Machine) -> None:
+    """A changed lock file is installed; the install after one that has failed starts from nothing."""
     # Here it fails because a file is not the one that was locked.
     whole = (machine.tree / "requirements.lock").read_text()
     (machine.tree / "requirements.lock").write_text(f"{machine.tiny} --hash=sha256:{'0' * 64}\n")

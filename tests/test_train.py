@@ -211,26 +211,38 @@ def test_a_signal_in_the_last_step_of_a_run_does_not_leave_out_its_validation(
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_restarted_and_stopped_ones_are_resumed_to_the_same_end(
+def test_a_killed_rank_is_restarted_by_the_launcher_to_the_same_end(
     trained_flags: list[object], tmp_path: Path, forks: Forks
 ) -> None:
-    """The launcher restarts the one; the other two, stopped by SIGTERM, are resumed. All weights as if undisturbed."""
     flags, last = (*trained_flags, *JSON, "--batch_size", 1, "--epochs", 2), Path("checkpoints/last.pt")
-    folders = {name: tmp_path / name for name in ("alone", "killed", "two", "stopped")}
-    for folder in folders.values():
-        folder.mkdir()
-    results = [*forks.ranks(1, *flags, cwd=folders["alone"]), *forks.ranks(2, *flags, cwd=folders["two"])]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    undisturbed.mkdir()
+    killed.mkdir()
     launch = (*flags, "--world_size", 1, "--max_restarts", 1)
-    results.append(forks("train_ddp.py", *launch, cwd=folders["killed"], env={SIGNAL: "SIGKILL"}))
-    assert "resumed from checkpoints/" in results[-1].stdout
-    ended = forks.ranks(2, *flags, cwd=folders["stopped"], env={SIGNAL: "SIGTERM"})
-    assert [rank.returncode for rank in ended] == [128 + signal.SIGTERM] * 2, [rank.stderr for rank in ended]
-    progress = read(folders["stopped"] / last)["progress"]
-    assert (progress["epoch"], progress["epoch_step"]) == (1, 1)  # in the middle of an epoch
-    results += forks.ranks(2, *flags, "--resume", "auto", cwd=folders["stopped"])
+    results = [*forks.ranks(1, *flags, cwd=undisturbed)]
+    results.append(forks("train_ddp.py", *launch, cwd=killed, env={SIGNAL: "SIGKILL"}))
     assert not any(result.returncode for result in results), [result.stderr for result in results]
-    assert equal_weights(folders["killed"] / last, folders["alone"] / last)
-    assert equal_weights(folders["stopped"] / last, folders["two"] / last)
+    assert "resumed from checkpoints/" in results[-1].stdout
+    assert equal_weights(killed / last, undisturbed / last)
+
+
+@pytest.mark.full
+def test_two_ranks_that_are_stopped_are_resumed_to_the_same_end(
+    trained_flags: list[object], tmp_path: Path, forks: Forks
+) -> None:
+    """By SIGTERM, in the middle of an epoch."""
+    flags, last = (*trained_flags, *JSON, "--batch_size", 1, "--epochs", 2), Path("checkpoints/last.pt")
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    undisturbed.mkdir()
+    stopped.mkdir()
+    results = [*forks.ranks(2, *flags, cwd=undisturbed)]
+    ended = forks.ranks(2, *flags, cwd=stopped, env={SIGNAL: "SIGTERM"})
+    assert [rank.returncode for rank in ended] == [128 + signal.SIGTERM] * 2, [rank.stderr for rank in ended]
+    progress = read(stopped / last)["progress"]
+    assert (progress["epoch"], progress["epoch_step"]) == (1, 1)
+    results += forks.ranks(2, *flags, "--resume", "auto", cwd=stopped)
+    assert not any(result.returncode for result in results), [result.stderr for result in results]
+    assert equal_weights(stopped / last, undisturbed / last)
 
 
 @pytest.mark.slow

@@ -325,8 +325,8 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 Undisturbed = tuple[Path, dict[str, torch.Tensor], Callable[..., list[Finished]]]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_on_a_shard_with_a_flipped_bit_stops_and_the_next_one_is_right(
     undisturbed: Undisturbed, tmp_path: Path, tries: int, workers: int
 ) -> None:
@@ -350,7 +350,7 @@ def test_a_run_on_a_shard_with_a_flipped_bit_stops_and_the_next_one_is_right(
         assert_equal(weights, read(folder / "checkpoints" / "last.pt")["model"])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_on_a_truncated_shard_makes_it_again(undisturbed: Undisturbed, tmp_path: Path) -> None:
     root, weights, run = undisturbed
     shutil.copytree(root / "pairs", tmp_path / "pairs")

@@ -255,7 +255,7 @@ def assert_undisturbed(folder: Path, undisturbed: Path, store: str, experiment: 
     assert [step for step, _ in history(client, run, "train_loss")] == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_that_is_killed_after_logging_an_epoch_has_one_row_per_epoch(
     trained_regression: Path, regression_flags: list[object], tmp_path: Path, forks: Forks, store: str
 ) -> None:
