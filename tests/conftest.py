@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import runpy
 import select
 import shutil
@@ -158,6 +159,17 @@ def own_plugins(app: typer.Typer) -> Iterator[None]:
             del sys.modules[name]
         if isinstance(app, cli.App):
             app.build()
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Files of this process can grow to `size` bytes: a write beyond fails like one on a full disk."""
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
 
 
 class Forks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import queue
-import resource
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from encore.tracking import SPOOL, MlflowTracker, build_tracker, sender
 from encore.tracking.__main__ import upload
 from encore.tracking.sender import Destination, Refused, Sender
 from encore.tracking.spool import Record, Spool, read_spool
-from tests.conftest import Command
+from tests.conftest import Command, largest_file
 from tests.mlflow_server import Server
 from tests.test_extending import MOST_LINES, example
 
@@ -370,12 +369,8 @@ def test_records_survive_in_the_file_until_the_last_is_taken(spool: Spool, tmp_p
 def test_a_full_disk_loses_no_record_while_the_process_lives(tmp_path: Path) -> None:
     lines = Lines()
     spool = Spool(tmp_path / SPOOL, {"run_id": "a"}, [values(a=0)], lines.put)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (spool.path.stat().st_size + 10, limits[1]))
-    try:
+    with largest_file(spool.path.stat().st_size + 10):
         spool.append(values(a=1))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     spool.append(values(a=2))
     assert f"{spool.path} cannot be written (" in lines.get() and lines.empty()
     assert read_spool(spool.path)[1] == [values(a=0)]  # no half a line

@@ -20,16 +20,9 @@ from encore.tracking import MlflowTracker, register_tracker
 from tests.conftest import VAL_PAIRS, Command, Forks, write_pairs
 from tests.json_tracker import FLAGS as JSON
 from tests.json_tracker import SIGNAL, tracked
+from tests.test_tracking import run_of
 
 COMPONENTS = ("rms_input", "rms_target", "spectral", "mel")
-
-
-def only_run(store: str, experiment: str) -> Run:
-    client = MlflowClient(store)
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    (run,) = client.search_runs([found.experiment_id])
-    return run
 
 
 def history(store: str, run: Run, name: str) -> list[float]:
@@ -95,7 +88,7 @@ def test_mlflow_holds_parameters_components_baselines_and_artifacts(
 ) -> None:
     folder = request.getfixturevalue("trained" if experiment == "trained" else "trained_regression")
     energy = experiment == "trained"
-    client, run = MlflowClient(store), only_run(store, experiment)
+    client, run = MlflowClient(store), run_of(store, experiment)
     assert run.info.status == "FINISHED"
     config = TrainConfig.from_dict(json.loads((folder / "checkpoints" / "config.json").read_text()))
     assert config.objective.kind == ("energy" if energy else "regression")
@@ -194,7 +187,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert equal_weights(last, trained_regression / "checkpoints" / "last.pt")
     config = json.loads((tmp_path / "checkpoints" / "config.json").read_text())
     assert config["resume"] is None  # as `--config` it begins a new run
-    resumed, uninterrupted = only_run(store, "resumed"), only_run(store, "regression")
+    resumed, uninterrupted = run_of(store, "resumed"), run_of(store, "regression")
     for name in ("train_loss", "val_loss"):
         assert history(store, resumed, name) == pytest.approx(history(store, uninterrupted, name), rel=1e-6)
 

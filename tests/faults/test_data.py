@@ -6,10 +6,9 @@ import contextlib
 import errno
 import os
 import random
-import resource
 import shutil
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from encore.errors import EncoreError, RestartError
 from encore.models.loading import read
 from encore.training.distributed import Ranks
 from encore.training.rounds import in_rounds
-from tests.conftest import SAMPLE_RATE, Finished, Forks, melody, write_pairs
+from tests.conftest import SAMPLE_RATE, Finished, Forks, largest_file, melody, write_pairs
 
 CPU = torch.device("cpu")
 FILES = 2
@@ -214,20 +213,9 @@ def test_what_a_killed_process_has_left_over_is_deleted_after_an_hour(music: Mus
     assert new.exists() and not old.exists()
 
 
-@contextlib.contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(music: Music) -> None:
     music.shard.unlink()
-    with full_disk(2000), pytest.raises(EncoreError) as raised:
+    with largest_file(2000), pytest.raises(EncoreError) as raised:
         music.complete()
     assert str(raised.value) == (
         f"{music.folder / 'cache' / music.codec.identity}: no space for latents ({os.strerror(errno.EFBIG)}); make "
@@ -237,10 +225,10 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(music: Music)
     assert music.is_whole()
     cache = music.complete()
     measured = LatentStatistics(cache, music.numbers)
-    with full_disk(100), pytest.raises(EncoreError, match="statistics-.*: no space for an index"):
+    with largest_file(100), pytest.raises(EncoreError, match="statistics-.*: no space for an index"):
         measured.store(*measured.of_sums(measured.sums()))
     cache.indexed = set()
-    with full_disk(100), pytest.raises(EncoreError, match="index.npz: no space for an index"):
+    with largest_file(100), pytest.raises(EncoreError, match="index.npz: no space for an index"):
         cache.save_index()
     assert music.is_whole()
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,8 @@ from encore.codecs.starter.weights import STARTER_WEIGHTS, load_codec_file, save
 from encore.config import cli
 from encore.errors import EncoreError
 from encore.reporting.html import AudioSample, write_page
-from tests.conftest import Command, melody
+from tests.conftest import Command, largest_file, melody
 from tests.faults.small import checkpoint_content
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Files can grow to `size` bytes: a write beyond fails like one on a full disk."""
-    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
 
 
 @pytest.fixture
