@@ -30,7 +30,7 @@ requirements=requirements$dev.$kind
 # stamp_of FILE: what the stamp must say; it changes with Python's version and the requirements.
 stamp_of() {
     local files=("$1")
-    [ "$1" != requirements-dev.txt ] || files+=(requirements.txt)
+    [ "$1" != requirements-dev.txt ] || files+=(requirements.txt requirements-{app,trackers,docs}.txt)
     .venv/bin/python -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' && cat "${files[@]}" | sha256sum
 }
 
