@@ -16,7 +16,7 @@ RECORDINGS = [f"song {n}" for n in range(10)]
 SCORE, SKILL, PRIOR_SKILL = "energy_score_floored_mel", "skill_floored_mel", "skill_prior_floored_mel"
 
 
-def results(scores: dict[str, list[float]] | None = None, **model: Interval) -> Results:
+def results(scores: dict[str, list[float]] | None, model: dict[str, Interval]) -> Results:
     """An evaluation of ten recordings with these metrics of the model."""
     specs = [MetricSpec(SKILL, "log-mel", "Skill", "note", "high")]
     values = {"model": model, **{name: {} for name in scores or {} if name != "model"}}
@@ -58,27 +58,30 @@ def test_better_and_worse_are_said_only_of_intervals_without_zero(interval: Inte
 
 
 def test_an_evaluation_in_words() -> None:
-    found = results(
-        **{SKILL: Interval(0.08, 0.05, 0.11), PRIOR_SKILL: Interval(0.02, 0.01, 0.06)},
-        level_db=Interval(0.3, -0.2, 0.8),
-        repetition_difference=Interval(0.05, 0.03, 0.07),
-        pulse_difference=Interval(-0.3, -0.4, -0.2),
-        critic=Interval(0.93, 0.9, 0.96),
-    )
+    model = {
+        SKILL: Interval(0.08, 0.05, 0.11),
+        PRIOR_SKILL: Interval(0.02, 0.01, 0.06),
+        "level_db": Interval(0.3, -0.2, 0.8),
+        "repetition_difference": Interval(0.05, 0.03, 0.07),
+        "pulse_difference": Interval(-0.3, -0.4, -0.2),
+        "critic": Interval(0.93, 0.9, 0.96),
+    }
+    found = results(None, model)
     assert sentences(found) == [
         "Better than replaying the input by 8% ± 3 (log-mel); better than its own prior by 2% [1, 6].",
-        "Level right; more repetitive than music by 0.05 ± 0.02; the beat is less steady than the music's by 0.3 ± 0.1; "
-        "a critic tells it from real music (AUC 0.93 ± 0.03).",
+        "Level right; more repetitive than music by 0.05 ± 0.02; the beat is less steady than the music's by 0.3 ± "
+        "0.1; a critic tells it from real music (AUC 0.93 ± 0.03).",
     ]
 
 
 def test_what_no_interval_supports_is_not_said() -> None:
-    found = results(
-        **{SKILL: Interval(0.08, -0.02, 0.18)},
-        level_db=Interval(-2.0, -5.0, 1.0),
-        repetition_difference=Interval(0.05, -0.01, 0.11),
-        critic=Interval(0.7, 0.45, 0.9),
-    )
+    model = {
+        SKILL: Interval(0.08, -0.02, 0.18),
+        "level_db": Interval(-2.0, -5.0, 1.0),
+        "repetition_difference": Interval(0.05, -0.01, 0.11),
+        "critic": Interval(0.7, 0.45, 0.9),
+    }
+    found = results(None, model)
     text = " ".join(sentences(found)).lower()
     assert text.count("no difference found") == 3 and "no sign that a critic" in text
     assert not any(word in text for word in ("better", "worse", "too quiet", "more repetitive", "level right"))
@@ -86,18 +89,18 @@ def test_what_no_interval_supports_is_not_said() -> None:
 
 def test_a_model_is_compared_with_another_over_the_same_pairs() -> None:
     mine, theirs = [1.0 + n / 10 for n in range(10)], [1.2 * (1.0 + n / 10) for n in range(10)]
-    first, *_ = sentences(results({"model": mine, "other": theirs, "other_prior": theirs, "replay": mine}))
+    first, *_ = sentences(results({"model": mine, "other": theirs, "other_prior": theirs, "replay": mine}, {}))
     assert first == "Better than other by 17% ± 0."
 
 
 def test_silence_is_called_silence() -> None:
-    found = sentences(results(**{SKILL: Interval(0.5, 0.4, 0.6)}, level_db=Interval(-60.0, -61.0, -59.0)))
+    found = sentences(results(None, {SKILL: Interval(0.5, 0.4, 0.6), "level_db": Interval(-60.0, -61.0, -59.0)}))
     assert found == ["The model gives silence, −60 dB ± 1 from the level of music."]
 
 
 @pytest.mark.parametrize(("names", "said"), [(["a"], "one recording"), (["a", "b"], "2 recordings"), (RECORDINGS, "")])
 def test_few_recordings_are_said(names: list[str], said: str) -> None:
-    found = results(**{SKILL: Interval(0.08, 0.05, 0.11)})
+    found = results(None, {SKILL: Interval(0.08, 0.05, 0.11)})
     found.recordings = names
     last = sentences(found)[-1]
     assert said in last if said else "recordings" not in last
@@ -107,7 +110,7 @@ def run(gain: float, spread: float, score: float, level: float = 0.0) -> Results
     """A run with this gain over the replay, whose scores are all a multiple of the same ones."""
     scores = {"model": [score * (1 + n) for n in range(10)]}
     interval = Interval(gain, gain - spread, gain + spread)
-    return results(scores, **{SKILL: interval}, level_db=Interval(level, level - 0.1, level + 0.1))
+    return results(scores, {SKILL: interval, "level_db": Interval(level, level - 0.1, level + 0.1)})
 
 
 def test_the_best_run_is_found_on_the_same_pairs_and_starred_where_intervals_lie_apart() -> None:
