@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from encore.ablation.comparison import Comparison
 from encore.evaluation.headline import LOG_MEL
-from encore.evaluation.metrics.energy_score import SKILL, skill
+from encore.evaluation.metrics.energy_score import SKILL
 from encore.evaluation.results import LEVEL, is_silence
 from encore.evaluation.verdict import MEASURE, caveats
 from encore.reporting.wording import enumerated, percent, quantity, sentence
-from encore.statistics import Interval
+from encore.statistics import Interval, skill
 
 RANKED_BY = SKILL + LOG_MEL  # gain over replaying the input
 

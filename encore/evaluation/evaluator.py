@@ -30,7 +30,7 @@ from encore.evaluation.metrics.critic import CRITIC, critic_values
 from encore.evaluation.metrics.distribution import RealMusic
 from encore.evaluation.metrics.drift import contours, drift, relative_contours
 from encore.evaluation.metrics.embeddings import Embedding, latent_patches
-from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR, skill
+from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR
 from encore.evaluation.metrics.memorization import memorization
 from encore.evaluation.metrics.repetition import REPETITION, REPETITION_DIFFERENCE
 from encore.evaluation.per_item import DISTANCES, LATENTS, MetricAccumulator, make_metrics
@@ -38,7 +38,7 @@ from encore.evaluation.results import Results
 from encore.evaluation.warnings import critic_warnings, dependence_warnings, warnings_of
 from encore.models.loading import Generator
 from encore.reporting.html import AudioSample, SampleGroup
-from encore.statistics import Interval, group_mean
+from encore.statistics import Interval, group_mean, skill
 
 REFERENCE = "replay"  # the continuer that skill is relative to
 SAMPLE_PAIRS = 3  # pairs whose audio is on the page

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from encore.evaluation.baselines import BASELINES, CODEC, MODEL, PRIOR, prior_name
 from encore.evaluation.headline import LOG_MEL, PULSE_DIFFERENCE, PULSE_GOAL
 from encore.evaluation.metrics.critic import CRITIC
-from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR, skill
+from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR
 from encore.evaluation.metrics.repetition import REPETITION_DIFFERENCE
 from encore.evaluation.results import LEVEL, Results, is_silence
-from encore.evaluation.warnings import ENOUGH_RECORDINGS
 from encore.reporting.wording import compared, negative, quantity, sentence
-from encore.statistics import Interval
+from encore.statistics import ENOUGH_RECORDINGS, Interval, skill
 
 MEASURE = "log-mel"  # by which better and worse are meant
 LEVEL_TOLERANCE = 1.0  # dB; a difference that is hardly heard
