@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 import losses
@@ -45,6 +46,7 @@ SAMPLE_PAIRS = 3  # pairs whose audio is on the page
 NOT_ON_PAGE = ("silence", "noise", "shards", OTHER_MUSIC, "copy", CODEC)
 TRAINING_HOP_SECONDS = 0.125  # from patch to patch of training music
 
+Advance = Callable[[str, int], None]  # is told what is being done, and how much has been done since
 Accumulators = Mapping[str, MetricAccumulator]
 Samples = dict[str, Tensor]  # by continuer, context and continuation, [C, K + M]
 
@@ -91,9 +93,10 @@ class Evaluator:
     def run(self) -> tuple[Results, list[SampleGroup]]:
         """Evaluates everything: the results, and audio samples to listen to."""
         accumulators: dict[str, MetricAccumulator] = {}
-        for continuer in self.continuers:
-            with timed(self.console, f"{continuer.name}, {len(self.data)} pairs"):
-                accumulators[continuer.name] = self.accumulate(continuer)
+        with progress(self.console, len(self.continuers) * len(self.data)) as advance:
+            for continuer in self.continuers:
+                with timed(self.console, f"{continuer.name}, {len(self.data)} pairs"):
+                    accumulators[continuer.name] = self.accumulate(continuer, advance)
         if self.config.critic and len(set(self.data.recordings)) > 1:
             self.ask_critic(accumulators)
         values = self.summaries(accumulators)
@@ -111,9 +114,10 @@ class Evaluator:
             groups.append(self.add_long_form(results))
         return results, groups
 
-    def accumulate(self, continuer: Continuer) -> MetricAccumulator:
+    def accumulate(self, continuer: Continuer, advance: Advance) -> MetricAccumulator:
         """Continues and measures all pairs; keeps the first candidate of those that are on the page."""
         accumulator = MetricAccumulator()
+        advance(continuer.name, 0)
         for first in range(0, len(self.data), self.config.batch_size):
             numbers = range(first, min(first + self.config.batch_size, len(self.data)))
             batch = self.data.load(numbers)
@@ -122,17 +126,21 @@ class Evaluator:
             accumulator.add(self.metrics.compute(audio, batch, before, is_truth, continuer.recorded))
             for number in self.samples.keys() & set(numbers):
                 self.samples[number][continuer.name] = with_context(before, audio, number - first)
+            advance(continuer.name, len(numbers))
         return accumulator
 
     def ask_critic(self, accumulators: Accumulators) -> None:
         """Whether a critic tells the continuations of each continuer from those of its reference."""
-        for continuer in self.continuers:
-            if continuer.name != continuer.reference:
-                with timed(self.console, f"critic of {continuer.name}"):
+        judged = [continuer for continuer in self.continuers if continuer.name != continuer.reference]
+        with progress(self.console, len(judged)) as advance:
+            for continuer in judged:
+                advance(what := f"critic of {continuer.name}", 0)
+                with timed(self.console, what):
                     made, real = (accumulators[name].windows() for name in (continuer.name, continuer.reference))
                     accumulators[continuer.name].values[CRITIC] = critic_values(
                         real, made, self.data.recordings, self.config.seed
                     ).tolist()
+                advance(what, 1)
 
     def summaries(self, accumulators: Accumulators) -> dict[str, dict[str, Interval]]:
         """By continuer, the means over the pairs, and its skill against the replay and against its own prior."""
@@ -182,10 +190,13 @@ class Evaluator:
         numbers = self.data.one_of_each(self.config.long_items)
         seconds = self.config.long_seconds
         samples: Samples = {}
-        for continuer in self.continuers:
-            if continuer.long_form:
-                with timed(self.console, f"{continuer.name}, {len(numbers)} continuations of {seconds:g} s"):
+        long = [continuer for continuer in self.continuers if continuer.long_form]
+        with progress(self.console, len(long)) as advance:
+            for continuer in long:
+                advance(what := f"{continuer.name}, {len(numbers)} continuations of {seconds:g} s", 0)
+                with timed(self.console, what):
                     drifts, curves, samples[continuer.name] = self.continue_long(continuer, numbers)
+                advance(what, 1)
                 results.values[continuer.name] |= drifts
                 for title, curve in curves.items():
                     results.contours.setdefault(title, {})[continuer.name] = curve
@@ -274,6 +285,17 @@ def sample_group(title: str, samples: Samples) -> SampleGroup:
     """The audio samples to listen to, the truth first."""
     order = sorted(samples, key=lambda name: name != TRUTH)
     return SampleGroup(title, [AudioSample(name, "", samples[name]) for name in order if name not in NOT_ON_PAGE])
+
+
+@contextmanager
+def progress(console: Console, total: int) -> Iterator[Advance]:
+    """A bar on a terminal; gives a function that says what is being done, and how much of the total has been."""
+    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:.0f}%")
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what, done: bar.update(task, description=what, advance=done)
 
 
 @contextmanager

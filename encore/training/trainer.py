@@ -30,7 +30,7 @@ from encore.training.run_folder import BEST, LAST, RunFolder
 from encore.training.step import Diverged, Request, Step
 from encore.training.stop_signal import StopSignal
 from encore.training.validation import Validation, validate_model, write_example
-from encore.training.verdict import data_warnings, verdict
+from encore.training.verdict import data_warnings, next_command, verdict
 from encore.training.watch import SAVING
 
 
@@ -167,11 +167,13 @@ class Trainer:
         self.console.print(f"best validation loss {best:.4f}, in {self.folder / BEST}{note}")
         for line in self.verdict():
             self.console.print(line, style="bold")
+        if not self.config.data.unity_test:
+            self.console.print(f"next: {next_command(self.config, self.folder / BEST)}", whole=True)
 
     def verdict(self) -> list[str]:
-        """What the run has come to, in sentences, and the command that is next."""
+        """What the run has come to, in sentences."""
         best = Validation({"loss": self.state.progress.best}, self.state.progress.best_totals)
-        return verdict(best, self.measured, self.recordings, self.config, self.folder / BEST)
+        return verdict(best, self.measured, self.recordings, self.config)
 
     @property
     def recordings(self) -> list[str | None]:
