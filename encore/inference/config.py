@@ -25,7 +25,9 @@ class SampleConfig:
     batch_size: int = knob(
         BATCH_SIZE, "songs of --inputs that are continued at once", minimum=1, maximum=1024, common=True
     )
-    checkpoint: Path | None = knob(None, "checkpoint of a training run, or a folder that encore export wrote", common=True)
+    checkpoint: Path | None = knob(
+        None, "checkpoint of a training run, or a folder that encore export wrote", common=True
+    )
     run_id: str | None = knob(None, "MLflow run whose best checkpoint to use", common=True)
     mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store of --run_id", common=True)
     seconds: float = knob(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from encore.config.knobs import knobs_of
 from encore.config.schema import TrainConfig
@@ -15,6 +16,7 @@ from encore.models.loading import Generator
 
 CARD_FILE = "README.md"
 UNKNOWN_LICENCE = "unknown"
+TAGS = ["music", "audio", "music-continuation", "pytorch_model_hub_mixin", "model_hub_mixin"]
 COMPARED = ("prior", "replay")  # systems of the table beside the model
 # Settings whose values say how a model was trained; those of its losses come first.
 SHOWN = ("batch_size", "lr", "scheduler", "warmup_steps", "ema_decay", "decode_seconds", "samples", "rollout_blocks")
@@ -38,10 +40,8 @@ def model_card(
         EncoreError: the evaluation is not one that `evaluate.py` wrote.
     """
     title = "A model that continues music"
-    front = {"license": license, "library_name": "encore", "pipeline_tag": "audio-to-audio"}
-    tags = ["music", "audio", "music-continuation", "pytorch_model_hub_mixin", "model_hub_mixin"]
-    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items()), "tags:"]
-    lines += [*(f"- {tag}" for tag in tags), "---", "", f"# {title}", ""]
+    front = {"license": license, "library_name": "encore", "pipeline_tag": "audio-to-audio", "tags": TAGS}
+    lines = ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", f"# {title}", ""]
     lines += [*_use(generator), *_model(generator), *_training(generator, data)]
     lines += ["## Evaluation", "", *(["Not evaluated."] if evaluation is None else _evaluation(evaluation)), ""]
     lines += ["## Licence", "", "Not stated." if license == UNKNOWN_LICENCE else f"{license}.", ""]
@@ -69,9 +69,7 @@ def _model(generator: Generator) -> Iterator[str]:
         f"- codec {name}: {codec.sample_rate} Hz, {codec.channels} channel{'s' * (codec.channels > 1)}, "
         f"{codec.frame_rate:g} frames of {codec.latent_dim} latents per second"
     )
-    yield (
-        f"- transformer: {model.num_layers} layers of width {model.d_model}, {model.nhead} heads, {count:,} weights"
-    )
+    yield (f"- transformer: {model.num_layers} layers of width {model.d_model}, {model.nhead} heads, {count:,} weights")
     yield f"- blocks of {block:g} s; a continuation starts from the prior `{model.prior}`"
     yield ""
 
@@ -107,7 +105,9 @@ def _evaluation(evaluation: str | Path | Mapping[str, Any]) -> Iterator[str]:
                 yield f"| {name} | " + " | ".join(map(_interval, values)) + " |"
         yield from ("", content["headline"]["caption"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise EncoreError(f"evaluation: not what evaluate.py writes ({error!r:.100}); give its evaluation.json") from error
+        raise EncoreError(
+            f"evaluation: not what evaluate.py writes ({error!r:.100}); give its evaluation.json"
+        ) from error
 
 
 def _read(path: Path) -> Any:
