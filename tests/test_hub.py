@@ -1,4 +1,4 @@
-"""Models as folders: `encore export`, the class for the Hugging Face Hub, its cards, and the model that Encore comes with."""
+"""Models as folders: `encore export`, the Hugging Face Hub's class, its cards, the model that Encore comes with."""
 
 from __future__ import annotations
 

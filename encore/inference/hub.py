@@ -35,7 +35,7 @@ class ContinuationModel(ContinuationPipeline, PyTorchModelHubMixin):
         self.generator.save(save_directory)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(
         cls: type[M],
         *,
         model_id: str,
@@ -54,5 +54,5 @@ class ContinuationModel(ContinuationPipeline, PyTorchModelHubMixin):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that the model was loaded with; a new one if there was none or something is to be said in it."""
-        keep = self._card is not None and not kwargs
-        return ModelCard(self._card if keep else model_card(self.generator, *args, **kwargs))
+        text = model_card(self.generator, *args, **kwargs) if self._card is None or kwargs else self._card
+        return ModelCard(text)
