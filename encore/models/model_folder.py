@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from encore.models.loading import Generator
 
 WEIGHTS_FILE, CONFIG_FILE, CODEC_FILE = "model.safetensors", "config.json", "codec.safetensors"
+MAX_CONFIG_BYTES = 10**6
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"  # the model that Encore comes with
 PRIVATE = (RUN, RANKS, TRACKING)  # settings that say where and how a run was done, not what its model is
 SHOWN_PROGRESS = ("step", "epoch", "samples", "best")
@@ -48,6 +49,8 @@ def read_model_folder(folder: Path) -> dict[str, Any]:
         EncoreError: it is no such folder, or a file of it is damaged.
     """
     try:
+        if (folder / CONFIG_FILE).stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"{CONFIG_FILE} has more than {MAX_CONFIG_BYTES} bytes")
         content = read_json(folder / CONFIG_FILE)
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise ValueError(f"{CONFIG_FILE} has no settings of a model")
