@@ -236,10 +236,10 @@ def test_model_folders(explore: Callable[..., None], tmp_path: Path, monkeypatch
         with refused_or_read():
             load_generator(tmp_path, CPU)
 
-    explore(10, lambda edit, length: read(config=mutated(whole[CONFIG_FILE], edit, length)), edits, lengths)
-    explore(5, lambda edit, length: read(model=mutated(whole[WEIGHTS_FILE], edit, length)), edits, lengths)
+    explore(4, lambda edit, length: read(config=mutated(whole[CONFIG_FILE], edit, length)), edits, lengths)
+    explore(3, lambda edit, length: read(model=mutated(whole[WEIGHTS_FILE], edit, length)), edits, lengths)
     explore(
-        15,
+        6,
         lambda places, value: read(config=json.dumps(replaced(settings, places, value)).encode()),
         st.lists(st.integers(0, 200), max_size=3),
         plain,
