@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the model that Encore comes with (encore/pretrained): assets/train_pretrained.sh MUSIC OUTPUT
-# MUSIC: a folder with the recordings that assets/README.md lists, by these names, at any depth. OUTPUT: a new folder.
+# MUSIC: a folder with the recordings that docs/pretrained_model.md lists, by these names, at any depth. OUTPUT: a new folder.
 # Makes OUTPUT/pairs, OUTPUT/checkpoints, OUTPUT/report and OUTPUT/model. Stopped, the same command goes on.
 set -euo pipefail
 music=$(realpath "${1:?MUSIC OUTPUT}") output=${2:?MUSIC OUTPUT} here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -35,4 +35,4 @@ run evaluate.py --checkpoint "$output/checkpoints/best_model.pt" --dataset_folde
     --output "$output/report"
 "$here/.venv/bin/python" -m encore.commands.export --checkpoint "$output/checkpoints/best_model.pt" --half true \
     --output "$output/model" --evaluation "$output/report/evaluation.json" --license mit --data \
-    "30 recordings, 27 minutes, under CC0 or in the public domain, and an altered copy of each; assets/README.md of Encore lists them"
+    "30 recordings, 27 minutes, under CC0 or in the public domain, and an altered copy of each; docs/pretrained_model.md of Encore lists them"

@@ -1,6 +1,6 @@
 """Makes the excerpts of docs/listen: `python -m benchmarks.make_listening_excerpts MUSIC docs/listen [--picture PNG]`.
 
-MUSIC holds the recordings of assets/README.md. Those that are continued here were held out from all training. The model
+MUSIC holds the recordings of docs/pretrained_model.md. Those that are continued here were held out from all training. The model
 is the one that Encore comes with, the seed 0; nothing was chosen by ear.
 """
 
@@ -58,7 +58,7 @@ def main() -> None:
     songs = {path.stem: path for path in find_audio_files(options.music)}
     for piece in PIECES:
         if piece.file not in songs:
-            raise EncoreError(f"{options.music}: no recording {piece.file}; assets/README.md lists them")
+            raise EncoreError(f"{options.music}: no recording {piece.file}; docs/pretrained_model.md lists them")
         song = read_audio(songs[piece.file], model.sample_rate, model.channels)
         write_piece(options.output, piece, song, model)
     listed = [{name: value for name, value in asdict(piece).items() if name != "file"} for piece in PIECES]
