@@ -1,7 +1,7 @@
 """Makes the excerpts of docs/listen: `python -m benchmarks.make_listening_excerpts MUSIC docs/listen [--picture PNG]`.
 
-MUSIC holds the recordings of docs/pretrained_model.md. Those that are continued here were held out from all training. The model
-is the one that Encore comes with, the seed 0; nothing was chosen by ear.
+MUSIC holds the recordings of docs/pretrained_model.md. Those that are continued here were held out from all training.
+The model is the one that Encore comes with, the seed 0; nothing was chosen by ear.
 """
 
 from __future__ import annotations

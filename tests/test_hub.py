@@ -179,7 +179,7 @@ def test_a_card_says_what_the_model_is_and_what_is_not_known(exported: Path) -> 
     assert used and all(f"| `{name}` | {weight:g} |" in card.text for name, weight in used.items())
     assert "Data: twelve songs of mine." in card.text and "Not evaluated." in card.text
     bare = model_card(load_generator(exported, CPU))
-    assert 'license: "unknown"' in bare and "Data: not stated." in bare
+    assert "license: unknown" in bare and "Data: not stated." in bare
 
 
 def test_what_is_no_evaluation_is_refused(exported: Path, tmp_path: Path) -> None:
@@ -207,5 +207,5 @@ def test_the_model_that_encore_comes_with_is_small_and_says_what_it_was_trained_
     size = sum(file.stat().st_size for file in PRETRAINED.iterdir())
     assert size < 20e6  # with the starter codec 25 MB at most
     card = ModelCard.load(PRETRAINED / "README.md")
-    assert card.data.license == "mit" and "docs/pretrained_model.md" in card.text and "Not evaluated" not in card.text
+    assert card.data.license == "mit" and "docs/pretrained_model.md" in card.text
     assert load_generator(PRETRAINED, CPU).progress["step"] > 100

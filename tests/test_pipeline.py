@@ -110,7 +110,7 @@ def test_the_continuation_has_the_rate_of_the_waveform(model: ContinuationPipeli
 @pytest.mark.slow
 def test_seeds(model: ContinuationPipeline) -> None:
     song = melody(1.2, 6)
-    both = model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=[3, 8])
+    both = model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=np.array([3, 8]))
     assert both.shape == (2, 1, 12000)
     for seed, row in zip((3, np.int64(8)), both, strict=True):
         torch.testing.assert_close(model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=seed), row, atol=1e-4, rtol=0)
@@ -132,6 +132,10 @@ def test_seeds(model: ContinuationPipeline) -> None:
         (np.full(24000, np.nan, np.float32), {}, ValueError, "NaN"),
         (np.zeros(4800, np.float32), {}, EncoreError, r"0\.20 s long .* at least 1\.00 s"),
         (np.zeros(24000, np.float32), {"sample_rate": 0}, ValueError, "sample_rate must be .* got 0"),
+        (np.zeros(24000, np.float32), {"sample_rate": np.zeros(3)}, ValueError, "sample_rate must be "),
+        ((np.zeros(24000), 24000), {}, TypeError, "waveform and sample rate are two arguments"),
+        (np.zeros(24000, np.float32), {"seed": 1.5}, TypeError, "seed must be a whole number .* got 1.5"),
+        (np.zeros(24000, np.float32), {"seed": []}, ValueError, "seed: an empty list"),
         (np.zeros(24000, np.float32), {"seconds": 0}, ValueError, "seconds must be .* got 0"),
         (np.zeros(24000, np.float32), {"temperature": -1.0}, ValueError, "temperature must be .* got -1"),
     ],
@@ -157,6 +161,8 @@ def test_a_model_of_regression_makes_one_continuation(trained_regression: Path) 
 def test_what_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EncoreError, match="no such checkpoint"):
         encore.load(tmp_path / "best_model.pt")
+    with pytest.raises(EncoreError, match="a folder without a config.json"):
+        encore.load(tmp_path)
 
 
 @pytest.mark.slow

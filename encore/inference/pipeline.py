@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from encore.audio import audio_header, read_excerpt, resample, to_channels
+from encore.audio import MAX_SAMPLE_RATE, audio_header, read_excerpt, resample, to_channels
 from encore.errors import EncoreError
 from encore.inference.continuation import Continuation, Draws, continue_songs
 from encore.inference.waveforms import Waveform, to_waveform
@@ -77,7 +80,7 @@ class ContinuationPipeline:
         song: str | Path | Waveform,
         sample_rate: int | None = None,
         seconds: float = 16.0,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | NDArray[np.integer] = 0,
         temperature: float = 1.0,
     ) -> Tensor:
         """Continues a song from its end.
@@ -109,7 +112,7 @@ class ContinuationPipeline:
         songs: Sequence[str | Path | Waveform],
         sample_rate: int | None = None,
         seconds: float = 16.0,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | NDArray[np.integer] = 0,
         temperature: float = 1.0,
     ) -> list[Tensor]:
         """Continues songs of any lengths, up to eight at once, which is faster than one after the other.
@@ -126,8 +129,8 @@ class ContinuationPipeline:
         Raises:
             TypeError, ValueError, EncoreError: as `continue_`, for any of the songs; none is continued then.
         """
-        several = isinstance(seed, Sequence)
-        seeds = [int(number) for number in seed] if isinstance(seed, Sequence) else [int(seed)]
+        several = isinstance(seed, Sequence | np.ndarray)
+        seeds = _seeds(seed)
         self._check(sample_rate, seconds, seeds, temperature)
         read = [self._read(song, sample_rate) for song in songs]
         codec_rate = self.generator.codec.sample_rate
@@ -156,8 +159,8 @@ class ContinuationPipeline:
         return resample(to_channels(audio, codec.channels), rate, codec.sample_rate), rate
 
     def _check(self, sample_rate: int | None, seconds: float, seeds: Sequence[int], temperature: float) -> None:
-        if sample_rate is not None and not (sample_rate == int(sample_rate) and sample_rate > 0):
-            raise ValueError(f"sample_rate must be a whole number of Hz above 0, got {sample_rate}")
+        if not (sample_rate is None or np.isscalar(sample_rate) and sample_rate in range(1, MAX_SAMPLE_RATE + 1)):
+            raise ValueError(f"sample_rate must be a whole number of Hz above 0, got {sample_rate!r:.50}")
         if not 0 < seconds < math.inf:
             raise ValueError(f"seconds must be a finite number above 0, got {seconds}")
         if not 0 <= temperature < math.inf:
@@ -167,6 +170,22 @@ class ContinuationPipeline:
                 "this model was trained with --objective regression and makes one continuation only, without noise: "
                 "give one seed and no temperature, or train with --objective energy"
             )
+
+
+def _seeds(seed: int | Sequence[int] | NDArray[np.integer]) -> list[int]:
+    """The seeds of one or several continuations.
+
+    Raises:
+        TypeError: a seed that is no whole number.
+        ValueError: none at all.
+    """
+    try:
+        seeds = [operator.index(one) for one in (seed if isinstance(seed, Sequence | np.ndarray) else [seed])]
+    except TypeError as error:
+        raise TypeError(f"seed must be a whole number or several of them, got {seed!r:.50}") from error
+    if not seeds:
+        raise ValueError("seed: an empty list; give one seed for each continuation")
+    return seeds
 
 
 def _at_rate(made: Continuation, codec_rate: int, rate: int) -> Tensor:

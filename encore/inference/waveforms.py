@@ -52,7 +52,12 @@ def to_waveform(samples: Waveform) -> Tensor:
 def _tensor(samples: Waveform) -> Tensor:
     """The samples as a tensor of their own type, on the CPU."""
     if not isinstance(samples, Tensor):
-        array = np.asarray(samples)
+        try:
+            array = np.asarray(samples)
+        except ValueError as error:
+            raise TypeError(
+                "waveform: no array of samples; waveform and sample rate are two arguments, continue_(waveform, 44100)"
+            ) from error
         if array.dtype.kind in "fiu":  # torch has neither the other byte order nor long doubles
             array = array.astype(np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("="))
             samples = torch.from_numpy(array)

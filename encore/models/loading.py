@@ -34,7 +34,8 @@ def read(path: Path) -> dict[str, Any]:
         EncoreError: no such file, not a checkpoint, a damaged one, or one of another version of Encore.
     """
     if not path.is_file():
-        raise EncoreError(f"{path}: no such checkpoint")
+        what = "a folder without a config.json, so not a model" if path.is_dir() else "no such checkpoint"
+        raise EncoreError(f"{path}: {what}")
     try:
         check_stored(path)
         verify(path)
