@@ -1,27 +1,44 @@
-"""Pages of the site that are files of the repository's root: README.md is its first page."""
+"""What the site has beyond docs/: pages that are files elsewhere in the repository, and players for links to audio."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os.path
+import re
+from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent
-PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "LICENSE": "licence.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "LICENSE": "licence.md",
+    "CITATION.cff": "citation.cff",
+    "requirements-losses.txt": "requirements-losses.txt",
+    "requirements-judges.txt": "requirements-judges.txt",
+}
+LINK = re.compile(r"(?<=\]\()([^)#:]+)(?=[)#])")
+AUDIO_LINK = re.compile(r'<a href="([^"]+\.(?:ogg|mp3|flac|wav))">')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages, with links as they are within docs/."""
-    for source, page in PAGES.items():
-        text = (ROOT / source).read_text().replace("](docs/", "](")
-        for name, place in PAGES.items():
-            text = text.replace(f"]({name})", f"]({place})")
-        files.append(File.generated(config, page, content=text))
+    """Adds the pages of `PAGES`; their links are to the site's pages."""
+    for source, place in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        if place.endswith(".md"):
+            text = LINK.sub(lambda link, source=source: _within_site(source, link[1]), text)
+        files.append(File.generated(config, place, content=text))
     return files
 
 
-def on_serve(server: object, config: MkDocsConfig, **unused: object) -> None:
-    """Watches the files while the site is written."""
-    for source in PAGES:
-        server.watch(str(ROOT / source))  # type: ignore[attr-defined]
+def _within_site(source: str, link: str) -> str:
+    """Where a file that `source` links to is on the site: in `PAGES`, or in docs/."""
+    path = os.path.normpath(PurePosixPath(source).parent / link)
+    return PAGES.get(path, path.removeprefix("docs/"))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Puts a player before every link to an audio file."""
+    return AUDIO_LINK.sub(r'<audio controls preload="none" src="\1"></audio> <a href="\1">', html)
