@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path
 import re
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -28,17 +29,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, place in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         if place.endswith(".md"):
-            text = LINK.sub(lambda link, source=source: _within_site(source, link[1]), text)
+            text = LINK.sub(partial(_within_site, source), text)
         files.append(File.generated(config, place, content=text))
     return files
 
 
-def _within_site(source: str, link: str) -> str:
+def _within_site(source: str, link: re.Match[str]) -> str:
     """Where a file that `source` links to is on the site: in `PAGES`, or in docs/."""
-    path = os.path.normpath(PurePosixPath(source).parent / link)
+    path = os.path.normpath(PurePosixPath(source).parent / link[0])
     return PAGES.get(path, path.removeprefix("docs/"))
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts a player before every link to an audio file."""
-    return AUDIO_LINK.sub(r'<audio controls preload="none" src="\1"></audio> <a href="\1">', html)
+    """Puts a player before every link to an audio file; `::` before code, as docstrings have it, becomes a colon."""
+    return AUDIO_LINK.sub(r'<audio controls preload="none" src="\1"></audio> <a href="\1">', html).replace(
+        "::</p>", ":</p>"
+    )

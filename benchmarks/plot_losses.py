@@ -30,6 +30,7 @@ ATTACK = 0.003  # s: notes begin softly, so that a delay has a derivative
 HUM = 10 ** (-70 / 20)  # RMS of the noise that target and prediction share, as recordings have some
 STYLE = {"svg.hashsalt": "encore", "svg.fonttype": "none"}
 GROUPS = {"waveform": "Waveform", "spectral": "Spectral", "perceptual": "Perceptual", "adversarial": "Adversarial"}
+STEP = 1e-3  # of a setting, for derivatives in float64
 NO_SLOPE = 1e-4  # a cosine
 VALUE, GRADIENT, AWAY = "#3f51b5", "#e07b00", "#d32f2f"
 
@@ -37,7 +38,7 @@ HEAD = """# The losses' curves
 
 <!-- Written by `python -m benchmarks.plot_losses`, and so are the pictures. -->
 
-What does a loss tell a model that is nearly right? Here the target is {seconds:g} s of plucked notes at 24 kHz, −20 dBFS.
+What does a loss tell a model that is nearly right? The target is {seconds:g} s of plucked notes at 24 kHz, −20 dBFS.
 The prediction is the same notes, but louder or quieter, later or earlier, out of tune, or with white noise added.
 
 - **Blue**, left axis: the value, with default settings. **Red** where it leads astray: following the gradient there
@@ -46,8 +47,8 @@ The prediction is the same notes, but louder or quieter, later or earlier, out o
   a sum with others, and whether it fades as it is solved. Losses differ by powers of ten here, which is why shares of
   gradients, not weights, are what to compare ([training](training.md#weights-shares-and-the-balancer)).
 
-Level, delay and pitch are one parameter each for all notes; noise is the ratio of the notes' power to its own, high on the
-left. [All losses](losses.md) has formulas and uses.
+Level, delay and pitch are one parameter each for all notes; noise is the ratio of the notes' power to its own, high on
+the left. [All losses](losses.md) has formulas and uses.
 """
 
 
@@ -87,29 +88,29 @@ class Curve:
 
 
 @functools.cache
-def _notes() -> tuple[np.ndarray, ...]:
-    """Onset (s), pitch (Hz) and decay (1/s) of the notes of both channels, `[2, notes]`."""
+def _notes() -> np.ndarray:
+    """Onset (s), pitch (Hz) and decay (1/s) of the notes of both channels, `[3, 2, notes]`."""
     random = np.random.default_rng(0)
     onsets = np.tile(np.arange(0.05, SECONDS, 0.15), (2, 1))
     pitches = 110 * 2 ** (random.integers(0, 25, onsets.shape) / 12)
-    return onsets, pitches, random.uniform(3, 8, onsets.shape)
+    return np.stack([onsets, pitches, random.uniform(3, 8, onsets.shape)])
 
 
 def notes(delay: Tensor, ratio: Tensor) -> Tensor:
     """Plucked notes `[P, 2, N]`, `delay [P]` seconds late and at `ratio [P]` times their pitch; RMS about 0.1."""
     clock = torch.arange(round(SECONDS * RATE), dtype=torch.float64) / RATE
     channels = []
-    for channel in zip(*_notes(), strict=True):
-        row: Tensor | float = 0.0
-        for onset, pitch, decay in zip(*channel, strict=True):
-            since = clock - onset - delay.double()[:, None]
+    for channel in _notes().transpose(1, 2, 0):
+        row = torch.zeros(1, len(clock), dtype=torch.float64)
+        for onset, pitch, decay in channel:
+            since = clock - onset - delay[:, None]
             gone = since.clamp_min(0)
             envelope = 1 - torch.exp(-gone / ATTACK)
             for overtone in range(1, 9):
-                angle = 2 * math.pi * pitch * overtone * ratio.double()[:, None] * since
+                angle = 2 * math.pi * pitch * overtone * ratio[:, None] * since
                 row = row + envelope * torch.exp(-decay * overtone * gone) * torch.sin(angle) / overtone
         channels.append(row)
-    return (0.2 * torch.stack(channels, 1)).float()
+    return 0.2 * torch.stack(channels, 1)
 
 
 def _noise(seed: int) -> Tensor:
@@ -119,24 +120,44 @@ def _noise(seed: int) -> Tensor:
 @functools.cache
 def target() -> Tensor:
     """`[1, 2, N]`, both channels of their own notes."""
-    return notes(torch.zeros(1), torch.ones(1)) + HUM * _noise(1)
+    return notes(torch.zeros(1).double(), torch.ones(1).double()) + HUM * _noise(1)
+
+
+def along(label: str, settings: Tensor, change: Callable[[Tensor], Tensor], reverse: bool = False) -> Sweep:
+    """The sweep of `change`, which gives `[P, 2, N]` from settings `[P]`."""
+    settings = settings.double()
+    derivatives = (change(settings + STEP) - change(settings - STEP)) / (2 * STEP)
+    return Sweep(label, settings.float(), change(settings).float(), derivatives.float(), reverse)
+
+
+def louder(db: Tensor) -> Tensor:
+    return target() * _factor(db)
+
+
+def later(milliseconds: Tensor) -> Tensor:
+    return notes(milliseconds / 1000, 0 * milliseconds + 1) + HUM * _noise(1)
+
+
+def higher(cents: Tensor) -> Tensor:
+    return notes(0 * cents, 2 ** (cents / 1200)) + HUM * _noise(1)
+
+
+def noisier(snr: Tensor) -> Tensor:
+    return target() + LEVEL * _factor(-snr) * _noise(2)
+
+
+def _factor(db: Tensor) -> Tensor:
+    return 10 ** (db[:, None, None] / 20)
 
 
 @functools.cache
 def sweeps() -> tuple[Sweep, ...]:
     """The four sweeps; at 0 dB, 0 ms and 0 cents the prediction is the target."""
-
-    def gain(db: Tensor) -> Tensor:
-        return 10 ** (db[:, None, None] / 20)
-
-    def sweep(label: str, settings: Tensor, change: Callable[[Tensor], Tensor], reverse: bool = False) -> Sweep:
-        return Sweep(label, settings, *torch.func.jvp(change, (settings,), (torch.ones_like(settings),)), reverse)
-
     return (
-        sweep("level, dB", torch.linspace(-24, 24, 33), lambda db: target() * gain(db)),
-        sweep("delay, ms", torch.linspace(-12, 12, 81), lambda ms: notes(ms / 1000, 0 * ms + 1) + HUM * _noise(1)),
-        sweep("pitch, cents", torch.linspace(-300, 300, 61), lambda c: notes(0 * c, 2 ** (c / 1200)) + HUM * _noise(1)),
-        sweep("noise: SNR, dB", torch.linspace(-10, 50, 25), lambda db: target() + LEVEL * gain(-db) * _noise(2), True),
+        along("level, dB", torch.linspace(-24, 24, 33), louder),
+        along("delay, ms", torch.linspace(-12, 12, 81), later),
+        along("pitch, cents", torch.linspace(-300, 300, 61), higher),
+        along("noise: SNR, dB", torch.linspace(-10, 50, 25), noisier, reverse=True),
     )
 
 
@@ -144,7 +165,7 @@ def curve(entry: Entry, sweep: Sweep) -> Curve:
     """Value and gradients of a loss along a sweep."""
     channels = entry.channels or 1
     prediction = sweep.predictions[:, :channels].clone().requires_grad_()
-    value = entry.build(RATE)(prediction, target()[:, :channels].repeat(len(prediction), 1, 1))
+    value = entry.build(RATE)(prediction, target()[:, :channels].float().repeat(len(prediction), 1, 1))
     (gradient,) = torch.autograd.grad(value.sum(), prediction)
     slope = torch.cosine_similarity(gradient.flatten(1), sweep.derivatives[:, :channels].flatten(1))
     return Curve(value.detach(), gradient.flatten(1).norm(dim=1), slope)

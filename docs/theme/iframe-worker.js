@@ -7,13 +7,15 @@ if (location.protocol === "file:") {
       this.ready = new Promise(resolve => {
         const frame = document.createElement("iframe")
         frame.hidden = true
+        frame.onload = () => {
+          const inner = frame.contentWindow
+          inner.postMessage = data => this.dispatchEvent(new MessageEvent("message", { data }))
+          const script = inner.document.createElement("script")
+          script.src = url
+          script.onload = () => resolve(inner)
+          inner.document.body.append(script)
+        }
         document.body.append(frame)
-        const inner = frame.contentWindow
-        inner.postMessage = data => this.dispatchEvent(new MessageEvent("message", { data }))
-        const script = inner.document.createElement("script")
-        script.src = url
-        script.onload = () => resolve(inner)
-        inner.document.body.append(script)
       })
     }
 
