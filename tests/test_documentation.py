@@ -109,7 +109,7 @@ def test_the_site_opens_from_the_disk_with_search_and_loads_nothing_from_elsewhe
         view.on("request", lambda request: asked.append(request.url))
         view.on("pageerror", lambda error: problems.append(error))
         view.on("requestfailed", lambda request: problems.append(request.url))
-        for page_of_site in ("listen", "loss_curves", "api/loss_functions"):
+        for page_of_site in ("listen/index", "loss_curves", "api/loss_functions"):
             view.goto((site / f"{page_of_site}.html").as_uri())
             assert view.evaluate("document.documentElement.scrollWidth") <= 390, f"{page_of_site} is too wide"
         view.goto((site / "index.html").as_uri())
