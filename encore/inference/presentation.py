@@ -45,7 +45,7 @@ def describe(written: WrittenContinuation, signals: Mapping[str, Tensor], sample
     if "Continuation" in signals:
         seconds = written.beginning.context.shape[-1] / sample_rate
         note = f"The continuation begins at {seconds:.2f} s."
-        samples.insert(0, AudioSample("The song, then its continuation", note, written.beginning.full[0]))
+        samples.insert(0, AudioSample("The song, then its continuation", note, written.beginning.full[0], seconds))
     return samples
 
 
@@ -59,7 +59,8 @@ def describe_candidates(written: WrittenContinuation, seeds: Sequence[int], samp
     for number, (title, seed) in enumerate(zip(titles(len(seeds)), seeds, strict=True)):
         name = wav_name(CONTINUATION, number)
         note = f"Seed {seed}, {name}; it begins at {lead / sample_rate:.2f} s, after the song."
-        samples.append(AudioSample(title, note + _extent(written, sample_rate), full[number, :, context - lead :]))
+        audio = full[number, :, context - lead :]
+        samples.append(AudioSample(title, note + _extent(written, sample_rate), audio, lead / sample_rate))
     return samples
 
 
@@ -75,7 +76,7 @@ def describe_files(
         note = f"Seed {seed}; the continuation begins at {begins:.2f} s, after the song." + _extent(
             written, sample_rate
         )
-        samples[wav_name(FULL, number)] = AudioSample(title, note, written.beginning.full[number])
+        samples[wav_name(FULL, number)] = AudioSample(title, note, written.beginning.full[number], begins)
     if truth is not None:
         samples[TRUTH] = AudioSample("Truth", "How the music really continues.", truth)
     return samples
