@@ -22,7 +22,7 @@ from encore.errors import disk_space
 from encore.evaluation.baselines import TRUTH
 from encore.evaluation.dataset import song_name
 from encore.evaluation.metrics.registry import GOALS, MetricSpec
-from encore.evaluation.report import ASIDE, reference_of
+from encore.evaluation.report import ASIDE, GAIN_NOTE, reference_of
 from encore.inference.continuation import continue_song
 from encore.models.loading import Generator, choose_device, load_generator
 from encore.reporting.charts import Chart, Style, chart
@@ -105,9 +105,8 @@ def ranking_chart(comparison: Comparison) -> Chart | None:
         for name, values in comparison.baselines.items()
         if RANKED_BY in values and name not in ASIDE
     }
-    note = "Gain over replaying the input, in percent of its log-mel energy score; bars: 95% intervals. Right is better."
     style = Style(percent=True, reference=0.0, kinds=_kinds(comparison))
-    return chart("The runs, best first", note, "", found, style)
+    return chart("The runs, best first", GAIN_NOTE, "", found, style)
 
 
 def metric_chart(comparison: Comparison, metric: MetricSpec) -> Chart:
@@ -139,7 +138,7 @@ def continuations(runs: Sequence[AblationRun]) -> tuple[list[SampleGroup], int]:
             lead = min(song.shape[-1], round(LEAD_SECONDS * rate))
             reference = AudioSample("truth", "", torch.cat([song[:, song.shape[-1] - lead :], truth], -1), lead / rate)
             title = song_name(pair.recording or pair.name)
-            note = f"{pair.name}, after the last {lead / rate:.1f} s of the input"
+            note = f"{pair.name}, after {lead / rate:.0f} s of the input"
             earlier = groups.get(pair.input, SampleGroup(title, [reference], note))
             made = continuation(run.name, generator, song, truth.shape[-1] / rate)
             groups[pair.input] = replace(earlier, samples=[*earlier.samples, made])

@@ -21,6 +21,7 @@ from encore.statistics import Interval
 FIRST = SKILL + LOG_MEL  # the metric of the chart on top
 SKILLS = (GROUPS[SKILL][0], GROUPS[SKILL_PRIOR][0])  # groups of metrics that are 0 for what they compare with
 CHANCE = 0.5  # AUC of a critic that cannot tell two things apart
+GAIN_NOTE = "Gain over replaying the input, in percent of its log-mel energy score; right is better."
 ASIDE = ("silence", *NEGATIVES)  # so far below all others that they would set the ends of every axis
 
 
@@ -50,8 +51,7 @@ def first_chart(results: Results) -> Chart | None:
     if not found:
         return None
     style = Style(percent=True, reference=0.0, kinds=kinds(found))
-    note = "Gain over replaying the input, in percent of its log-mel energy score; bars: 95% intervals. Right is better."
-    return chart("Closer to the real continuation than a replay of the input?", note, "", found, style)
+    return chart("Closer to the real continuation than a replay of the input?", GAIN_NOTE, "", found, style)
 
 
 def metric_chart(results: Results, spec: MetricSpec) -> Chart:
@@ -80,5 +80,5 @@ def _drift(results: Results) -> str | None:
     """The contours of long continuations as an image; None without any."""
     if not results.contours:
         return None
-    looks = colours(list(results.values))
+    looks = colours([name for name in results.values if any(name in panel for panel in results.contours.values())])
     return image(lambda file: curves(results.contours, looks, file, "seconds after the continuation begins"))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LEAD_SECONDS = 2.0  # of the song in front of each candidate on the page
 CODEC = "Truth through the codec"
+COPY = "Copy of the input"
 TRUTH = "truth.wav"
 
 
@@ -88,6 +89,19 @@ def _extent(written: WrittenContinuation, sample_rate: int) -> str:
     if shown == written.samples:
         return ""
     return f" These are the first {shown / sample_rate:.0f} s of {written.samples / sample_rate:.0f} s."
+
+
+def summary(table: Table | None) -> str:
+    """Which continuation is the closest to the truth, in a sentence; empty without a truth to compare with."""
+    if table is None:
+        return ""
+    continuations, copy = table.columns[: table.ranked], table.columns.index(COPY)
+    best = [table.best(name) for name in table.rows] if table.ranked > 1 else [0] * len(table.rows)
+    first = max(range(table.ranked), key=best.count)
+    closer = sum(values[first] < values[copy] for values in table.rows.values())
+    count = f"{len(table.rows)} losses"
+    ahead = f"is the closest to the truth by {best.count(first)} of {count}, and " if table.ranked > 1 else "is "
+    return f"{continuations[first]} {ahead}closer than a copy of the input by {closer} of {count}."
 
 
 def print_table(console: Console, table: Table) -> None:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from encore.statistics import Interval
 
 MAX_DECIMALS = 4
-TICKS = 3  # steps of an axis, at most
+TICKS = 2  # steps of an axis, at most
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Style:
 
 def chart(title: str, note: str, goal: str, estimates: Mapping[str, Interval], style: Style = Style()) -> Chart:
     """A chart of estimates by name, in their order; those that are not finite are left out."""
-    scale = 100 if style.percent else 1
+    scale, unit = (100, "%") if style.percent else (1, "")
     shown = {name: one.map(lambda v: v * scale) for name, one in estimates.items() if math.isfinite(one.value)}
     reference = None if style.reference is None else style.reference * scale
     inner = {name: one for name, one in shown.items() if name not in style.aside} or shown
@@ -96,7 +96,7 @@ def chart(title: str, note: str, goal: str, estimates: Mapping[str, Interval], s
 
     rows = []
     for name, one in shown.items():
-        value, interval = format_estimate(one, "%" if style.percent else "")
+        value, interval = format_estimate(one, unit)
         first, last = (one.value if end is None else end for end in (one.low, one.high))
         beyond = "low" if one.value < low else "high" if one.value > high else ""
         left = place(first)
@@ -107,7 +107,7 @@ def chart(title: str, note: str, goal: str, estimates: Mapping[str, Interval], s
         )
         rows.append(bar)
     ticks = [
-        (place(tick), format_number(tick, _decimals_of(high - low)) + ("%" if style.percent else ""))
+        (place(tick), f"{tick:g}{unit}".replace("-", "−"))
         for tick in MaxNLocator(TICKS).tick_values(low, high)
         if low <= tick <= high
     ]
@@ -115,12 +115,22 @@ def chart(title: str, note: str, goal: str, estimates: Mapping[str, Interval], s
 
 
 def format_estimate(estimate: Interval, unit: str = "") -> tuple[str, str]:
-    """A value and its interval as text, with equally many decimals: two digits of half the interval's width."""
-    if estimate.low is None or estimate.high is None:
-        return format_number(estimate.value, _decimals_of(abs(estimate.value)) + 1) + unit, ""
-    decimals = _decimals_of((estimate.high - estimate.low) / 2)
-    value, low, high = (format_number(one, decimals) for one in (estimate.value, estimate.low, estimate.high))
-    return value + unit, f"[{low}, {high}]"
+    """A value and its interval as text, with equally many decimals.
+
+    As many as half of the interval's length needs for one digit, or its ends to be told from 0; of a value without an
+    interval three digits.
+    """
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if low is None or high is None:
+        return format_number(value, _decimals_of(value / 100)) + unit, ""
+    ends = (low, high) if low * high > 0 else ()
+    decimals = max(map(_decimals_of, ((high - low) / 2, *ends)))
+    if low == high:
+        decimals = _decimals_of(value / 100)
+    return (
+        format_number(value, decimals) + unit,
+        f"[{format_number(low, decimals)}, {format_number(high, decimals)}]",
+    )
 
 
 def format_number(value: float, decimals: int) -> str:
@@ -130,8 +140,8 @@ def format_number(value: float, decimals: int) -> str:
 
 
 def _decimals_of(size: float) -> int:
-    """As many decimals as show two digits of a number of this size."""
-    return min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(size)))) if size > 0 else 2
+    """As many decimals as show one digit of a number of this size."""
+    return min(MAX_DECIMALS, max(0, -math.floor(math.log10(abs(size))))) if size else 0
 
 
 def _axis(values: Collection[float]) -> tuple[float, float]:

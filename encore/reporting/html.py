@@ -59,6 +59,14 @@ class SampleGroup:
 
 
 @dataclass(frozen=True)
+class Heading:
+    """The title of a page, and what it shows in a sentence."""
+
+    title: str
+    answer: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
     """Values to compare.
 
@@ -116,7 +124,7 @@ def render(template: str, **context: Any) -> str:
 
 def write_page(
     path: Path,
-    title: str,
+    heading: Heading,
     metadata: Mapping[str, str],
     samples: Sequence[AudioSample],
     sample_rate: int,
@@ -132,7 +140,8 @@ def write_page(
     reference_db = peak(samples[0].audio, sample_rate)
     page = render(
         "continuation.html.j2",
-        title=title,
+        title=heading.title,
+        answer=heading.answer,
         metadata=metadata,
         samples=audio_cards(samples, sample_rate, reference_db, kbps),
         candidates=audio_cards(candidates, sample_rate, reference_db, kbps),
@@ -155,9 +164,7 @@ def card_groups(groups: Sequence[SampleGroup], sample_rate: int) -> list[CardGro
     ]
 
 
-def audio_cards(
-    samples: Sequence[AudioSample], sample_rate: int, reference_db: float, kbps: float
-) -> list[AudioCard]:
+def audio_cards(samples: Sequence[AudioSample], sample_rate: int, reference_db: float, kbps: float) -> list[AudioCard]:
     """The cards of audio samples; 0 dB of their spectrograms is `reference_db`."""
     return [
         audio_card(sample, sample_rate, reference_db, encode_audio(sample.audio, sample_rate, kbps))

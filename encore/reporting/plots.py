@@ -59,7 +59,7 @@ def curves(
     """
     names = [name for name in looks if any(name in values for values in panels.values())]
     dashes = dict(zip(names, cycle(DASHES), strict=False))
-    figure, axes = _plot_panels(panels, 1.7)
+    figure, axes = _plot_panels(panels, 1.4)
     for panel, values in zip(axes, panels.values(), strict=True):
         for name, curve in values.items():
             style = {"color": looks[name], "linestyle": dashes[name], "linewidth": 1.4}
@@ -74,7 +74,7 @@ def curves(
 
 
 def _plot_panels(panels: Mapping[str, object], height: float) -> tuple[Figure, list[Axes]]:
-    figure, axes = new_figure(len(panels), 0.6 + height * len(panels))
+    figure, axes = new_figure(len(panels), 0.6 + height * len(panels), sharex=True)
     figure.set_layout_engine("constrained")
     for panel, title in zip(axes, panels, strict=True):
         set_title(panel, title)

@@ -23,7 +23,7 @@ ROWS_PER_OCTAVE = 18
 TICKS_HZ = (50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
 NO_SIGNAL = "#30343c"  # beyond the end of a signal
 # Inches, whole pixels each, so that all panels are drawn alike. Finding a layout takes longer than drawing one.
-LEFT, RIGHT, TOP, BOTTOM, GAP, PANEL = 0.55, 0.75, 0.25, 0.45, 0.35, 1.25
+LEFT, RIGHT, TOP, BOTTOM, GAP, PANEL = 0.55, 0.65, 0.25, 0.45, 0.35, 1.25
 BAR = (0.1, 0.12)  # from the panels, and its width
 PANEL_ENDS = (LEFT / WIDTH, 1 - RIGHT / WIDTH)  # of the image's width
 FONT = 9  # points
@@ -126,8 +126,7 @@ def spectrograms(
     panels[-1].set_xlabel("seconds", color=INK, fontsize=FONT, labelpad=1)
     panels[-1].set_xlim(0, max((power.shape[1] - 1) * seconds for power, seconds in spectra))
     bar = figure.colorbar(image, figure.add_axes(((right + BAR[0]) / WIDTH, bottom, BAR[1] / WIDTH, top - bottom)))
-    bar.set_label("dB", color=INK, fontsize=FONT, labelpad=1)
-    bar.set_ticks([-80, -40, 0], labels=["−80", "−40", "0"])
+    bar.set_ticks([-RANGE_DB, -RANGE_DB / 2, 0], labels=[f"−{RANGE_DB:g}", f"−{RANGE_DB / 2:g}", "0 dB"])
     bar.ax.tick_params(colors=INK, labelsize=FONT)
     save(figure, path)
 
