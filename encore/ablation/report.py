@@ -138,7 +138,7 @@ def continuations(runs: Sequence[AblationRun]) -> tuple[list[SampleGroup], int]:
             lead = min(song.shape[-1], round(LEAD_SECONDS * rate))
             reference = AudioSample("truth", "", torch.cat([song[:, song.shape[-1] - lead :], truth], -1), lead / rate)
             title = song_name(pair.recording or pair.name)
-            note = f"{pair.name}, after {lead / rate:.0f} s of the input"
+            note = f"{pair.name}, after {lead / rate:.3g} s of the input"
             earlier = groups.get(pair.input, SampleGroup(title, [reference], note))
             made = continuation(run.name, generator, song, truth.shape[-1] / rate)
             groups[pair.input] = replace(earlier, samples=[*earlier.samples, made])

@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": ("encore.commands.prepare", "Cut a folder of music into pairs to train on."),
     "train": ("encore.commands.train", "Train a model to continue music."),
     "sample": ("encore.commands.sample", "Continue a song with a trained model."),
+    "app": ("encore.commands.app", "Continue songs on an interactive page."),
     "evaluate": ("encore.commands.evaluate", "Evaluate a model beside baselines."),
     "ablate": ("encore.commands.ablate", "Train with several weightings or objectives and compare them."),
     "losses": ("losses.__main__", "Examine the losses: values, safety, shortest input, cost."),

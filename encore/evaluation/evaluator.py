@@ -250,7 +250,7 @@ class Evaluator:
         """What continued a pair, to listen to: the truth first."""
         order = sorted((name for name in samples if name not in NOT_ON_PAGE), key=lambda name: name != TRUTH)
         begins = self.lead / self.model.codec.sample_rate
-        note += f", after {begins:.0f} s of the input"
+        note += f", after {begins:.3g} s of the input"
         shown = [AudioSample(name, "", samples[name], begins) for name in order]
         return SampleGroup(song_name(self.data.recordings[number]), shown, note)
 

@@ -28,7 +28,7 @@ _templates = Environment(
 
 
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
-AUDIO_BYTES = 4_000_000  # of all audio of a page, which is a third more in the page's text
+AUDIO_BYTES = 3_600_000  # of all audio of a page, which is a third more in the page's text
 LEAST_KBPS, MOST_KBPS = 24, 96  # of one channel
 
 
@@ -183,7 +183,7 @@ def audio_card(sample: AudioSample, sample_rate: int, reference_db: float, audio
 
 
 def rate_of(samples: Sequence[AudioSample], sample_rate: int) -> float:
-    """The bit rate in kbit/s for a channel at which a page's audio samples take 4 MB together, within 24 and 96."""
+    """The bit rate in kbit/s for a channel at which a page's audio samples take 3.6 MB together, within 24 and 96."""
     seconds = sum(sample.audio.numel() for sample in samples) / sample_rate
     return min(MOST_KBPS, max(LEAST_KBPS, 8 * AUDIO_BYTES / 1000 / max(seconds, 1e-9)))
 
