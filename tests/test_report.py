@@ -36,7 +36,7 @@ def results() -> Results:
     values = {}
     for name, row in rows.items():
         values[name] = {
-            f"is_{goal}": Interval(value, *((None, None) if name == "b" else (value - 0.5, value + 0.5)))
+            f"is_{goal}": Interval(value, *((None, None) if goal is None else (value - 0.05, value + 0.05)))
             for goal, value in zip(GOALS, row, strict=True)
         }
     values["a"]["skill_x"] = Interval(-9.0, -10.0, -8.0)
@@ -64,15 +64,33 @@ def test_the_best_is_what_the_goal_says_and_never_the_truth(results: Results) ->
     assert best == {"low": {"a"}, "high": {"b"}, "zero": {"b"}, "one": {"b"}, "truth": {"b"}, None: set()}
 
 
-def test_equally_good_continuers_are_all_best(results: Results) -> None:
-    results.values["c"]["is_low"] = Interval(1.0 + 1e-9, None, None)
-    assert results.best(results.specs[0]) == {"a", "c"}
+@pytest.mark.parametrize("other", [Interval(1.2, 1.04, 1.36), Interval(1.2, None, None), Interval(1.0, 0.95, 1.05)])
+def test_none_is_best_where_intervals_overlap_or_are_missing(results: Results, other: Interval) -> None:
+    results.values["c"]["is_low"] = other
+    assert results.best(results.specs[0]) == set()
+
+
+def test_intervals_on_both_sides_of_the_goal_overlap() -> None:
+    spec = MetricSpec("level", "level", "group", "note", "zero")
+    values = {"a": {"level": Interval(0.5, 0.4, 0.6)}, "b": {"level": Interval(-0.55, -0.65, -0.45)}}
+    assert best_of(spec, values, None) == set()
+    values["b"] = {"level": Interval(-0.9, -1.0, -0.8)}
+    assert best_of(spec, values, None) == {"a"}
+
+
+def test_silence_is_the_best_at_nothing(results: Results) -> None:
+    results.values["a"]["level_db"] = Interval(-60.0, -61.0, -59.0)
+    results.values["c"]["is_low"] = Interval(3.0, 2.9, 3.1)
+    assert results.best(results.specs[0]) == {"b"}
 
 
 def test_an_auc_below_a_half_is_as_good_as_a_half() -> None:
     spec = MetricSpec("critic", "critic", "group", "note", "half")
-    values = {name: {"critic": Interval(auc, None, None)} for name, auc in (("a", 0.4), ("b", 0.5), ("c", 0.6))}
-    assert best_of(spec, values, None) == {"a", "b"}
+    aucs = (("a", 0.4), ("b", 0.5), ("c", 0.6))
+    values = {name: {"critic": Interval(auc, auc - 0.01, auc + 0.01)} for name, auc in aucs}
+    assert best_of(spec, values, None) == set()
+    del values["b"]
+    assert best_of(spec, values, None) == {"a"}
 
 
 def test_the_headline_comes_first_with_its_own_titles(results: Results, tmp_path: Path) -> None:
@@ -96,8 +114,8 @@ def test_json_holds_every_value_and_no_nan(results: Results, tmp_path: Path) -> 
     write_json(results, tmp_path / "evaluation.json")
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["checkpoint"] == "some.pt" and content["items"] == 2 and content["warnings"] == results.warnings
-    assert content["systems"]["a"]["is_high"] == {"value": 1.0, "low": 0.5, "high": 1.5}
-    assert content["systems"]["b"]["is_low"] == {"value": 2.0, "low": None, "high": None}
+    assert content["systems"]["a"]["is_high"] == {"value": 1.0, "low": 0.95, "high": 1.05}
+    assert content["systems"]["b"]["is_None"] == {"value": 2.0, "low": None, "high": None}
     assert content["systems"]["c"]["is_low"]["value"] is None
     assert content["per_item"]["is_low"]["a"] == [1.0, None]
     assert content["courses"]["Level"]["b"] == [1.0, 0.0]
@@ -130,7 +148,7 @@ def test_tables_have_continuers_as_rows_and_fit(results: Results) -> None:
     assert max(map(len, lines)) <= 100
     assert sum(line.strip() == "group" or "group, continued" in line for line in lines) == 2  # six columns
     rows = [line.split() for line in lines if line.split()[:1] == ["a"]]
-    assert rows[0] == ["a", "★", "1.00", "±0.500", "1.00", "±0.500", "0.500", "±0.500"]
+    assert rows[0] == ["a", "★", "1.00", "±0.0500", "1.00", "±0.0500", "0.500", "±0.0500"]
     assert ["b", "★", "0.250", "±0.188"] in [line.split() for line in lines]
     assert any(line.startswith("warning: few") for line in lines)
 
@@ -145,7 +163,7 @@ def test_the_page_shows_it_all_and_needs_no_network(results: Results, tmp_path: 
         assert imread(io.BytesIO(content)).std() > 0.02
     assert page.text.count(NASTY) == 6  # title, heading, metadata, warning, group and sample
     assert page.rows[0][:2] == ["System", "title low"] and page.rows[2][:2] == ["b", "2.00"]
-    assert "★ 1.00" in page.text and "0.500 … 1.50" in page.text and "lower is better" in page.text
+    assert "★ 1.00" in page.text and "0.950 … 1.05" in page.text and "lower is better" in page.text
     assert "note of low" in page.text and "the first" in page.text
 
 

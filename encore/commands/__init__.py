@@ -7,6 +7,8 @@ from importlib import import_module
 
 import typer
 
+from encore.startup import announce
+
 COMMANDS = {
     "prepare": ("encore.commands.prepare", "Cut a folder of music into pairs to train on."),
     "train": ("encore.commands.train", "Train a model to continue music."),
@@ -37,6 +39,7 @@ def _describe() -> None:
 
 def _forward(name: str, module: str) -> Callable[[typer.Context], None]:
     def forward(context: typer.Context) -> None:
+        announce()
         from encore.config import cli
 
         cli.run(import_module(module).app, context.args, f"encore {name}")

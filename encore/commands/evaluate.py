@@ -18,7 +18,8 @@ from encore.evaluation.dataset import VAL, EvalSet
 from encore.evaluation.evaluator import Evaluator, timed
 from encore.evaluation.metrics.embeddings import Embedding, load_embedding
 from encore.evaluation.report import write_report
-from encore.evaluation.results import print_tables, write_json
+from encore.evaluation.results import print_tables, print_verdict, write_json
+from encore.evaluation.verdict import sentences
 from encore.models.loading import Generator, choose_device, load_generator, read
 from encore.tracking import log_evaluation, open_run
 
@@ -41,7 +42,9 @@ def main(config: EvalConfig) -> None:
     results, samples = Evaluator(model, data, config, console, others, embeddings).run()
     write_json(results, config.output / "evaluation.json")
     write_report(results, samples, model.codec.sample_rate, config.output / "index.html")
-    print_tables(results, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH))
+    tables = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    print_tables(results, tables)
+    print_verdict(sentences(results), tables)
     console.print(f"listen and compare: {config.output / 'index.html'}", soft_wrap=True, markup=False)
     if run is not None:
         log_evaluation(run, results.tracked(), config.output, progress["step"])

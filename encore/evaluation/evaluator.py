@@ -30,14 +30,15 @@ from encore.evaluation.metrics.critic import CRITIC, critic_values
 from encore.evaluation.metrics.distribution import RealMusic
 from encore.evaluation.metrics.drift import contours, drift, relative_contours
 from encore.evaluation.metrics.embeddings import Embedding, latent_patches
-from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR, skill
+from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR
 from encore.evaluation.metrics.memorization import memorization
+from encore.evaluation.metrics.repetition import REPETITION, REPETITION_DIFFERENCE
 from encore.evaluation.per_item import DISTANCES, LATENTS, MetricAccumulator, make_metrics
 from encore.evaluation.results import Results
 from encore.evaluation.warnings import critic_warnings, dependence_warnings, warnings_of
 from encore.models.loading import Generator
 from encore.reporting.html import AudioSample, SampleGroup
-from encore.statistics import Interval, group_mean
+from encore.statistics import Interval, group_mean, skill
 
 REFERENCE = "replay"  # the continuer that skill is relative to
 SAMPLE_PAIRS = 3  # pairs whose audio is on the page
@@ -138,8 +139,9 @@ class Evaluator:
         for continuer in self.continuers:
             own = accumulators[continuer.name].values
             values = self.means(own, recordings)
-            differences = [mine - real for mine, real in zip(own[PULSE], truth[PULSE], strict=True)]
-            values[PULSE_DIFFERENCE] = group_mean(differences, recordings)
+            for name, difference in ((PULSE, PULSE_DIFFERENCE), (REPETITION, REPETITION_DIFFERENCE)):
+                differences = [mine - real for mine, real in zip(own[name], truth[name], strict=True)]
+                values[difference] = group_mean(differences, recordings)
             references = {SKILL: REFERENCE, SKILL_PRIOR: continuer.prior}
             for score in [name for name in own if name.startswith(SCORE)]:
                 for prefix, reference in references.items():
