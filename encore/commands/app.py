@@ -21,7 +21,7 @@ from encore.models.precision import AUTO
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from encore.inference.interactive import Limits
+    from encore.inference.live import Limits
     from encore.models.loading import Generator
 
 HOST = "127.0.0.1"  # nobody else on the network can reach it
@@ -77,7 +77,7 @@ def main(config: AppConfig) -> None:
     os.environ.update(NO_NETWORK)
     console = Console(highlight=False)
     console.print("loading …")
-    from encore.inference.interactive import Limits
+    from encore.inference.live import Limits
 
     models = load_models(config)
     limits = Limits(config.max_minutes, config.max_seconds)
@@ -127,7 +127,7 @@ def application_of(models: dict[str, Generator], limits: Limits, max_megabytes: 
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from encore.inference.interactive import CSS, build
-    from encore.inference.live import LiveSounds
+    from encore.inference.live_audio import LiveSounds
 
     server, store = FastAPI(openapi_url=None), LiveSounds()
     # Pages of other sites reach a server on this machine by a name that resolves to it; this one is not known by any.

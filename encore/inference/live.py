@@ -1,123 +1,132 @@
-"""Audio that is served while it is generated: as a wav of known length, whose end the listener waits for."""
+"""Continuations that are listened to and seen while they are generated."""
 
 from __future__ import annotations
 
-import asyncio
-import io
-import re
-import secrets
-import threading
-import wave
-from collections import OrderedDict
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+import torch
 from torch import Tensor
 
-KEPT = 32  # sounds, of the latest runs
-CHUNK = 1 << 16  # bytes
-POLL_SECONDS = 0.05
-RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+from encore.audio import audio_header, audio_length, read_excerpt
+from encore.errors import EncoreError
+from encore.inference.continuation import LEAST_SECONDS, context_of, stream_song
+from encore.inference.live_audio import LiveAudio, LiveSounds
+from encore.models.loading import Generator
+from encore.reporting.html import image
+from encore.reporting.spectrograms import peak, spectrograms
+
+LEAD_SECONDS = 3.0  # of the song in front of a continuation
 
 
-@dataclass
-class LiveAudio:
-    """A 16-bit wav that grows to its declared length, or ends early.
+@dataclass(frozen=True)
+class Limits:
+    """What is accepted.
 
-    Args:
-        sample_rate: Hz.
-        channels: of each piece.
-        samples: declared length.
+    Attributes:
+        song_minutes: length of a song.
+        seconds: length of a continuation.
     """
 
-    sample_rate: int
-    channels: int
-    samples: int
-    finished: bool = False
-    _content: bytearray = field(default_factory=bytearray)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self._content += self._header(self.samples)
-
-    def append(self, piece: Tensor) -> None:
-        """Appends `[C, N]`; samples beyond ±1 are clipped."""
-        values = (piece.detach().cpu().float().clamp(-1, 1) * 32767).round().short().T.contiguous()
-        with self._lock:
-            self._content += values.numpy().tobytes()
-
-    def finish(self) -> None:
-        """No more will come: from now on its length is what there is."""
-        with self._lock:
-            self.finished = True
-            head = len(self._header(0))
-            self._content[:head] = self._header((len(self._content) - head) // (2 * self.channels))
-
-    @property
-    def size(self) -> int:
-        """Bytes that it has in the end, or that it is declared to have."""
-        declared = len(self._header(0)) + 2 * self.channels * self.samples
-        return len(self._content) if self.finished else declared
-
-    def read(self, start: int, end: int) -> bytes:
-        """The bytes from `start` to `end` that there are already."""
-        with self._lock:
-            return bytes(self._content[start:end])
-
-    def _header(self, samples: int) -> bytes:
-        file = io.BytesIO()
-        with wave.open(file, "wb") as writer:
-            writer.setparams((self.channels, 2, self.sample_rate, samples, "NONE", ""))
-            writer.writeframesraw(b"")
-            size = 2 * self.channels * samples
-            header = bytearray(file.getvalue())
-            header[4:8], header[-4:] = (36 + size).to_bytes(4, "little"), size.to_bytes(4, "little")
-        return bytes(header)
+    song_minutes: float = 30.0
+    seconds: float = 60.0
 
 
-class LiveSounds:
-    """The latest sounds of a server, each under a name that cannot be guessed."""
+@dataclass(frozen=True)
+class Wish:
+    """What is to be generated.
 
-    def __init__(self) -> None:
-        self._sounds: OrderedDict[str, LiveAudio] = OrderedDict()
+    Attributes:
+        song: its file.
+        end: second of the song where the continuations begin.
+        seconds: length of each.
+        seeds: one continuation per seed; of a model that was trained by regression only the first.
+        temperature: scale of the noise; such a model has none.
+    """
 
-    def add(self, sound: LiveAudio) -> str:
-        """The URL of a sound, relative to the server's root."""
-        name = secrets.token_urlsafe(16)
-        self._sounds[name] = sound
-        while len(self._sounds) > KEPT:
-            self._sounds.popitem(last=False)
-        return f"live/{name}.wav"
-
-    async def respond(self, request: Request) -> Response:
-        """Answers a request for a sound, or a range of its bytes, as they are generated."""
-        sound = self._sounds.get(request.path_params["name"])
-        if sound is None:
-            return Response("this sound is no longer kept; generate it again", status_code=404)
-        size, start, end = sound.size, 0, sound.size - 1
-        asked = RANGE.fullmatch(request.headers.get("range", ""))
-        if asked:
-            start, end = int(asked[1]), min(end, int(asked[2] or end))
-            if start > end:
-                return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
-        headers = {"Accept-Ranges": "bytes", "Content-Length": str(end - start + 1), "Cache-Control": "no-store"}
-        if asked:
-            headers["Content-Range"] = f"bytes {start}-{end}/{size}"
-        content = _bytes_of(sound, start, end + 1)
-        return StreamingResponse(content, 206 if asked else 200, headers, media_type="audio/wav")
+    song: Path
+    end: float
+    seconds: float
+    seeds: range
+    temperature: float
 
 
-async def _bytes_of(sound: LiveAudio, start: int, end: int) -> AsyncIterator[bytes]:
-    """The bytes of a sound from `start` to `end`; silence in the place of what was not generated after all."""
-    while start < end:
-        finished = sound.finished  # before reading, lest the last bytes come in between
-        part = sound.read(start, min(end, start + CHUNK))
-        if not part and finished:
-            part = bytes(min(CHUNK, end - start))
-        if part:
-            start += len(part)
-            yield part
-        else:
-            await asyncio.sleep(POLL_SECONDS)
+class Take:
+    """Continuations of a song by one model, which grow as `pieces` is iterated over.
+
+    Args:
+        store: keeps their sounds, which have the end of the song in front.
+
+    Raises:
+        EncoreError: the song cannot be read, or there is too little of it before `wish.end`.
+    """
+
+    def __init__(self, generator: Generator, wish: Wish, store: LiveSounds):
+        codec = generator.codec
+        generative = generator.generation.generative
+        self.generator, self.seconds, self.sample_rate = generator, wish.seconds, codec.sample_rate
+        self.seeds = wish.seeds if generative else wish.seeds[:1]
+        self.temperature = wish.temperature if generative else 1.0
+        self.context = read_context(wish, generator)
+        self.lead = min(self.context.shape[-1], round(LEAD_SECONDS * codec.sample_rate))
+        self.samples = self.lead + round(wish.seconds * codec.sample_rate)
+        self.sounds = [LiveAudio(codec.sample_rate, codec.channels, self.samples) for _ in self.seeds]
+        self.urls = [store.add(sound) for sound in self.sounds]
+        self.parts: list[Tensor] = []
+
+    def pieces(self) -> Iterator[float]:
+        """Generates piece after piece; yields how many seconds of each continuation there are."""
+        _, pieces = stream_song(self.generator, self.context, self.seconds, self.seeds, self.temperature)
+        try:
+            for piece in pieces:
+                if not self.parts:  # the first piece is the context, of which the end is heard
+                    piece = piece[..., -self.lead :]
+                self.parts.append(piece)
+                for sound, audio in zip(self.sounds, piece, strict=True):
+                    sound.append(audio)
+                yield (sum(part.shape[-1] for part in self.parts) - self.lead) / self.sample_rate
+        finally:
+            for sound in self.sounds:
+                sound.finish()
+
+    def pictures(self) -> list[str]:
+        """A spectrogram of each continuation as a data URI, on the time axis of the complete one."""
+        audio = torch.cat(self.parts, -1)
+        whole = torch.nn.functional.pad(audio, (0, self.samples - audio.shape[-1]))
+        reference_db, begins = peak(self.context, self.sample_rate), self.lead / self.sample_rate
+
+        def picture(row: Tensor) -> str:
+            return image(lambda file: spectrograms({"": row}, self.sample_rate, file, reference_db, begins))
+
+        return [picture(row) for row in whole]
+
+
+def read_context(wish: Wish, generator: Generator) -> Tensor:
+    """What the model is given of a song, `[C, K]`; reads no more of it.
+
+    Raises:
+        EncoreError: the song cannot be read, or there is too little of it before `wish.end`.
+    """
+    codec = generator.codec
+    end = min(audio_length(wish.song, codec.sample_rate), round(wish.end * codec.sample_rate))
+    first = max(0, end - generator.context_frames * codec.hop_length)
+    return context_of(generator, read_excerpt(wish.song, codec.sample_rate, codec.channels, first, end))
+
+
+def song_seconds(song: Path, limits: Limits) -> float:
+    """The length of a song in seconds.
+
+    Raises:
+        EncoreError: it cannot be read, or is too short or too long.
+    """
+    samples, rate = audio_header(song)
+    seconds = samples / rate
+    if seconds < LEAST_SECONDS:
+        raise EncoreError(f"{song.name} is {seconds:.2f} s long; at least {LEAST_SECONDS:g} s are needed")
+    if seconds > 60 * limits.song_minutes:
+        raise EncoreError(
+            f"{song.name} is {seconds / 60:.1f} minutes long, and at most {limits.song_minutes:g} are taken; cut it, "
+            "or start the app with a larger --max_minutes"
+        )
+    return seconds
