@@ -24,6 +24,7 @@ PICTURE_SECONDS = 2.0  # from one picture of an unfinished continuation to the n
 CSS = """
 .gradio-container { max-width: 80rem !important; margin: 0 auto !important; }
 .sound audio { width: 100%; }
+.dark audio { color-scheme: dark; }
 .sound p { margin: 0 0 0.3rem; display: flex; justify-content: space-between; gap: 1rem; }
 .picture img { width: 100%; border-radius: 0.4rem; }
 """
@@ -67,8 +68,8 @@ class Column:
         began, pictured = time.monotonic(), 0.0
         for made in take.pieces():
             now = time.monotonic()
-            update: Updates = {self.status: progress(made, wish.seconds, now - began)}
-            if made > 0 and now - pictured > PICTURE_SECONDS:
+            update: Updates = {self.status: progress(made, wish.seconds, now - began)} if made else {}
+            if made and now - pictured > PICTURE_SECONDS:
                 update |= _shown(self.pictures, [picture(source) for source in take.pictures()])
                 pictured = time.monotonic()
             yield update
