@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("encore.commands.train", "Train a model to continue music."),
     "sample": ("encore.commands.sample", "Continue a song with a trained model."),
     "export": ("encore.commands.export", "Write a model as a folder to pass on, as on the Hugging Face Hub."),
+    "app": ("encore.commands.app", "Continue songs on an interactive page."),
     "evaluate": ("encore.commands.evaluate", "Evaluate a model beside baselines."),
     "ablate": ("encore.commands.ablate", "Train with several weightings or objectives and compare them."),
     "losses": ("losses.__main__", "Examine the losses: values, safety, shortest input, cost."),

@@ -25,7 +25,7 @@ from encore.evaluation.baselines import (
 )
 from encore.evaluation.catalog import catalogue
 from encore.evaluation.config import EvalConfig
-from encore.evaluation.dataset import EvalSet
+from encore.evaluation.dataset import EvalSet, song_name
 from encore.evaluation.headline import HEADLINE, PULSE, PULSE_DIFFERENCE, caption
 from encore.evaluation.metrics.critic import CRITIC, critic_values
 from encore.evaluation.metrics.distribution import RealMusic
@@ -44,6 +44,7 @@ from encore.statistics import Interval, group_mean, skill
 REFERENCE = "replay"  # the continuer that skill is relative to
 SAMPLE_PAIRS = 3  # pairs whose audio is on the page
 NOT_ON_PAGE = ("silence", "noise", "shards", OTHER_MUSIC, "copy", CODEC)
+LEAD_SECONDS = 4.0  # of the input in front of each continuation on the page, at most
 TRAINING_HOP_SECONDS = 0.125  # from patch to patch of training music
 
 Advance = Callable[[str, int], None]  # is told what is being done, and how much has been done since
@@ -104,11 +105,8 @@ class Evaluator:
         if self.config.memorisation:
             self.add_memorization(values, accumulators)
         results = self.results(values, accumulators)
-        names, recordings = self.data.names, self.data.recordings
-        context = self.data.held_out.frames.context / self.model.codec.frame_rate
         groups = [
-            sample_group(f"{names[n]} ({recordings[n]}), continued from {context:.1f} s on", samples)
-            for n, samples in self.samples.items()
+            self.sample_group(number, samples, self.data.names[number]) for number, samples in self.samples.items()
         ]
         if self.config.long_items:
             groups.append(self.add_long_form(results))
@@ -125,7 +123,7 @@ class Evaluator:
             is_truth = continuer.name == TRUTH
             accumulator.add(self.metrics.compute(audio, batch, before, is_truth, continuer.recorded))
             for number in self.samples.keys() & set(numbers):
-                self.samples[number][continuer.name] = with_context(before, audio, number - first)
+                self.samples[number][continuer.name] = with_context(before, audio, number - first, self.lead)
             advance(continuer.name, len(numbers))
         return accumulator
 
@@ -200,7 +198,7 @@ class Evaluator:
                 results.values[continuer.name] |= drifts
                 for title, curve in curves.items():
                     results.contours.setdefault(title, {})[continuer.name] = curve
-        return sample_group(f"{seconds:g} s on from {self.data.names[numbers[0]]}", samples)
+        return self.sample_group(numbers[0], samples, f"continued for {seconds:g} s")
 
     def continue_long(
         self, continuer: Continuer, numbers: list[int]
@@ -224,7 +222,7 @@ class Evaluator:
                 drifts.setdefault(name, []).extend(values.tolist())
             for title, curve in relative_contours(made, real).items():
                 curves.setdefault(title, []).append(curve)
-            samples.append(with_context(before, audio, 0))
+            samples.append(with_context(before, audio, 0, self.lead))
         recordings = [self.data.recordings[number] for number in numbers]
         means = {title: torch.tensor(lines).mean(0).tolist() for title, lines in curves.items()}
         return self.means(drifts, recordings), means, samples[0]
@@ -255,6 +253,20 @@ class Evaluator:
             caption=caption(self.codecs(), values),
         )
 
+    @property
+    def lead(self) -> int:
+        """Samples of the input in front of each continuation on the page."""
+        codec = self.model.codec
+        return min(self.data.held_out.frames.context * codec.hop_length, round(LEAD_SECONDS * codec.sample_rate))
+
+    def sample_group(self, number: int, samples: Samples, note: str) -> SampleGroup:
+        """What continued a pair, to listen to: the truth first."""
+        order = sorted((name for name in samples if name not in NOT_ON_PAGE), key=lambda name: name != TRUTH)
+        begins = self.lead / self.model.codec.sample_rate
+        note += f", after {begins:.3g} s of the input"
+        shown = [AudioSample(name, "", samples[name], begins) for name in order]
+        return SampleGroup(song_name(self.data.recordings[number]), shown, note)
+
     def codecs(self) -> dict[str, str]:
         """The name of each model's codec, by the row with the truth through it."""
         models = {CODEC: self.model, **{f"{name}_{CODEC}": other for name, other in self.others.items()}}
@@ -276,15 +288,9 @@ class Evaluator:
         }
 
 
-def with_context(before: Tensor, audio: Tensor, row: int) -> Tensor:
-    """A row of what is heard before, and its first continuation in `audio [B, N, C, S]`: `[C, K + S]`, on the CPU."""
-    return torch.cat([before[row], audio[row, 0]], dim=-1).cpu()
-
-
-def sample_group(title: str, samples: Samples) -> SampleGroup:
-    """The audio samples to listen to, the truth first."""
-    order = sorted(samples, key=lambda name: name != TRUTH)
-    return SampleGroup(title, [AudioSample(name, "", samples[name]) for name in order if name not in NOT_ON_PAGE])
+def with_context(before: Tensor, audio: Tensor, row: int, lead: int) -> Tensor:
+    """The end of what is heard before, and the first continuation of a row of `audio [B, N, C, S]`: `[C, lead + S]`."""
+    return torch.cat([before[row, :, before.shape[-1] - lead :], audio[row, 0]], dim=-1).cpu()
 
 
 @contextmanager
