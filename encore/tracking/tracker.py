@@ -32,6 +32,9 @@ class Tracker(Protocol):
     def params(self, values: Mapping[str, Any]) -> None:
         """Records the settings of the run."""
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Records what runs are filtered by: codec, objective, prior, …; who runs which program of which commit."""
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Records metrics at a step (an epoch; 0 for what is measured before training)."""
 
