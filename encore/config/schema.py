@@ -310,13 +310,17 @@ class RunConfig:
 class TrackingConfig:
     """Where a run is logged."""
 
-    tracker: str = knob("mlflow", "what the run is logged to; none: only to its folder", TRACKING, choices=TRACKERS)
+    tracker: str = knob(
+        "mlflow", "what the run is logged to; none: only to its folder", TRACKING, choices=TRACKERS, common=True
+    )
     mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store", TRACKING, common=True)
-    experiment: str = knob("encore", "MLflow experiment", TRACKING)
-    run_name: str | None = knob(None, "name of the MLflow run", TRACKING, common=True)
+    experiment: str = knob("encore", "experiment of MLflow, project of wandb", TRACKING)
+    run_name: str | None = knob(
+        None, "name of the run; default: its objective, its losses and what else is not as usual", TRACKING, common=True
+    )
     artifact_every: int = knob(
         5,
-        "epochs between validation examples (audio and picture) in MLflow",
+        "epochs between validation examples (audio and picture) in the tracker",
         TRACKING,
         minimum=1,
         maximum=MAX_COUNT,
