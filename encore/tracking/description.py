@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from encore.config.components import WEIGHT, component_of
 from encore.config.knobs import knobs_of, to_flags
-from encore.config.schema import RunConfig, TrackingConfig, TrainConfig
+from encore.config.schema import CODEC, DATA, MODEL, RunConfig, TrackingConfig, TrainConfig
 
 TRAINING = "training"
-MAX_NAME = 80  # characters of a run's name
+MAX_NAME = 64  # characters of a run's name
 GIT_SECONDS = 5.0  # that git may take
 # Flags that say where data and results are or how fast it goes, and those that a name begins with.
 UNNAMED = {
@@ -38,7 +41,9 @@ def run_name(config: TrainConfig) -> str:
     """
     data, kind = config.data, config.objective.kind
     usual = to_flags(TrainConfig.from_flags(objective=kind, unity_test=data.unity_test).resolved())
-    changed = {name: value for name, value in to_flags(config).items() if name not in UNNAMED and value != usual[name]}
+    panels = {one.name: one.panel for one in knobs_of(TrainConfig)}
+    flags = sorted(to_flags(config).items(), key=lambda flag: panels[flag[0]] in (DATA, CODEC, MODEL))  # the last ones
+    changed = {name: value for name, value in flags if name not in UNNAMED and value != usual[name]}
     weights = {component_of(name): value for name, value in changed.items() if name.startswith(WEIGHT) and value}
     others = {name: value for name, value in changed.items() if not name.startswith(WEIGHT)}
     parts = [name for name in (kind_of(config),) if name != TRAINING] + [str(kind)] * (not data.unity_test)
@@ -70,12 +75,14 @@ def kind_of(config: TrainConfig) -> str:
 def source() -> dict[str, str]:
     """Who runs which program of which git commit, as far as that is known: `user`, `source`, `commit`."""
     program = Path(sys.argv[0]).resolve()
+    if "TORCHELASTIC_RUN_ID" in os.environ and len(command := psutil.Process(os.getppid()).cmdline()) > 1:
+        program = Path(command[1]).resolve()  # the launcher's, which is what the user has started
     found = {"source": str(program)}
     with contextlib.suppress(OSError, KeyError, ImportError):  # a user without a name, as in some containers
         found["user"] = getpass.getuser()
-    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or a program outside a repository
-        command = ["git", "-C", str(program.parent), "rev-parse", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or Encore outside a repository
+        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
         found["commit"] = done.stdout.strip()
     return found
 

@@ -17,8 +17,8 @@ from encore.config.schema import TrackingConfig
 from encore.tracking.sender import Destination, Refused, reason
 from encore.tracking.spool import Record
 
-# By these an experiment's page opens on its runs and not on chats: the tag in versions that heed it; in others, which go
-# by what was last looked at (as 3.17), an address that says so.
+# An experiment's page then opens on its runs, not on chats. Versions that go by what was last looked at (3.17) need an
+# address that says so.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 TRAINING_PAGES = "workflowType=machine_learning"
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` is
@@ -41,6 +41,7 @@ def connect(uri: str, retries: int = 1, timeout: int = 10) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `page` has better ones
     from mlflow.tracking import MlflowClient  # takes seconds to import, so only those who log import it
 
     if _is_database(uri):
@@ -71,9 +72,9 @@ def page(uri: str, experiment_id: str, run_id: str = "") -> list[str]:
     """
     served = uri.startswith(("http:", "https:"))
     runs = f"{uri.rstrip('/') if served else UI}/#/experiments/{experiment_id}/runs"
-    lines = [] if served else [f"charts: {ui_command(uri)}"]
-    lines.append(f"  all runs: {runs}?{TRAINING_PAGES}&compareRunsMode=CHART")
-    return lines + ([f"  this run: {runs}/{run_id}/model-metrics?{TRAINING_PAGES}"] if run_id else [])
+    lines = [] if served else [f"to see charts: {ui_command(uri)}"]
+    lines.append(f"charts of all runs: {runs}?{TRAINING_PAGES}&compareRunsMode=CHART")
+    return lines + ([f"charts of this run: {runs}/{run_id}/model-metrics?{TRAINING_PAGES}"] if run_id else [])
 
 
 def ui_command(uri: str) -> str:

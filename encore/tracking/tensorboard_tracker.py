@@ -36,7 +36,7 @@ class TensorBoardTracker(Tracker):
         self._folder, self._log, self._step = folder / FOLDER, log, 0
         self._steps = LoggedSteps(self._folder, run_id)
         self.run_id = self._steps.run_id
-        self._writer = SummaryWriter(str(self._folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self._folder))
 
     @staticmethod
     def prepare(settings: TrackingConfig) -> None:
@@ -53,7 +53,7 @@ class TensorBoardTracker(Tracker):
         self._step = step
         if self._steps.is_new(step):
             for name, value in values.items():
-                self._writer.add_scalar(grouped(name), value, step)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(grouped(name), value, step)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Shows the audio and pictures of a folder of examples. Other files stay where they are."""
@@ -67,24 +67,22 @@ class TensorBoardTracker(Tracker):
             if file.suffix == ".wav":
                 audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
                 mono = audio.mean(axis=1)  # TensorBoard plays one channel
-                self._writer.add_audio(name, mono, self._step, sample_rate=rate)  # type: ignore[no-untyped-call]
+                self._writer.add_audio(name, mono, self._step, sample_rate=rate)
             else:
                 picture = np.asarray(Image.open(file).convert("RGB"))
-                self._writer.add_image(  # type: ignore[no-untyped-call]
-                    name, picture, self._step, dataformats="HWC"
-                )
+                self._writer.add_image(name, picture, self._step, dataformats="HWC")
 
     def flush(self) -> None:
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
         self._steps.save()
 
     def close(self, status: str) -> None:
         self.flush()
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
         above = shlex.quote(str(self._folder.parent.resolve().parent))
-        self._log(f"charts: python -m tensorboard.main --logdir {shlex.quote(str(self._folder))}")
-        self._log(f"  beside other runs: python -m tensorboard.main --logdir {above}")
+        self._log(f"charts of this run: python -m tensorboard.main --logdir {shlex.quote(str(self._folder))}")
+        self._log(f"charts of all runs: python -m tensorboard.main --logdir {above}")
 
     def _table(self, name: str, values: Mapping[str, Any]) -> None:
         rows = "".join(f"| {key} | {value} |\n" for key, value in values.items() if value not in (None, ""))
-        self._writer.add_text(name, f"| | |\n|---|---|\n{rows}")  # type: ignore[no-untyped-call]
+        self._writer.add_text(name, f"| | |\n|---|---|\n{rows}")

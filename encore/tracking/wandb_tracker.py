@@ -37,7 +37,8 @@ class WandbTracker(Tracker):
     requires = ("wandb",)  # packages
 
     def __init__(self, settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]):
-        self._folder, self._log, self._step = folder, log, 0
+        self._folder, self._log = folder, log
+        self._step, self._pending = 0, False  # whether there is a row that has not been sent
         self._steps = LoggedSteps(folder / FOLDER, run_id)
         self.run_id = self._steps.run_id
         self._run = self._start(settings)
@@ -62,6 +63,7 @@ class WandbTracker(Tracker):
         row = {grouped(name): float(value) for name, value in values.items() if grouped(name) not in constant}
         if row and self._steps.is_new(step):
             self._run.log(row, step=step, commit=False)
+            self._pending = True
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Logs audio and pictures of a folder of examples with the step's metrics; stores a file with the run."""
@@ -69,14 +71,16 @@ class WandbTracker(Tracker):
 
         if not path.is_dir():
             self._run.save(str(path), base_path=str(self._folder), policy="now")
-        elif self._steps.is_new(self._step):
+        elif self._pending:
             kinds = {".wav": wandb.Audio, ".png": wandb.Image}
             found = {name: kinds[file.suffix](str(file)) for name, file in examples(path)}
             self._run.log(found, step=self._step, commit=False)
 
     def flush(self) -> None:
-        self._run.log({}, commit=True)
-        self._steps.save()
+        if self._pending:
+            self._run.log({}, commit=True)
+            self._steps.save()
+        self._pending = False
 
     def close(self, status: str) -> None:
         self._run.finish(exit_code=0 if status == "FINISHED" else 1)
@@ -84,7 +88,7 @@ class WandbTracker(Tracker):
             kept = shlex.quote(str(self._folder / FOLDER))
             self._log(f"wandb: kept offline; send it with: wandb sync {kept}/offline-run-*{self.run_id}")
         else:
-            self._log(f"charts: {self._run.url}")
+            self._log(f"charts of this run: {self._run.url}")
 
     def _start(self, settings: TrackingConfig) -> Any:
         """The run; an offline one if its server cannot be used."""
@@ -97,5 +101,5 @@ class WandbTracker(Tracker):
         try:
             return wandb.init(**about)
         except wandb.Error as error:
-            self._log(f"wandb cannot be used ({reason(error)}); the run is kept offline. `wandb login` sets its key")
+            self._log(f"wandb cannot be used ({reason(error)}); the run is kept offline")
             return wandb.init(**about, mode="offline")
