@@ -136,10 +136,17 @@ def test_json_can_be_read_again(results: Results, tmp_path: Path) -> None:
         Results.from_json(path)
 
 
-def test_finite_values_are_tracked(results: Results) -> None:
+def test_finite_values_of_the_model_are_tracked(results: Results) -> None:
+    results.values["model"] = {**results.values["b"], "is_high": Interval(math.nan, None, None)}
+    results.headline = {"skill_x": "skill of x"}
     metrics = results.tracked()
-    assert metrics["eval_a_is_low"] == 1.0 and metrics["eval_b_skill_x"] == 0.25
-    assert "eval_c_is_low" not in metrics
+    assert metrics["eval_model_is_low"] == 2.0 and "eval_model_is_high" not in metrics
+    assert {name: value for name, value in metrics.items() if not name.startswith("eval_model_")} == {
+        "eval/skill_x": 0.25,
+        "headline_skill_x": 0.25,
+        "headline_skill_x_low": 0.125,
+        "headline_skill_x_high": 0.5,
+    }
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])

@@ -69,7 +69,7 @@ def open_data(config: EvalConfig, model: Generator, device: torch.device) -> Eva
         EncoreError: there are no pairs that can be used, or none of --split.
     """
     dataset_format = config.dataset_format or model.config.data.dataset_format
-    cache_dir = config.cache_dir or config.dataset_folder / ".latents"
+    cache_dir = config.cache_dir or latents_of(config.dataset_folder)
     pairs = find_pairs(config.dataset_folder, model.codec.sample_rate, dataset_format, cache_dir)
     split = config.split or (TEST if len(pairs.get(TEST, ())) else VAL)
     if not len(pairs.get(split, ())):

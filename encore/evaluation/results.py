@@ -84,18 +84,16 @@ class Results:
         return best_of(spec, ranked, self.values.get("truth", {}).get(spec.name))
 
     def tracked(self) -> dict[str, float]:
-        """All finite values, for MLflow: `eval_<continuer>_<metric>`, and the model's headline as `headline_<metric>`.
+        """The model's finite values, for MLflow; what else was found is in `evaluation.json`.
 
-        The ends of the headline's intervals are `headline_<metric>_low` and `headline_<metric>_high`.
+        They are `eval_model_<metric>`, and those of the headline as `eval/<metric>`, which MLflow's charts show in a
+        group, and as `headline_<metric>`, with the ends of the interval as `headline_<metric>_low` and `_high`.
         """
-        tracked = {
-            f"eval_{name}_{metric}": interval.value
-            for name, values in self.values.items()
-            for metric, interval in values.items()
-        }
+        values = self.values.get(MODEL, {})
+        tracked = {f"eval_{MODEL}_{metric}": interval.value for metric, interval in values.items()}
         for metric in self.headline:
-            if (found := self.values.get(MODEL, {}).get(metric)) is not None:
-                tracked[f"headline_{metric}"] = found.value
+            if (found := values.get(metric)) is not None:
+                tracked[f"eval/{metric}"] = tracked[f"headline_{metric}"] = found.value
                 ends = {f"headline_{metric}_low": found.low, f"headline_{metric}_high": found.high}
                 tracked |= {name: end for name, end in ends.items() if end is not None}
         return {name: value for name, value in tracked.items() if math.isfinite(value)}

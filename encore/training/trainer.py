@@ -16,6 +16,7 @@ from encore.config.checks import validate
 from encore.config.schema import TrainConfig
 from encore.errors import disk_space
 from encore.tracking import Tracker, build_tracker
+from encore.tracking.description import named, source, tags
 from encore.training.baseline_cache import baselines
 from encore.training.build import build_run
 from encore.training.checkpoint import TrainState
@@ -101,8 +102,9 @@ class Trainer:
             place = f"epoch {progress.epoch + 1}, step {progress.epoch_step}"
             self.console.print(f"resumed from {self.source} at {place}")
         if self.ranks.is_main:
-            self.tracker = build_tracker(self.config.tracking, progress.run_id, self.folder, self.console.print)
+            self.tracker = build_tracker(named(self.config), progress.run_id, self.folder, self.console.print)
             self.tracker.params(self.config.to_dict())
+            self.tracker.tags(tags(self.config) | source())
             for kind, values in measured.items():
                 self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
             self.tracker.artifact(self.folder / "config.json")
