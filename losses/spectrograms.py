@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from losses.base import FunctionLoss, full_precision
-from losses.dsp.bank import shared_spectra
+from losses.dsp.bank import sharing_spectra
 from losses.dsp.compilation import constant
 from losses.dsp.norms import item_mean, mean_abs
 from losses.dsp.scales import Log, a_weighting, fft_frequencies
@@ -155,7 +155,7 @@ def log_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_l
 
 @register("complex_stft", group="spectral")
 @full_precision
-@shared_spectra()
+@sharing_spectra
 def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
     """Distance of complex spectra: magnitude and phase together.
 
@@ -179,7 +179,7 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
 
 @register("phase", group="spectral")
 @full_precision
-@shared_spectra()
+@sharing_spectra
 def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
     """Anti-wrapped distance of phase, group delay and instantaneous frequency.
 

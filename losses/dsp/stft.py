@@ -14,7 +14,7 @@ from torch import Tensor
 
 from losses.dsp.autograd import Angle, LogRatio, Magnitude, PhaseDistance, Transform
 from losses.dsp.bank import origin, shared
-from losses.dsp.compilation import constant, eager
+from losses.dsp.compilation import constant
 
 POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silence
 PAD_MODES = ("reflect", "constant")
@@ -55,7 +55,6 @@ class Resolution:
             raise ValueError(f"pad_mode must be one of {', '.join(PAD_MODES)}, got {self.pad_mode!r}")
 
 
-@eager
 def spectrum(signal: Tensor, resolution: Resolution) -> Tensor:
     """Short-time Fourier transform of a real `signal [B, C, N]`, complex `[B, C, frames, n_fft // 2 + 1]`.
 
@@ -67,7 +66,6 @@ def spectrum(signal: Tensor, resolution: Resolution) -> Tensor:
     return torch.complex(*_centred(signal, resolution))
 
 
-@eager
 def spectrum_parts(signal: Tensor, resolution: Resolution) -> Tensor:
     """Real and imaginary parts `[2, B, C, frames, n_fft // 2 + 1]` of the `spectrum`, turned if the window is short.
 
@@ -82,13 +80,12 @@ def spectrum_parts(signal: Tensor, resolution: Resolution) -> Tensor:
             check_long_enough(signal, resolution.n_fft)
         window = window_values(resolution.window, resolution.win_length, signal.device, signal.dtype)
         sizes = resolution.n_fft, resolution.hop_length, resolution.pad_mode
-        parts: Tensor = Transform.apply(signal.flatten(0, 1), window, *sizes)
+        parts = Transform.compute(signal.flatten(0, 1), window, *sizes)
         return parts.unflatten(1, signal.shape[:2])
 
     return shared(("spectrum", resolution), (signal,), compute)
 
 
-@eager
 def magnitude(signal: Tensor, resolution: Resolution, eps: float = POWER_FLOOR) -> Tensor:
     """`sqrt(max(|X|², eps))` of the `spectrum` X, `[B, C, frames, n_fft // 2 + 1]`; no gradient below eps or at 0."""
 
@@ -100,19 +97,16 @@ def magnitude(signal: Tensor, resolution: Resolution, eps: float = POWER_FLOOR) 
     return shared(("magnitude", resolution, eps), (signal,), compute)
 
 
-@eager
 def phase(signal: Tensor, resolution: Resolution, eps: float = POWER_FLOOR) -> Tensor:
     """Angle of the `spectrum`, radians in (−π, π]; no gradient where the power is below eps."""
 
     def compute() -> Tensor:
         level = magnitude(signal, resolution, eps).detach()
-        value: Tensor = Angle.apply(_centred(signal, resolution), level, eps)
-        return value
+        return Angle.compute(_centred(signal, resolution), level, eps)
 
     return shared(("phase", resolution, eps), (signal,), compute)
 
 
-@eager
 def anti_wrapped_distance(
     prediction: Tensor, target: Tensor, resolution: Resolution, eps: float = POWER_FLOOR
 ) -> Tensor:
@@ -123,26 +117,18 @@ def anti_wrapped_distance(
     """
     parts = [spectrum_parts(signal, resolution) for signal in (prediction, target)]
     levels = [magnitude(signal, resolution, eps).detach() for signal in (prediction, target)]
-    value: Tensor = PhaseDistance.apply(*parts, *levels, eps)
-    return value
+    return PhaseDistance.compute(*parts, *levels, eps)
 
 
-@eager
 def absolute(parts: Tensor, other: Tensor | None = None, eps: float = 0.0) -> Tensor:
     """`sqrt(max(|X|², eps))` from the parts `[2, …]` of X, or of X − `other`; no gradient below eps or at 0."""
-    result: Tensor = Magnitude.apply(parts, other, eps)
-    return result
+    return Magnitude.compute(parts, other, eps)
 
 
-@eager
 def log_ratio(prediction: Tensor, target: Tensor) -> Tensor:
     """`ln P − ln T` of two positive spectrograms, such as `magnitude`s, with one logarithm for both."""
 
-    def compute() -> Tensor:
-        value: Tensor = LogRatio.apply(prediction, target)
-        return value
-
-    return shared(("log ratio",), (prediction, target), compute)
+    return shared(("log ratio",), (prediction, target), lambda: LogRatio.compute(prediction, target))
 
 
 def check_long_enough(signal: Tensor, n_fft: int) -> None:
