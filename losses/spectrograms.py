@@ -15,7 +15,7 @@ from torch import Tensor
 
 from losses.base import FunctionLoss, full_precision
 from losses.dsp.bank import sharing_spectra
-from losses.dsp.compilation import constant
+from losses.dsp.compilation import constant_tensor
 from losses.dsp.norms import item_mean, mean_abs
 from losses.dsp.scales import Log, a_weighting, fft_frequencies
 from losses.dsp.stft import (
@@ -260,7 +260,7 @@ def _mean_over(n_ffts: Sequence[int], prediction: Tensor, compare: Callable[[int
     return torch.stack([compare(n_fft) for n_fft in n_ffts]).mean(0)
 
 
-@constant
+@constant_tensor
 def _a_weights(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     frequencies = torch.tensor(fft_frequencies(sample_rate, n_fft), dtype=torch.float64)
     return (10 ** (a_weighting(frequencies) / 20)).to(device=device, dtype=dtype)

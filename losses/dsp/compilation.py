@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import TypeVar, cast
 
 import torch
+from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
@@ -36,10 +38,7 @@ def eager(function: Function) -> Function:
 
 
 def constant(function: Function) -> Function:
-    """Caches a function that makes constant tensors from hashable arguments; the compiler takes its result as given.
-
-    Its tensors can be used in training and in compiled code even if the first call is in inference mode.
-    """
+    """Caches a function of hashable arguments, which the compiler calls when it compiles; see `constant_tensor`."""
 
     @lru_cache(maxsize=64)
     def made(*arguments: object, **named: object) -> object:
@@ -52,5 +51,46 @@ def constant(function: Function) -> Function:
             return function(*arguments, **named)
         return made(*arguments, **named)
 
-    called._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler.assume_constant_result imports it
+    # As torch.compiler.assume_constant_result does, which imports the compiler.
+    called._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return cast(Function, called)
+
+
+_constants: dict[str, Callable[..., Tensor]] = {}
+
+
+def constant_tensor(function: Function) -> Function:
+    """Caches a function that makes a constant tensor from `(…, device, dtype)`, with literals for the others.
+
+    The tensor can be used in training even if the first call is in inference mode. In compiled code it is the result of
+    an operation that calls this function: the compiler must not look into NumPy's and SciPy's code, and can take no
+    more than one tensor of a function as a constant.
+    """
+    name = f"{function.__module__}.{function.__qualname__}"
+    made = constant(function)
+    _constants[name] = cast(Callable[..., Tensor], made)
+
+    @wraps(function)
+    def called(*arguments: object) -> object:
+        if not torch.compiler.is_compiling():
+            return made(*arguments)
+        *settings, device, dtype = arguments
+        literals = repr(tuple(settings))
+        return torch.ops.losses.constant(name, literals, _shape(name, literals), device, dtype)
+
+    return cast(Function, called)
+
+
+@constant
+def _shape(name: str, literals: str) -> tuple[int, ...]:
+    return tuple(_constants[name](*literal_eval(literals), torch.device("cpu"), torch.float32).shape)
+
+
+@torch.library.custom_op("losses::constant", mutates_args=())
+def _constant(name: str, literals: str, shape: list[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _constants[name](*literal_eval(literals), device, dtype).clone()
+
+
+@_constant.register_fake
+def _(name: str, literals: str, shape: list[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, device=device, dtype=dtype)

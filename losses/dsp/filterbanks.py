@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 from losses.dsp import plain
-from losses.dsp.compilation import constant, plain_only
+from losses.dsp.compilation import constant, constant_tensor, plain_only
 
 FILTERS_AT_ONCE = 16
 ERB_HZ, ERB_SLOPE = 24.7, 4.37e-3  # Glasberg & Moore 1990: ERB(f) = 24.7 Hz (1 + 4.37e-3 f / Hz)
 MEL_BREAK, MEL_HZ, MEL_RATIO = 15.0, 200 / 3, 6.4 ** (1 / 27)  # Slaney: 66.7 Hz a mel below 1 kHz, then exponential
 
 
-@constant
+@constant_tensor
 def mel_filters(
     sample_rate: int,
     n_fft: int,
     n_mels: int,
     f_min: float,
     f_max: float | None,
+    unit_area: bool,
     device: torch.device,
     dtype: torch.dtype,
-    unit_area: bool = True,
 ) -> Tensor:
     """Mel filter bank `[n_mels, n_fft // 2 + 1]`: Slaney's scale, triangles of unit area in Hz (librosa's default).
 
@@ -70,7 +70,7 @@ def mel_spectrogram(
 ) -> Tensor:
     """The mel filters applied to `[…, frames, n_fft // 2 + 1]`: `[…, frames, n_mels]`; see `mel_filters`."""
     settings = sample_rate, n_fft, n_mels, f_min, f_max
-    filters = mel_filters(*settings, magnitudes.device, magnitudes.dtype, unit_area)
+    filters = mel_filters(*settings, unit_area, magnitudes.device, magnitudes.dtype)
     if plain_only():
         return plain.product(magnitudes, filters)
     value: Tensor = _Product.apply(magnitudes, filters, _mel_groups(*settings))
@@ -100,7 +100,7 @@ def erb_spectrogram(spectrogram: Tensor, sample_rate: int, n_fft: int) -> Tensor
     return value
 
 
-@constant
+@constant_tensor
 def _erb_filters(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(_erb_triangles(sample_rate, n_fft)).to(device=device, dtype=dtype)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from losses.dsp.autograd import Angle, LogRatio, Magnitude, PhaseDistance, Transform
 from losses.dsp.bank import origin, shared
-from losses.dsp.compilation import constant
+from losses.dsp.compilation import constant_tensor
 
 POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silence
 PAD_MODES = ("reflect", "constant")
@@ -144,7 +144,7 @@ def check_long_enough(signal: Tensor, n_fft: int) -> None:
         )
 
 
-@constant
+@constant_tensor
 def window_values(window: Window, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A periodic window by name, `[length]`; see `Resolution`."""
     if isinstance(window, str) and window.endswith("_window") and hasattr(torch, window):
@@ -165,14 +165,16 @@ def _centred(signal: Tensor, resolution: Resolution) -> Tensor:
     left = (resolution.n_fft - resolution.win_length) // 2
     if left == 0:
         return parts
-    shifted = torch.complex(*parts) * _shift(resolution.n_fft, left, parts.device, parts.dtype)
-    return torch.stack([shifted.real, shifted.imag])
+    (real, imag), (cosine, sine) = parts.unbind(), _shift(resolution.n_fft, left, parts.device, parts.dtype).unbind()
+    return torch.stack([real * cosine - imag * sine, real * sine + imag * cosine])
 
 
-@constant
+@constant_tensor
 def _shift(n_fft: int, samples: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Cosine and sine of the angles by which bins turn in so many samples, `[2, n_fft // 2 + 1]`."""
     turns = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * samples / n_fft
-    factors = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
+    factors = torch.stack([(-2 * math.pi * turns).cos(), (-2 * math.pi * turns).sin()])
     if n_fft % 2 == 0:
-        factors[-1] = (-1) ** samples  # exactly real, or rounding would decide the sign of a real bin's angle π
-    return factors.to(device=device, dtype=dtype.to_complex())
+        # Exactly real, or rounding would decide the sign of a real bin's angle π.
+        factors[:, -1] = torch.tensor([(-1.0) ** samples, 0.0])
+    return factors.to(device=device, dtype=dtype)
