@@ -140,7 +140,6 @@ class STFTLoss(nn.Module):
         self.sample_rate, self.scale, self.n_bins = sample_rate, scale, n_bins
         self.perceptual_weighting, self.scale_invariance = perceptual_weighting, scale_invariance
         self.output, self.reduction, self.mag_distance, self.device = output, reduction, mag_distance, device
-        self.window = window_values(window, win_length, CPU, torch.float32)
         self.transform = self._transform(fft_size, hop_size, win_length, window, 1, "reflect", eps)
         floor = LEAST if scale or scale_invariance else 0.0
         log = {"log_fac": log_fac, "log_eps": log_eps, "floor": floor}
@@ -155,8 +154,8 @@ class STFTLoss(nn.Module):
 
     def stft(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Magnitudes and angles `[B, fft_size // 2 + 1, frames]` of signals `[B, N]`, without the scale's bands."""
-        sizes = self.fft_size, self.hop_size, self.win_length, self.window.to(x)
-        bins = torch.stft(x, *sizes, return_complex=True)
+        window = window_values(self.transform.window, self.win_length, x.device, x.dtype)
+        bins = torch.stft(x, self.fft_size, self.hop_size, self.win_length, window, return_complex=True)
         return (bins.real.square() + bins.imag.square()).clamp_min(self.eps).sqrt(), bins.angle()
 
     def _weighted_terms(self, prediction: Tensor, target: Tensor) -> Terms:
