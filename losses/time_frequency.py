@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from losses.base import Loss, check_same_shape
+from losses.base import Loss, full_precision
 from losses.dsp.norms import item_mean, mean_abs, norm_along_bins
 from losses.dsp.scales import difference
 
@@ -95,6 +95,7 @@ def relative_l1(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
     return l1(prediction, target) / item_mean(target).clamp_min(floor)
 
 
+@full_precision
 def time_frequency_loss(
     prediction: Tensor,
     target: Tensor,
@@ -118,7 +119,6 @@ def time_frequency_loss(
     Raises:
         ValueError: shapes differ, or distances, scales and weights differ in number.
     """
-    check_same_shape(prediction, target)
     terms = _terms(distance, scale, weights)
     predicted, wanted = transform(prediction), transform(target)
     values = [weight * _compared(predicted, wanted, one, of) for one, of, weight in terms]
