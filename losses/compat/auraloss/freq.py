@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from losses.base import Loss
+from losses.base import full_precision
 from losses.compat.auraloss.perceptual import FIRFilter, SumAndDifference
 from losses.compat.auraloss.stft import (
     ChromaSTFTLoss,
@@ -19,6 +19,8 @@ from losses.compat.auraloss.stft import (
     Term,
 )
 from losses.compat.auraloss.utils import apply_reduction
+from losses.multi_resolution import AURALOSS_SIZES, RANDOM_WINDOWS
+from losses.stft import checked_output
 
 __all__ = [
     "ChromaSTFTLoss",
@@ -33,8 +35,6 @@ __all__ = [
     "SumAndDifferenceSTFTLoss",
     "apply_reduction",
 ]
-
-RANDOM_WINDOWS = ("hann_window", "bartlett_window", "blackman_window", "hamming_window", "kaiser_window")
 
 
 class MultiResolutionSTFTLoss(nn.Module):
@@ -52,9 +52,9 @@ class MultiResolutionSTFTLoss(nn.Module):
 
     def __init__(
         self,
-        fft_sizes: Sequence[int] = (1024, 2048, 512),
-        hop_sizes: Sequence[int] = (120, 240, 50),
-        win_lengths: Sequence[int] = (600, 1200, 240),
+        fft_sizes: Sequence[int] = AURALOSS_SIZES[0],
+        hop_sizes: Sequence[int] = AURALOSS_SIZES[1],
+        win_lengths: Sequence[int] = AURALOSS_SIZES[2],
         window: str = "hann_window",
         w_sc: float = 1.0,
         w_log_mag: float = 1.0,
@@ -81,7 +81,7 @@ class MultiResolutionSTFTLoss(nn.Module):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Any:
-        losses, *terms = Loss(self._terms, "none")(x, y)
+        losses, *terms = full_precision(self._terms)(x, y)
         mean = sum(losses) / len(losses)
         return (mean, *terms) if self._first.output == "full" else mean
 
@@ -195,10 +195,8 @@ class SumAndDifferenceSTFTLoss(nn.Module):
         **kwargs: Any,
     ):
         super().__init__()
-        if output not in ("loss", "full"):
-            raise ValueError(f"output must be 'loss' or 'full', got {output!r}")
         self.sd = SumAndDifference()
-        self.w_sum, self.w_diff, self.output = w_sum, w_diff, output
+        self.w_sum, self.w_diff, self.output = w_sum, w_diff, checked_output(output)
         self.mrstft = MultiResolutionSTFTLoss(fft_sizes, hop_sizes, win_lengths, window, **kwargs)
 
     def forward(self, input: Tensor, target: Tensor) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from losses.base import Loss
+from losses.base import full_precision
 from losses.compat.auraloss.perceptual import FIRFilter
 from losses.compat.auraloss.utils import apply_reduction
 from losses.dsp.bank import shared_spectra
@@ -22,7 +22,8 @@ from losses.dsp.filterbanks import mel_filters
 from losses.dsp.scales import Log, difference
 from losses.dsp.stft import POWER_FLOOR, window_values
 from losses.dsp.transforms import STFT, Chroma, Mel, chroma_filters
-from losses.stft import DISTANCES, LEAST
+from losses.stft import checked_output
+from losses.stft_settings import DISTANCES, LEAST
 from losses.time_frequency import spectral_convergence
 
 CPU = torch.device("cpu")
@@ -133,13 +134,12 @@ class STFTLoss(nn.Module):
         log_eps: float = 0.0,
     ):
         super().__init__()
-        if output not in ("loss", "full"):
-            raise ValueError(f"output must be 'loss' or 'full', got {output!r}")
         self.fft_size, self.hop_size, self.win_length, self.eps = fft_size, hop_size, win_length, eps
         self.w_sc, self.w_log_mag, self.w_lin_mag, self.w_phs = w_sc, w_log_mag, w_lin_mag, w_phs
         self.sample_rate, self.scale, self.n_bins = sample_rate, scale, n_bins
         self.perceptual_weighting, self.scale_invariance = perceptual_weighting, scale_invariance
-        self.output, self.reduction, self.mag_distance, self.device = output, reduction, mag_distance, device
+        self.output, self.device = checked_output(output), device
+        self.reduction, self.mag_distance = reduction, mag_distance
         self.transform = self._transform(fft_size, hop_size, win_length, window, 1, "reflect", eps)
         floor = LEAST if scale or scale_invariance else 0.0
         log = {"log_fac": log_fac, "log_eps": log_eps, "floor": floor}
@@ -150,7 +150,7 @@ class STFTLoss(nn.Module):
             self.prefilter = FIRFilter("aw", fs=self._rate())
 
     def forward(self, input: Tensor, target: Tensor) -> Any:
-        return self._output(Loss(self._weighted_terms, "none")(input, target))
+        return self._output(full_precision(self._weighted_terms)(input, target))
 
     def stft(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Magnitudes and angles `[B, fft_size // 2 + 1, frames]` of signals `[B, N]`, without the scale's bands."""

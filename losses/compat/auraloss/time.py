@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from losses.base import Loss
 from losses.compat.auraloss.utils import apply_reduction
 from losses.waveform import dc, esr, log_cosh, sd_sdr, si_sdr, snr
 
@@ -22,7 +21,7 @@ class _ChannelLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         input, target = torch.broadcast_tensors(input, target)
         rows = (signal.reshape(-1, 1, signal.shape[-1]) for signal in (input, target))
-        values: Tensor = Loss(self.compare, "none")(*rows)
+        values = self.compare(*rows)
         return apply_reduction(values.reshape(input.shape[:-1]), self.reduction)
 
     def compare(self, prediction: Tensor, target: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from losses import time_frequency, transport
 from losses.compat.korvax.arrays import takes_arrays
 from losses.dsp.scales import Log
 from losses.dsp.transforms import STFT
-from losses.multi_resolution import MRSTFT, SMOOTH_MRSTFT
-from losses.stft import DISTANCES
+from losses.multi_resolution import MRSTFT_SIZES, SMOOTH_SIZES
+from losses.stft_settings import DISTANCES
 
 TransformFn = Callable[[Tensor], Tensor]
 ScaleFn = Callable[[Tensor], Tensor]
@@ -89,8 +89,8 @@ def mrstft_loss(
     x: Tensor,
     y: Tensor,
     /,
-    hop_lengths: Sequence[int] = MRSTFT["hop_sizes"],
-    win_lengths: Sequence[int] = MRSTFT["win_lengths"],
+    hop_lengths: Sequence[int] = MRSTFT_SIZES[1],
+    win_lengths: Sequence[int] = MRSTFT_SIZES[2],
     fft_sizes: Sequence[int] | None = None,
     window: Any = "hann",
     w_lin: float = 1.0,
@@ -137,8 +137,7 @@ def mrstft_loss(
 
 def smooth_mrstft_loss(x: Tensor, y: Tensor) -> Tensor:
     """`mrstft_loss` in the smooth configuration of Schwär & Müller 2023: squares of ln(1 + S), flat-top windows."""
-    sizes = SMOOTH_MRSTFT["hop_sizes"], SMOOTH_MRSTFT["win_lengths"]
-    return mrstft_loss(x, y, *sizes, window="flattop", w_lin=0.0, log_dist="L2", log_eps=1.0)
+    return mrstft_loss(x, y, *SMOOTH_SIZES[1:], window="flattop", w_lin=0.0, log_dist="L2", log_eps=1.0)
 
 
 def _channels(signal: Tensor) -> Tensor:
