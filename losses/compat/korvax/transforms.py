@@ -196,11 +196,19 @@ def cqt(
     fmin: float = 32.70,
     fmax: float | None = None,
     n_bins: int = 84,
-    *settings: Any,
-    **named: Any,
+    bins_per_octave: int = 12,
+    filter_scale: float = 1.0,
+    norm_kernels: float = 1,
+    power: float | None = 2.0,
+    window: Any = "hann",
+    center: bool = True,
+    normalization_type: str = "librosa",
+    pad_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Constant-Q transform: the `vqt` with gamma 0, whose other arguments follow."""
-    return vqt(x, sr, hop_length, fmin, fmax, n_bins, 0.0, *settings, **named)
+    """Constant-Q transform: the `vqt` with gamma 0."""
+    sizes = hop_length, fmin, fmax, n_bins, 0.0, bins_per_octave
+    options: Any = (filter_scale, norm_kernels, power, window, center, normalization_type, pad_kwargs)
+    return vqt(x, sr, *sizes, *options)
 
 
 def _pad_mode(pad_kwargs: Mapping[str, Any] | None) -> str:
