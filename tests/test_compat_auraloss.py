@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import losses
 from losses.compat import auraloss as ours
 from tests.signals import music, noise
 
@@ -251,3 +255,22 @@ def test_the_examples_of_its_readme_run() -> None:
         stereo = ours.freq.SumAndDifferenceSTFTLoss(**sizes, **mel)
     assert ours.freq.STFTLoss(w_log_mag=1.0, w_lin_mag=1.0, w_sc=0.0)(prediction, target).item() > 0
     assert stereo(prediction.expand(-1, 2, -1), target.expand(-1, 2, -1)).item() > 0
+
+
+def test_nothing_of_other_packages_is_imported_and_losses_alone_do_not_import_compat() -> None:
+    folder = Path(losses.__file__).parent
+    allowed = {"__future__", "losses", "torch", "numpy", "encodec", *sys.stdlib_module_names}
+    for path in folder.rglob("*.py"):
+        imported = {
+            name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [str(node.module)] * isinstance(node, ast.ImportFrom)
+            )
+        }
+        if "compat" in path.parts:
+            assert {name.split(".")[0] for name in imported} <= allowed, path
+        else:
+            assert not [name for name in imported if name.startswith("losses.compat")], path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -168,7 +169,10 @@ def MultiScaleSTFTDiscriminator(
     """
     from encodec.msstftd import MultiScaleSTFTDiscriminator as Discriminator
 
-    module: nn.Module = Discriminator(filters, in_channels, out_channels, **kwargs)
+    with warnings.catch_warnings():
+        # The package uses a deprecated weight norm of torch.
+        warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
+        module: nn.Module = Discriminator(filters, in_channels, out_channels, **kwargs)
     return module
 
 
