@@ -257,19 +257,19 @@ def test_the_examples_of_its_readme_run() -> None:
     assert stereo(prediction.expand(-1, 2, -1), target.expand(-1, 2, -1)).item() > 0
 
 
+def imported_by(path: Path) -> Iterator[str]:
+    """The modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+
+
 def test_nothing_of_other_packages_is_imported_and_losses_alone_do_not_import_compat() -> None:
-    folder = Path(losses.__file__).parent
     allowed = {"__future__", "losses", "torch", "numpy", "encodec", *sys.stdlib_module_names}
-    for path in folder.rglob("*.py"):
-        imported = {
-            name
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            for name in (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else [str(node.module)] * isinstance(node, ast.ImportFrom)
-            )
-        }
+    for path in Path(losses.__file__).parent.rglob("*.py"):
+        imported = set(imported_by(path))
         if "compat" in path.parts:
             assert {name.split(".")[0] for name in imported} <= allowed, path
         else:
