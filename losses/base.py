@@ -51,14 +51,20 @@ def full_precision(function: AnyFunction) -> AnyFunction:
 
     @wraps(function)
     def called(prediction: Tensor, target: Tensor, *settings: Any, **named: Any) -> Any:
-        check_signals(prediction, target)
-        prediction, target = _widened(prediction), _widened(target)
-        if target.dtype != prediction.dtype:
-            target = target.to(prediction.dtype)
-        with _without_autocast(prediction):
-            return function(prediction, target, *settings, **named)
+        return _in_full_precision(function, prediction, target, *settings, **named)
 
     return cast(AnyFunction, called)
+
+
+def _in_full_precision(
+    function: Callable[..., Any], prediction: Tensor, target: Tensor, *settings: Any, **named: Any
+) -> Any:
+    check_signals(prediction, target)
+    prediction, target = _widened(prediction), _widened(target)
+    if target.dtype != prediction.dtype:
+        target = target.to(prediction.dtype)
+    with _without_autocast(prediction):
+        return function(prediction, target, *settings, **named)
 
 
 def _widened(signal: Tensor) -> Tensor:
@@ -94,7 +100,7 @@ class Loss(Summand):
         self.function, self.reduction = function, reduction
 
     def forward(self, prediction: Tensor, target: Tensor) -> Any:
-        return self.reduced(full_precision(self.function)(prediction, target))
+        return self.reduced(_in_full_precision(self.function, prediction, target))
 
     def reduced(self, values: Any) -> Any:
         """Applies the reduction to the function's values."""

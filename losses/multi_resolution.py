@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Loss, full_precision
-from losses.dsp.bank import shared_spectra
+from losses.dsp.bank import sharing_spectra
 from losses.dsp.compilation import eager
 from losses.dsp.filters import a_weighted, sum_and_difference
 from losses.dsp.stft import Window, check_long_enough
@@ -58,7 +58,7 @@ class SumAndDifferenceTerms(NamedTuple):
     diff_loss: Tensor
 
 
-@shared_spectra()
+@sharing_spectra
 def multi_resolution_stft_terms(prediction: Tensor, target: Tensor, settings: Sequence[STFTSettings]) -> MultiSTFTTerms:
     """The terms of `multi_resolution_stft`."""
     longest = max(settings, key=lambda one: one.fft_size)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from losses.base import FunctionLoss, full_precision
-from losses.dsp.bank import shared_spectra
-from losses.dsp.compilation import constant
+from losses.dsp.bank import sharing_spectra
+from losses.dsp.compilation import constant_tensor
 from losses.dsp.norms import item_mean, mean_abs
 from losses.dsp.scales import Log, a_weighting, fft_frequencies
 from losses.dsp.stft import (
@@ -155,7 +155,7 @@ def log_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_l
 
 @register("complex_stft", group="spectral")
 @full_precision
-@shared_spectra()
+@sharing_spectra
 def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
     """Distance of complex spectra: magnitude and phase together.
 
@@ -179,7 +179,7 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
 
 @register("phase", group="spectral")
 @full_precision
-@shared_spectra()
+@sharing_spectra
 def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
     """Anti-wrapped distance of phase, group delay and instantaneous frequency.
 
@@ -260,7 +260,7 @@ def _mean_over(n_ffts: Sequence[int], prediction: Tensor, compare: Callable[[int
     return torch.stack([compare(n_fft) for n_fft in n_ffts]).mean(0)
 
 
-@constant
+@constant_tensor
 def _a_weights(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     frequencies = torch.tensor(fft_frequencies(sample_rate, n_fft), dtype=torch.float64)
     return (10 ** (a_weighting(frequencies) / 20)).to(device=device, dtype=dtype)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from losses.base import Loss, full_precision
-from losses.dsp.bank import shared_spectra
+from losses.dsp.bank import sharing_spectra
 from losses.dsp.filters import a_weighted
 from losses.dsp.stft import POWER_FLOOR, Window, phase
 from losses.registry import register
@@ -38,7 +38,7 @@ class STFTTerms(NamedTuple):
     phs_loss: Tensor
 
 
-@shared_spectra()
+@sharing_spectra
 def stft_terms(prediction: Tensor, target: Tensor, settings: STFTSettings) -> STFTTerms:
     """The terms of `stft`, which explains them; each `[B]`."""
     if settings.perceptual_weighting:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.base import Loss, full_precision
-from losses.dsp.norms import item_mean, mean_abs, norm_along_bins
+from losses.dsp.norms import item_mean, mean_abs, norm_along_bins, row_norm
 from losses.dsp.scales import difference
 
 Transform = Callable[[Tensor], Tensor]  # a signal [B, C, N] to a spectrogram
@@ -84,8 +84,8 @@ def spectral_convergence(
     error, reference = _frobenius(prediction, target), _frobenius(target)
     least = floor if isinstance(floor, Tensor) else error.new_tensor(floor * target[0].numel() ** 0.5)
     if batch:
-        error = torch.linalg.vector_norm(error).expand(len(error))
-        reference = torch.linalg.vector_norm(reference).expand(len(reference))
+        error = norm_along_bins(error).expand(len(error))
+        reference = norm_along_bins(reference).expand(len(reference))
         least = least * len(reference) ** 0.5
     return error / torch.maximum(reference, least)
 
@@ -151,7 +151,7 @@ def _terms(
 
 def _frobenius(values: Tensor, other: Tensor | None = None) -> Tensor:
     """Norm of an item of the values, or of `values − other`, `[B, …]` to `[B]`; its gradient at 0 is 0."""
-    return torch.linalg.vector_norm(norm_along_bins(values, other).flatten(1), dim=1)
+    return row_norm(norm_along_bins(values, other).flatten(1))
 
 
 class TimeFrequencyLoss(Loss):

@@ -6,10 +6,10 @@ Amplitudes are in units of the waveform, where full scale is 1; energies in squa
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from losses.base import FunctionLoss, full_precision
+from losses.dsp.norms import row_norm
 from losses.registry import register
 
 SILENCE_POWER = 1e-6  # −60 dBFS: errors are relative to at least this mean square
@@ -27,7 +27,7 @@ def rms(prediction: Tensor, target: Tensor) -> Tensor:
     In units of the waveform. At identity it is 0, and so is its gradient.
     """
     error = (prediction - target).flatten(1)
-    return torch.linalg.vector_norm(error, dim=1) / error.shape[1] ** 0.5
+    return row_norm(error) / error.shape[1] ** 0.5
 
 
 @register("waveform_l1", distance=True)
