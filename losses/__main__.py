@@ -52,9 +52,7 @@ def main(
         float | None, typer.Option("--seconds", help="length of the signals; default: 1, or the whole files")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
-    plugins: Annotated[
-        str, typer.Option("--plugins", help="modules with losses of your own: my_module,path/to/my_loss.py")
-    ] = "",
+    plugins: Annotated[str, typer.Option("--plugins", help="modules or files with losses of your own: a,b.py")] = "",
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     entries = selected(only, plugins)
