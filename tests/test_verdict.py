@@ -32,6 +32,7 @@ def results(scores: dict[str, list[float]] | None, model: dict[str, Interval]) -
         (Interval(-0.012, -0.031, 0.007), "−1% ± 2"),
         (Interval(0.0, 0.0, 0.0), "0% ± 0"),
         (Interval(0.5, None, None), "50%"),
+        (Interval(1e-6, -1e-6, 3e-6), "less than 0.01%"),
         (Interval(0.0213, 0.0211, 0.0215), "2.13% ± 0.02"),
     ],
 )
