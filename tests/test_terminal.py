@@ -144,6 +144,15 @@ def test_the_table_of_an_epoch_has_every_number(width: int, tmp_path: Path) -> N
     assert "GPU 3.2 of 24 GB, the run ends in 1:02:03" in log and EPOCH.by_name(COMPONENTS)["gpu_memory_gb"] == 3.25
 
 
+def test_an_address_is_not_broken() -> None:
+    text = io.StringIO()
+    with TrainConsole(True) as console:
+        console.console, console.live = Console(file=text, width=40), True
+        console.print("two words and more words than fit into one line")
+        console.print(f"charts: http://127.0.0.1:5000/{'a' * 50}")
+    assert f"http://127.0.0.1:5000/{'a' * 50}" in text.getvalue() and len(text.getvalue().splitlines()) == 3
+
+
 def test_a_log_has_a_line_of_progress_every_minute(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

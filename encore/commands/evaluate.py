@@ -37,7 +37,7 @@ def main(config: EvalConfig) -> None:
     run = None
     if config.mlflow_uri is not None:
         run = open_run(config.mlflow_uri, config.experiment, config.run_id, model.progress.get("run_id"))
-    with timed(console, "finding and encoding the pairs"):
+    with timed(console, what := "finding and encoding the pairs"), console.status(what):
         data = open_data(config, model, device)
     results, samples = Evaluator(model, data, config, console, others, embeddings).run()
     write_json(results, config.output / "evaluation.json")
