@@ -71,7 +71,7 @@ def test_the_order_of_positional_settings_is_that_of_auraloss() -> None:
         2048, sample_rate=44100, scale="mel", n_bins=128
     )
     with pytest.raises(TypeError, match="positional"):
-        losses.MelLoss(24000, 1024, 1024)  # type: ignore[misc]
+        losses.MelLoss(24000, 1024, 1024)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("name", list(losses.REGISTRY))
@@ -169,7 +169,7 @@ def test_losses_can_be_scaled_and_added() -> None:
     assert total.weights == {"MelLoss": 0.5, "RMSLoss": 0.25} and "0.5 MelLoss + 0.25 RMSLoss" in repr(total)
     assert (2 * total + other).weights == {"MelLoss": 1, "RMSLoss": 0.5, "RMSLoss_2": 1}
     assert (total + rms).weights == {"MelLoss": 0.5, "RMSLoss": 1.25}
-    assert sum([mel, rms])(prediction, target).item() == pytest.approx((m + r).item())  # type: ignore[union-attr]
+    assert sum((mel, rms), 0)(prediction, target).item() == pytest.approx((m + r).item())  # type: ignore[operator]
     each = 2 * losses.MelLoss(RATE, reduction="none") + losses.RMSLoss(reduction="none")
     assert each(prediction, target).shape == (2,)
 
