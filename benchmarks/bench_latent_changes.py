@@ -25,9 +25,10 @@ from encore.codecs import load_codec
 from encore.codecs.bands import BANDS
 from encore.data import find_pairs
 from encore.evaluation.dataset import EvalSet
-from encore.evaluation.metrics.energy_score import energy_score, skill
+from encore.evaluation.metrics.energy_score import energy_score
 from encore.models.generation import GenerationConfig, Sampler, generate_prior, make_generators
 from encore.models.priors import Context
+from encore.statistics import skill
 
 DISTANCES = ("spectral_energy", "mel")
 AMOUNT, SMOOTH, CURVES = 0.05, 31, 8  # of the latents; frames; cosines

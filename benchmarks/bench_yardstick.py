@@ -29,12 +29,11 @@ from encore.data.dataset import Batch
 from encore.evaluation.dataset import EvalSet, partners_elsewhere
 from encore.evaluation.metrics.distribution import energy_distance
 from encore.evaluation.metrics.embeddings import latent_deviation, latent_distance, log_mel_patches
-from encore.evaluation.metrics.energy_score import skill
 from encore.evaluation.metrics.registry import short_name
 from encore.evaluation.metrics.rhythm_harmony import pulse_agreement
 from encore.evaluation.per_item import DISTANCES, LATENTS
 from encore.models.priors import draw_lags, replay
-from encore.statistics import group_mean
+from encore.statistics import group_mean, skill
 
 CANDIDATES, BATCH = 4, 2
 NOISE_DB = 30
