@@ -32,7 +32,9 @@ NO_NETWORK = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # rea
 class AppConfig:
     """All settings of the interactive page. `checkpoint` has no default: `check` refuses None."""
 
-    checkpoint: Path | None = knob(None, "checkpoint of a training run", common=True)
+    checkpoint: Path | None = knob(
+        None, "checkpoint of a training run, or a folder that encore export wrote", common=True
+    )
     against: Path | None = knob(None, "second checkpoint, whose continuations stand beside the first's", common=True)
     port: int = knob(7860, "port on this machine; 0: any free one", minimum=0, maximum=65535, common=True)
     max_megabytes: int = knob(200, "largest file that can be dropped, in MB", minimum=1, maximum=10_000, common=True)
@@ -52,10 +54,12 @@ class AppConfig:
 
     def check(self) -> None:
         """Raises EncoreError with everything that is wrong with the settings, one line each."""
+        from encore.models.model_folder import is_model  # imports torch, which takes seconds
+
         problems = [
             f"--{flag} {path}: no such file; training writes CHECKPOINT_DIR/best_model.pt"
             for flag, path in self.paths.items()
-            if not path.is_file()
+            if not is_model(path)
         ]
         if self.checkpoint is None:
             problems.append("--checkpoint: missing; name a checkpoint, such as CHECKPOINT_DIR/best_model.pt of a run")
