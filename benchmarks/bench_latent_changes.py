@@ -76,7 +76,7 @@ def main() -> None:
     codec = load_codec(options.codec)
     pairs, folder = find_pairs(options.pairs, codec.sample_rate), options.cache_dir or options.pairs / ".latents"
     data = EvalSet.open(codec, pairs, folder, options.items, 0, torch.device("cpu"))
-    distances = {name: losses.create(name, codec.sample_rate) for name in DISTANCES}
+    distances = {name: losses.create(name, codec.sample_rate, reduction="none") for name in DISTANCES}
     scores: dict[str, dict[str, list[Tensor]]] = {
         name: {key: [] for key in DISTANCES} for name in ("none", *CHANGES, *GAINS)
     }

@@ -194,7 +194,7 @@ def main() -> None:
         parser.error(f"{options.pairs} has no pairs of the split {options.split}; there are {', '.join(pairs)}")
     chosen = {"train": pairs["train"], "val": pairs[options.split]}
     data = EvalSet.open(codec, chosen, options.cache_dir or options.pairs / ".latents", options.items, 0, cpu)
-    distances = {name: losses.create(name, codec.sample_rate) for name in DISTANCES}
+    distances = {name: losses.create(name, codec.sample_rate, reduction="none") for name in DISTANCES}
     deviation = latent_deviation(torch.stack([data.load([number]).context[0] for number in range(len(data))]))
     systems, scores = Systems(codec, data), Scores(codec, distances, deviation)
     for first in range(0, len(data), BATCH):

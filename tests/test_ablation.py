@@ -16,6 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import losses
 from encore.ablation.comparison import compare, print_comparison
 from encore.ablation.grid import Grid, configurations, differences, read_grid
 from encore.ablation.report import write_page
@@ -130,9 +131,12 @@ def test_the_shipped_grid_is_valid_and_compares_objectives_with_the_same_weights
 ) -> None:
     configs = configurations(read_grid(ROOT / "ablation.yaml"), tmp_path, {"dataset_folder": tiny_pairs})
     assert {"balanced", "time", "spectral", "perceptual"} <= configs.keys()
-    one, other = configs["balanced"], configs["balanced_energy"]
+    one, other = configs["distances"], configs["distances_energy"]
     assert one.objective.weights == other.objective.weights
     assert (one.objective.kind, other.objective.kind) == ("regression", "energy")
+    for config in configs.values():  # what attracts but cannot repel is not in an energy distance
+        if config.objective.kind == "energy":
+            assert all(losses.REGISTRY[name].distance for name, weight in config.objective.weights.items() if weight)
 
 
 def test_runs_started_with_other_settings_are_refused_with_the_differences(tmp_path: Path, tiny_pairs: Path) -> None:

@@ -22,6 +22,7 @@ from encore.evaluation.baselines import BASELINES
 from encore.evaluation.config import EvalConfig
 from encore.evaluation.metrics import critic
 from encore.evaluation.warnings import warnings_of
+from encore.inference.model_card import model_card
 from encore.models.loading import load_generator
 from tests.conftest import SAMPLE_RATE, VAL_PAIRS, Command, write_pairs
 from tests.test_extending import example
@@ -83,6 +84,17 @@ def run_of(store: str) -> Any:
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     return run
+
+
+@pytest.mark.slow
+def test_a_model_card_shows_the_headline(evaluated: tuple[Path, str], found: dict[str, Any], checkpoint: Path) -> None:
+    card = model_card(load_generator(checkpoint, CPU), evaluation=evaluated[0] / "evaluation.json")
+    assert f"on {VAL_PAIRS} pairs from 2 recordings" in card
+    for system in ("model", "prior", "replay"):
+        values = found["headline"]["systems"][system]
+        (row,) = (line for line in card.splitlines() if line.startswith(f"| {system} |"))
+        skill = values["skill_floored_mel"]
+        assert f"| {skill['value']:.3f} [{skill['low']:.3f}, {skill['high']:.3f}] |" in row
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def test_the_headline_comes_first_with_its_own_titles(results: Results, tmp_path
     print_tables(results, Console(file=text, width=100, highlight=False))
     lines = [line.strip() for line in text.getvalue().splitlines() if line.strip()]
     assert lines[0] == "Headline" and lines[1] == "skill of x ↑"
-    assert [line.split() for line in lines[3:5]] == [["a", "−9.00", "±1.00"], ["b", "★", "0.250", "±0.188"]]
+    assert [line.split() for line in lines[3:5]] == [["a", "−9.00", "±1.00"], ["b", "★", "0.250", "[0.125,", "0.500]"]]
     assert f"How to read {NASTY}" in lines[5]
     write_report(results, [], RATE, tmp_path / "index.html")
     page = Page(tmp_path / "index.html")
@@ -136,21 +136,41 @@ def test_json_can_be_read_again(results: Results, tmp_path: Path) -> None:
         Results.from_json(path)
 
 
-def test_finite_values_are_tracked(results: Results) -> None:
+def test_finite_values_of_the_model_are_tracked(results: Results) -> None:
+    results.values["model"] = {**results.values["b"], "is_high": Interval(math.nan, None, None)}
+    results.headline = {"skill_x": "skill of x"}
     metrics = results.tracked()
-    assert metrics["eval_a_is_low"] == 1.0 and metrics["eval_b_skill_x"] == 0.25
-    assert "eval_c_is_low" not in metrics
+    assert metrics["eval_model_is_low"] == 2.0 and "eval_model_is_high" not in metrics
+    assert {name: value for name, value in metrics.items() if not name.startswith("eval_model_")} == {
+        "eval/skill_x": 0.25,
+        "headline_skill_x": 0.25,
+        "headline_skill_x_low": 0.125,
+        "headline_skill_x_high": 0.5,
+    }
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_no_number_and_no_name_is_cut(results: Results, width: int) -> None:
+    results.values["a_system_with_a_long_name"] = dict(results.values["a"])
+    text = io.StringIO()
+    print_tables(results, Console(file=text, width=width, highlight=False))
+    shown = text.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    assert ("a_system_with_" if width == 40 else "a_system_with_a_long_name") in shown
+    every = [cell for values in results.values.values() for cell in values.values() if math.isfinite(cell.value)]
+    assert all(format_value(interval.value) in shown for interval in every)
 
 
 def test_tables_have_continuers_as_rows_and_fit(results: Results) -> None:
     text = io.StringIO()
-    print_tables(results, Console(file=text, width=100, highlight=False))
+    print_tables(results, Console(file=text, width=60, highlight=False))
     lines = text.getvalue().splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 60
     assert sum(line.strip() == "group" or "group, continued" in line for line in lines) == 2  # six columns
     rows = [line.split() for line in lines if line.split()[:1] == ["a"]]
     assert rows[0] == ["a", "★", "1.00", "±0.0500", "1.00", "±0.0500", "0.500", "±0.0500"]
-    assert ["b", "★", "0.250", "±0.188"] in [line.split() for line in lines]
+    assert ["b", "★", "0.250", "[0.125,", "0.500]"] in [line.split() for line in lines]
     assert any(line.startswith("warning: few") for line in lines)
 
 

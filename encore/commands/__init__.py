@@ -10,9 +10,11 @@ import typer
 from encore.startup import announce
 
 COMMANDS = {
+    "demo": ("encore.commands.demo", "Continue a song with the model that Encore comes with."),
     "prepare": ("encore.commands.prepare", "Cut a folder of music into pairs to train on."),
     "train": ("encore.commands.train", "Train a model to continue music."),
     "sample": ("encore.commands.sample", "Continue a song with a trained model."),
+    "export": ("encore.commands.export", "Write a model as a folder to pass on, as on the Hugging Face Hub."),
     "app": ("encore.commands.app", "Continue songs on an interactive page."),
     "evaluate": ("encore.commands.evaluate", "Evaluate a model beside baselines."),
     "ablate": ("encore.commands.ablate", "Train with several weightings or objectives and compare them."),

@@ -23,6 +23,7 @@ from encore.inference.streaming import WavWriter, WrittenContinuation, write_str
 from encore.inference.table import build_table_losses, loss_table
 from encore.models.allocator import keep_freed_memory
 from encore.models.loading import Generator, choose_device, load_generator
+from encore.models.model_folder import PRETRAINED
 from encore.tracking import download_artifact
 
 if TYPE_CHECKING:
@@ -144,13 +145,20 @@ def metadata_of(
     samples = round(config.seconds * codec.sample_rate) if written is None else written.samples
     metadata |= {
         "Made": f"{samples / codec.sample_rate:.2f} s",
-        "Model": f"run {config.run_id}" if config.checkpoint is None else str(config.checkpoint),
+        "Model": model_name(config),
         "Window": f"{generator.context_frames / codec.frame_rate:.2f} s",
         "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
     }
     if generator.generation.generative:
         metadata |= {"Seeds": ", ".join(map(str, config.seeds)), "Temperature": f"{config.temperature:g}"}
     return metadata
+
+
+def model_name(config: SampleConfig) -> str:
+    """What the page calls the model."""
+    if config.checkpoint == PRETRAINED:
+        return "the one that Encore comes with"
+    return f"run {config.run_id}" if config.checkpoint is None else str(config.checkpoint)
 
 
 def write_report(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 import losses
@@ -46,6 +47,7 @@ NOT_ON_PAGE = ("silence", "noise", "shards", OTHER_MUSIC, "copy", CODEC)
 LEAD_SECONDS = 4.0  # of the input in front of each continuation on the page, at most
 TRAINING_HOP_SECONDS = 0.125  # from patch to patch of training music
 
+Advance = Callable[[str, int], None]  # is told what is being done, and how much has been done since
 Accumulators = Mapping[str, MetricAccumulator]
 Samples = dict[str, Tensor]  # by continuer, context and continuation, [C, K + M]
 
@@ -92,9 +94,10 @@ class Evaluator:
     def run(self) -> tuple[Results, list[SampleGroup]]:
         """Evaluates everything: the results, and audio samples to listen to."""
         accumulators: dict[str, MetricAccumulator] = {}
-        for continuer in self.continuers:
-            with timed(self.console, f"{continuer.name}, {len(self.data)} pairs"):
-                accumulators[continuer.name] = self.accumulate(continuer)
+        with progress(self.console, len(self.continuers) * len(self.data)) as advance:
+            for continuer in self.continuers:
+                with timed(self.console, f"{continuer.name}, {len(self.data)} pairs"):
+                    accumulators[continuer.name] = self.accumulate(continuer, advance)
         if self.config.critic and len(set(self.data.recordings)) > 1:
             self.ask_critic(accumulators)
         values = self.summaries(accumulators)
@@ -109,9 +112,10 @@ class Evaluator:
             groups.append(self.add_long_form(results))
         return results, groups
 
-    def accumulate(self, continuer: Continuer) -> MetricAccumulator:
+    def accumulate(self, continuer: Continuer, advance: Advance) -> MetricAccumulator:
         """Continues and measures all pairs; keeps the first candidate of those that are on the page."""
         accumulator = MetricAccumulator()
+        advance(continuer.name, 0)
         for first in range(0, len(self.data), self.config.batch_size):
             numbers = range(first, min(first + self.config.batch_size, len(self.data)))
             batch = self.data.load(numbers)
@@ -120,17 +124,21 @@ class Evaluator:
             accumulator.add(self.metrics.compute(audio, batch, before, is_truth, continuer.recorded))
             for number in self.samples.keys() & set(numbers):
                 self.samples[number][continuer.name] = with_context(before, audio, number - first, self.lead)
+            advance(continuer.name, len(numbers))
         return accumulator
 
     def ask_critic(self, accumulators: Accumulators) -> None:
         """Whether a critic tells the continuations of each continuer from those of its reference."""
-        for continuer in self.continuers:
-            if continuer.name != continuer.reference:
-                with timed(self.console, f"critic of {continuer.name}"):
+        judged = [continuer for continuer in self.continuers if continuer.name != continuer.reference]
+        with progress(self.console, len(judged)) as advance:
+            for continuer in judged:
+                advance(what := f"critic of {continuer.name}", 0)
+                with timed(self.console, what):
                     made, real = (accumulators[name].windows() for name in (continuer.name, continuer.reference))
                     accumulators[continuer.name].values[CRITIC] = critic_values(
                         real, made, self.data.recordings, self.config.seed
                     ).tolist()
+                advance(what, 1)
 
     def summaries(self, accumulators: Accumulators) -> dict[str, dict[str, Interval]]:
         """By continuer, the means over the pairs, and its skill against the replay and against its own prior."""
@@ -180,10 +188,13 @@ class Evaluator:
         numbers = self.data.one_of_each(self.config.long_items)
         seconds = self.config.long_seconds
         samples: Samples = {}
-        for continuer in self.continuers:
-            if continuer.long_form:
-                with timed(self.console, f"{continuer.name}, {len(numbers)} continuations of {seconds:g} s"):
+        long = [continuer for continuer in self.continuers if continuer.long_form]
+        with progress(self.console, len(long)) as advance:
+            for continuer in long:
+                advance(what := f"{continuer.name}, {len(numbers)} continuations of {seconds:g} s", 0)
+                with timed(self.console, what):
                     drifts, curves, samples[continuer.name] = self.continue_long(continuer, numbers)
+                advance(what, 1)
                 results.values[continuer.name] |= drifts
                 for title, curve in curves.items():
                     results.contours.setdefault(title, {})[continuer.name] = curve
@@ -280,6 +291,17 @@ class Evaluator:
 def with_context(before: Tensor, audio: Tensor, row: int, lead: int) -> Tensor:
     """The end of what is heard before, and the first continuation of a row of `audio [B, N, C, S]`: `[C, lead + S]`."""
     return torch.cat([before[row, :, before.shape[-1] - lead :], audio[row, 0]], dim=-1).cpu()
+
+
+@contextmanager
+def progress(console: Console, total: int) -> Iterator[Advance]:
+    """A bar on a terminal; gives a function that says what is being done, and how much of the total has been."""
+    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:.0f}%")
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what, done: bar.update(task, description=what, advance=done)
 
 
 @contextmanager

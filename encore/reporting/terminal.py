@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich import box
 from rich.console import JustifyMethod
@@ -32,6 +32,11 @@ class Column:
     left: bool = False
     styles: dict[int, str] = field(default_factory=dict)  # of single cells, by their row
 
+    def of(self, rows: Sequence[int]) -> Column:
+        """The column with these rows alone."""
+        styles = {place: self.styles[row] for place, row in enumerate(rows) if row in self.styles}
+        return replace(self, cells=[self.cells[row] for row in rows], styles=styles)
+
     @property
     def width(self) -> int:
         lines = [line for text in (self.heading, *self.cells) for line in text.split("\n")]
@@ -50,6 +55,13 @@ def parts(label: Column, columns: Sequence[Column], width: int) -> list[list[Col
         found[-1].append(column)
         left -= column.width + GAP
     return found
+
+
+def narrowed(label: Column, width: int) -> Column:
+    """The label with its names in several lines, where they would take more than half of the width."""
+    if 2 * label.width <= width:
+        return label
+    return replace(label, cells=[folded(cell, width // 2 - 2) for cell in label.cells])
 
 
 def that_fit(label: Column, columns: Sequence[Column], optional: Sequence[Column], width: int) -> list[Column]:

@@ -26,12 +26,19 @@ def quantity(interval: Interval, unit: str) -> str:
     half = (high - low) / 2
     digits = max(_decimals(half) if half > LEAST else 0, *(_decimals(end) for end in (low, high) if low * high > 0), 0)
     text = f"{_number(value, digits)}{unit}"
-    even = max(abs(high - value - half), abs(value - low - half)) <= SYMMETRIC * half
     # Nor may what is written with ± say something else about 0 than the interval does.
     ends = round(value, digits) - round(half, digits), round(value, digits) + round(half, digits)
-    if even and all((shown > 0) == (end > 0) for shown, end in zip(ends, (low, high), strict=True)):
+    if is_even(interval) and all((shown > 0) == (end > 0) for shown, end in zip(ends, (low, high), strict=True)):
         return f"{text} ± {_number(half, digits)}"
     return f"{text} [{_number(low, digits)}, {_number(high, digits)}]"
+
+
+def is_even(interval: Interval) -> bool:
+    """Whether both sides of an interval are about equally long, so that ± says what it is."""
+    if interval.low is None or interval.high is None:
+        return False
+    half = (interval.high - interval.low) / 2
+    return abs(interval.high - interval.value - half) <= SYMMETRIC * half
 
 
 def compared(gain: Interval, other: str, what: str = "") -> str:

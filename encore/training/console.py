@@ -69,7 +69,7 @@ class TrainConsole:
 
     def __init__(self, active: bool):
         self.active = active
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False)
         self.live = active and self.console.is_terminal
         self.log: TextIO | None = None
         self.unlogged: list[str] = []  # lines from before there was a log file
@@ -92,11 +92,11 @@ class TrainConsole:
             self.log.close()
             self.log = None
 
-    def print(self, line: str, style: str | None = None) -> None:
-        """Writes a line to the terminal and the log."""
+    def print(self, line: str, style: str | None = None, whole: bool = False) -> None:
+        """Writes a line to the terminal, there wrapped between words unless `whole`, and to the log."""
         self._write(line)
         if self.active:
-            self.console.print(line, style=style, markup=False)
+            self.console.print(line, style=style, markup=False, soft_wrap=whole or not self.live)
             sys.stdout.flush()
 
     @contextmanager

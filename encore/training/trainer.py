@@ -16,6 +16,7 @@ from encore.config.checks import validate
 from encore.config.schema import TrainConfig
 from encore.errors import disk_space
 from encore.tracking import Tracker, build_tracker
+from encore.tracking.description import named, source, tags
 from encore.training.baseline_cache import baselines
 from encore.training.build import build_run
 from encore.training.checkpoint import TrainState
@@ -30,7 +31,7 @@ from encore.training.run_folder import BEST, LAST, RunFolder
 from encore.training.step import Diverged, Request, Step
 from encore.training.stop_signal import StopSignal
 from encore.training.validation import Validation, validate_model, write_example
-from encore.training.verdict import data_warnings, verdict
+from encore.training.verdict import data_warnings, next_command, verdict
 from encore.training.watch import SAVING
 
 
@@ -101,8 +102,9 @@ class Trainer:
             place = f"epoch {progress.epoch + 1}, step {progress.epoch_step}"
             self.console.print(f"resumed from {self.source} at {place}")
         if self.ranks.is_main:
-            self.tracker = build_tracker(self.config.tracking, progress.run_id, self.folder, self.console.print)
+            self.tracker = build_tracker(named(self.config), progress.run_id, self.folder, self.console.print)
             self.tracker.params(self.config.to_dict())
+            self.tracker.tags(tags(self.config) | source())
             for kind, values in measured.items():
                 self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
             self.tracker.artifact(self.folder / "config.json")
@@ -167,11 +169,13 @@ class Trainer:
         self.console.print(f"best validation loss {best:.4f}, in {self.folder / BEST}{note}")
         for line in self.verdict():
             self.console.print(line, style="bold")
+        if not self.config.data.unity_test:
+            self.console.print(f"next: {next_command(self.config, self.folder / BEST)}", whole=True)
 
     def verdict(self) -> list[str]:
-        """What the run has come to, in sentences, and the command that is next."""
+        """What the run has come to, in sentences."""
         best = Validation({"loss": self.state.progress.best}, self.state.progress.best_totals)
-        return verdict(best, self.measured, self.recordings, self.config, self.folder / BEST)
+        return verdict(best, self.measured, self.recordings, self.config)
 
     @property
     def recordings(self) -> list[str | None]:

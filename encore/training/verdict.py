@@ -18,7 +18,7 @@ Recordings = Sequence[str | None]  # of the validation pairs; None where it is u
 
 
 def verdict(
-    best: Validation, measured: Mapping[str, Validation], recordings: Recordings, config: TrainConfig, path: Path
+    best: Validation, measured: Mapping[str, Validation], recordings: Recordings, config: TrainConfig
 ) -> list[str]:
     """The sentences at the end of a run.
 
@@ -27,11 +27,10 @@ def verdict(
         measured: the baselines, by name.
         recordings: of the validation pairs.
         config: of the run.
-        path: of the best model.
     """
     if config.data.unity_test:
         return [unity(best.values["loss"], measured[FLOOR].values["loss"])]
-    return [*gain(best, measured, recordings), f"next: {next_command(config, path)}"]
+    return gain(best, measured, recordings)
 
 
 def unity(loss: float, floor: float) -> str:
@@ -58,7 +57,9 @@ def gain(best: Validation, measured: Mapping[str, Validation], recordings: Recor
     if base.values["loss"] <= 0:  # of losses that are minus a metric: a share of them means nothing
         return []
     where = f"on {len(base.totals)} validation pairs{_of(recordings)}, on which it was chosen"
-    return [sentence(compared(skill(best.totals, base.totals, named(recordings)), name, where))]
+    few = None not in recordings and 1 < len(set(recordings)) < ENOUGH_RECORDINGS
+    found = sentence(compared(skill(best.totals, base.totals, named(recordings)), name, where))
+    return [found, *(["With so few recordings the interval is rough."] if few else [])]
 
 
 def data_warnings(recordings: Recordings) -> list[str]:
