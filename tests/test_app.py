@@ -81,10 +81,10 @@ def test_a_dropped_song_is_continued_by_both_models_and_plays(page: Any, trained
         page.set_input_files("input[type=file]", tmp_path / name)
         page.get_by_text(expected).first.wait_for()
 
-    drop("large.wav", "exceeds the maximum allowed size")
+    drop("large.wav", "exceed the maximum allowed size")
     drop("long.wav", "at most 0.1 are taken")
     page.get_by_label("Clear").first.click()
-    drop("text.wav", "cannot be read")
+    drop("text.wav", "text.wav: cannot be read")
     page.get_by_label("Clear").first.click()
     drop("a song.flac", "a song.flac: 4.00 s")
     for label, value in (("Continue from", END), ("Seconds to generate", SECONDS), ("Candidates", 2)):

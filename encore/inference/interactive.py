@@ -99,7 +99,7 @@ def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) ->
         def opened(path: str | None) -> Updates:
             if path is None:
                 return {start: gr.update(interactive=False), end: gr.update(interactive=False), about: ""}
-            with told():
+            with told(path):
                 length = song_seconds(Path(path), limits)
             return {
                 start: gr.update(interactive=True),
@@ -114,7 +114,7 @@ def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) ->
             wish = Wish(Path(path), end, min(seconds, limits.seconds), seeds, temperature)
             yield {component: value for column in columns for component, value in column.clear().items()}
             for number, column in enumerate(columns):
-                with told():
+                with told(path):
                     yield from column.generate(wish, store, autoplay=number == 0)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -143,12 +143,12 @@ def settings(limits: Limits, generative: bool) -> list[Any]:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """What the user can put right is shown on the page."""
+def told(path: str) -> Iterator[None]:
+    """What the user can put right is shown on the page, without the folder that the server keeps the song in."""
     try:
         yield
     except EncoreError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(str(error).replace(path, Path(path).name), print_exception=False) from error
 
 
 def player(title: str, url: str, autoplay: bool) -> str:
