@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from rich.console import Console
 
 from encore.config import cli
+from encore.config.schema import latents_of
 from encore.data import find_pairs
 from encore.data.pairs import TEST
+from encore.data.songs import is_songs, pairs_of_songs
 from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import check_comparable
 from encore.evaluation.config import EvalConfig
@@ -67,8 +70,12 @@ def open_data(config: EvalConfig, model: Generator, device: torch.device) -> Eva
         EncoreError: there are no pairs that can be used, or none of --split.
     """
     dataset_format = config.dataset_format or model.config.data.dataset_format
-    cache_dir = config.cache_dir or latents_of(config.dataset_folder)
-    pairs = find_pairs(config.dataset_folder, model.codec.sample_rate, dataset_format, cache_dir)
+    folder = config.dataset_folder
+    if dataset_format == "pairs" and is_songs(folder):
+        rate, channels = model.codec.sample_rate, model.codec.channels
+        folder = pairs_of_songs(folder, config.cache_dir, rate, channels, partial(print, file=sys.stderr))
+    cache_dir = config.cache_dir or latents_of(folder)
+    pairs = find_pairs(folder, model.codec.sample_rate, dataset_format, cache_dir)
     split = config.split or (TEST if len(pairs.get(TEST, ())) else VAL)
     if not len(pairs.get(split, ())):
         raise EncoreError(f"--split {split}: {config.dataset_folder} has no pairs for {split}; use --split {VAL}")

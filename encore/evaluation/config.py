@@ -22,7 +22,9 @@ class EvalConfig:
     """All settings of an evaluation. `checkpoint` and `dataset_folder` have no default: `check` refuses None."""
 
     checkpoint: Path = knob(None, "checkpoint of a training run", common=True)
-    dataset_folder: Path = knob(None, "folder with train/, val/ and perhaps test/ pairs", common=True)
+    dataset_folder: Path = knob(
+        None, "folder with train/, val/ and perhaps test/ pairs, manifest, or folder of songs", common=True
+    )
     dataset_format: str | None = knob(
         None, "how the pairs are stored there; default: as for training", choices=DATASETS
     )
@@ -91,9 +93,9 @@ class EvalConfig:
             if path is not None and not path.is_file()
         ]
         folder = self.dataset_folder
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not folder.exists():
             problems.append(
-                f"--dataset_folder {folder}: no such folder; python prepare_data.py MUSIC --output {folder}"
+                f"--dataset_folder {folder}: no such folder or manifest; python prepare_data.py MUSIC --output {folder}"
             )
         for flag, value in (("--checkpoint", self.checkpoint), ("--dataset_folder", folder)):
             if value is None:
