@@ -21,8 +21,9 @@ from encore.evaluation.dataset import VAL, EvalSet
 from encore.evaluation.evaluator import Evaluator, timed
 from encore.evaluation.metrics.embeddings import Embedding, load_embedding
 from encore.evaluation.report import write_report
-from encore.evaluation.results import print_tables, write_json
-from encore.models.loading import Generator, choose_device, load_generator, read
+from encore.evaluation.results import print_tables, print_verdict, write_json
+from encore.evaluation.verdict import sentences
+from encore.models.loading import Generator, choose_device, load_generator
 from encore.tracking import log_evaluation, open_run
 
 PLAIN_WIDTH = 100  # characters, of tables that go to a file or a pipe
@@ -35,19 +36,20 @@ def main(config: EvalConfig) -> None:
     device, console = choose_device(config.device), Console(stderr=True, highlight=False)
     model, others = load_models(config, device)
     embeddings = load_embeddings(config, device)
-    progress = read(config.checkpoint)["progress"]
     run = None
     if config.mlflow_uri is not None:
-        run = open_run(config.mlflow_uri, config.experiment, config.run_id, progress["run_id"])
+        run = open_run(config.mlflow_uri, config.experiment, config.run_id, model.progress.get("run_id"))
     with timed(console, "finding and encoding the pairs"):
         data = open_data(config, model, device)
     results, samples = Evaluator(model, data, config, console, others, embeddings).run()
     write_json(results, config.output / "evaluation.json")
     write_report(results, samples, model.codec.sample_rate, config.output / "index.html")
-    print_tables(results, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH))
+    tables = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    print_tables(results, tables)
+    print_verdict(sentences(results), tables)
     console.print(f"listen and compare: {config.output / 'index.html'}", soft_wrap=True, markup=False)
     if run is not None:
-        log_evaluation(run, results.tracked(), config.output, progress["step"])
+        log_evaluation(run, results.tracked(), config.output, model.progress["step"])
         console.print(f"logged to run {run.run_id}", markup=False)
 
 

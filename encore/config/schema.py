@@ -44,7 +44,7 @@ class DataConfig:
 
     dataset_folder: Path | None = knob(
         None,
-        "folder with train/ and val/ pairs (prepare_data.py makes it), manifest of pairs (.jsonl or .csv), or folder "
+        "folder with train/ and val/ pairs (prepare_data.py makes it), a manifest of pairs (.jsonl, .csv), or a folder "
         "of songs",
         DATA,
         common=True,
