@@ -31,10 +31,10 @@ from encore.tracking.groups import first_screen, grouped
         ({"unity_test": True}, "unity test"),
         ({"shuffle_targets": True, "num_workers": 9}, "shuffled targets, energy"),
         ({"objective": "regression", "loss_weight_mel": 0.5, "lr": 1e-3}, "regression, mel 0.5, lr 0.001"),
-        ({"checkpoint_dir": "runs/wide", "d_model": 1024, "prior": "none"}, "wide: energy, prior none, d_model 1024"),
+        ({"checkpoint_dir": "runs/wide", "d_model": 1024, "prior": "none"}, "wide: energy, d_model 1024, prior none"),
         (
             {"loss_weight_mel": 1, "clip_norm": 0.5, "weight_decay": 0.5, "dropout": 0.0, "nhead": 4, "ema_decay": 0.9},
-            "energy, mel 1, weight_decay 0.5, clip_norm 0.5, ema_decay 0.9 +2",
+            "energy, mel 1, nhead 4, dropout 0, weight_decay 0.5 +2",
         ),
         ({"run_name": "mine", "lr": 1e-3}, "mine"),
     ],

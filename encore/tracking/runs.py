@@ -67,11 +67,16 @@ def log_evaluation(
 ) -> None:
     """Logs metrics at a step, the report in `folder` as artifacts below `evaluation/`, and what was found in sentences.
 
+    Metrics in groups, `eval/…`, are logged at step 0, as MLflow draws bars of these and courses of others.
+
     Raises:
         EncoreError: the server can no longer be reached.
     """
     with failing_with(f"--mlflow_uri {run.uri}: the report could not be logged; it is in {folder}"):
-        log_metrics(run.client, run.run_id, metrics, step, int(time.time() * 1000))
+        now, grouped = int(time.time() * 1000), {name: value for name, value in metrics.items() if "/" in name}
+        log_metrics(run.client, run.run_id, grouped, 0, now)
+        others = {name: value for name, value in metrics.items() if name not in grouped}
+        log_metrics(run.client, run.run_id, others, step, now)
         for file in ("evaluation.json", "index.html"):
             run.client.log_artifact(run.run_id, str(folder / file), "evaluation")
         _describe(run.client, run.run_id, "Evaluation", found)
