@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets this machine up (once) and runs every check: lint, format, types, layers, tests. Arguments go to pytest, for example
+# Sets this machine up (once) and runs every check: lint, format, types, layers, documentation, tests. Arguments go to
+# pytest, for example
 #   ./run_tests.sh tests/test_audio.py -k truncated
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -12,4 +13,6 @@ $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy
 .venv/bin/lint-imports
+# The documentation as a site; a link that leads nowhere is an error. The variable keeps an advertisement away.
+NO_MKDOCS_2_WARNING=1 $python -m mkdocs --quiet build --strict
 exec $python -m pytest "$@"

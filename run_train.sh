@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets this machine up (once) and trains. Arguments go to train_ddp.py, for example
-#   ./run_train.sh --dataset_folder pairs --loss_weight_target 0.5 --loss_weight_spectral 0.5
+#   ./run_train.sh --dataset_folder pairs --codec starter --prior pointer
 # Without arguments: a demonstration on synthesised music, in demo/, that takes a few minutes.
 #
 # Under SLURM: sbatch run_train.sh --dataset_folder pairs … (docs/clusters.md). One machine with all its GPUs, unless
@@ -99,5 +99,5 @@ To compare runs:
   .venv/bin/python -m mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 To train on your own music:
   .venv/bin/python prepare_data.py MUSIC_FOLDER --output pairs
-  ./run_train.sh --dataset_folder pairs --codec starter
+  ./run_train.sh --dataset_folder pairs --codec starter --prior pointer
 TEXT

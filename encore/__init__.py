@@ -10,38 +10,49 @@ An import may only point down. To continue music from Python:
 
     import encore
 
-    model = encore.load("checkpoints/best_model.pt")
-    audio = model.continue_(waveform, sample_rate, seconds=16, seed=0)
+    model = encore.load()  # the small model that Encore comes with, or that of a checkpoint or folder
+    audio = model.continue_("song.wav", seconds=16, seed=0)
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from encore.inference.hub import ContinuationModel
     from encore.inference.pipeline import ContinuationPipeline
 
-__all__ = ["load"]
+__all__ = ["ContinuationModel", "load"]
 
 
 def load(
-    path: str | Path,
+    path: str | Path | None = None,
     device: str | None = None,
     codec_repository: str | Path | None = None,
     precision: str = "auto",
 ) -> ContinuationPipeline:
-    """Loads the model of a checkpoint; see `encore.inference.pipeline.ContinuationPipeline`.
+    """Loads a model; see `encore.inference.pipeline.ContinuationPipeline`.
 
     Args:
-        path: best_model.pt or last.pt of a training run.
+        path: best_model.pt or last.pt of a training run, or a folder that `encore export` or `save_pretrained` wrote;
+            default: the small model that Encore comes with.
         device: "cpu" or "cuda"; default: a GPU if there is one.
         codec_repository: folder with the pretrained codecs' files; default: that of the training run.
         precision: of the transformer's products: "fp32", "bf16", or "auto" for bf16 if this device is faster with it.
 
     Raises:
-        EncoreError: not a checkpoint of this version, no such device, or the codec cannot be loaded.
+        EncoreError: not a model of this version, no such device, or the codec cannot be loaded.
     """
     from encore.inference.pipeline import ContinuationPipeline  # imports torch, which takes seconds
 
     return ContinuationPipeline.load(path, device, codec_repository, precision)
+
+
+def __getattr__(name: str) -> Any:
+    """`encore.ContinuationModel`, imported at its first use: huggingface_hub takes half a second."""
+    if name == "ContinuationModel":
+        from encore.inference.hub import ContinuationModel
+
+        return ContinuationModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

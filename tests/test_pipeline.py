@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import encore
+from encore.audio import resample
 from encore.errors import EncoreError
 from encore.inference.pipeline import ContinuationPipeline
 from tests.conftest import ENVIRONMENT, SAMPLE_RATE, Command, melody
@@ -50,9 +51,35 @@ def test_any_shape_rate_and_number_of_channels(model: ContinuationPipeline) -> N
     song = melody(1.5, 5)
     expected = model.continue_(song, SAMPLE_RATE, seconds=0.7)
     assert torch.equal(model.continue_(torch.from_numpy(song)[None], SAMPLE_RATE, seconds=0.7), expected)
-    stereo = np.stack([1.5 * song, 0.5 * song]).astype(np.float64)
-    torch.testing.assert_close(model.continue_(stereo, SAMPLE_RATE, seconds=0.7), expected, atol=1e-4, rtol=0)
+    stereo = np.stack([1.5 * song, 0.5 * song])
+    for same in (stereo.astype(np.float64), stereo.T, stereo.astype(">f4"), torch.from_numpy(stereo).T, list(song)):
+        torch.testing.assert_close(model.continue_(same, SAMPLE_RATE, seconds=0.7), expected, atol=1e-4, rtol=0)
+    for scale, kind in ((32768, np.int16), (2**31, np.int32)):
+        integers = (song * scale).astype(kind)
+        assert torch.equal(
+            model.continue_(integers, SAMPLE_RATE, seconds=0.7),
+            model.continue_((integers / scale).astype(np.float32), SAMPLE_RATE, seconds=0.7),
+        )
     assert (model.sample_rate, model.channels) == (SAMPLE_RATE, 1)
+
+
+def test_a_file_is_continued_at_its_own_rate_or_another(model: ContinuationPipeline, tmp_path: Path) -> None:
+    song, path = melody(2.5, 5), tmp_path / "song.flac"
+    soundfile.write(path, np.stack([song, song], 1), SAMPLE_RATE)
+    samples, rate = soundfile.read(path)  # [N, C]
+    expected = model.continue_(samples, rate, seconds=0.7)
+    assert torch.equal(model.continue_(path, seconds=0.7), expected)
+    at_16 = model.continue_(str(path), 16000, seconds=0.7)
+    assert at_16.shape == (1, 11200)
+    back = resample(at_16, 16000, SAMPLE_RATE)
+    inner = slice(1000, 15000)  # a resampler's ends differ
+    low = resample(resample(expected, SAMPLE_RATE, 16000), 16000, SAMPLE_RATE)
+    assert (back - low)[:, inner].norm() < 0.05 * low[:, inner].norm()
+    soundfile.write(tmp_path / "song.wav", song[::2], SAMPLE_RATE // 2)
+    files = model.continue_batch([path, str(tmp_path / "song.wav")], seconds=0.5)
+    assert [one.shape for one in files] == [(1, 12000), (1, 6000)]
+    with pytest.raises(EncoreError, match="nothing.wav"):
+        model.continue_(tmp_path / "nothing.wav")
 
 
 def test_a_batch_is_each_waveform_alone(model: ContinuationPipeline) -> None:
@@ -83,7 +110,7 @@ def test_the_continuation_has_the_rate_of_the_waveform(model: ContinuationPipeli
 @pytest.mark.slow
 def test_seeds(model: ContinuationPipeline) -> None:
     song = melody(1.2, 6)
-    both = model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=[3, 8])
+    both = model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=np.array([3, 8]))
     assert both.shape == (2, 1, 12000)
     for seed, row in zip((3, np.int64(8)), both, strict=True):
         torch.testing.assert_close(model.continue_(song, SAMPLE_RATE, seconds=0.5, seed=seed), row, atol=1e-4, rtol=0)
@@ -95,13 +122,20 @@ def test_seeds(model: ContinuationPipeline) -> None:
 @pytest.mark.parametrize(
     ("waveform", "settings", "error", "message"),
     [
-        (np.zeros(24000, np.int16), {}, TypeError, r"torch.int16 must be floating point .* divide .* by 32768"),
+        (np.zeros(24000, np.int64), {}, TypeError, r"torch.int64 must be floating point .* or int16 or int32"),
+        (np.array(["a"] * 24000), {}, TypeError, r"type <U1 must be floating point"),
+        (np.full(24000, 3e4), {}, ValueError, r"samples of up to 30000; .* divide 16-bit samples by 32768"),
+        (np.zeros(24000, np.float32), {"sample_rate": None}, TypeError, r"sample_rate: missing"),
         (np.zeros(0, np.float32), {}, ValueError, r"shape \[0\] holds no samples"),
-        (np.zeros((2, 1, 24000), np.float32), {}, ValueError, r"shape \[2, 1, 24000\] must be \[N\] or \[C, N\]"),
-        (np.zeros((24000, 2), np.float32), {}, ValueError, r"shape \[24000, 2\] has more channels .* transpose"),
+        (np.zeros((2, 1, 24000), np.float32), {}, ValueError, r"shape \[2, 1, 24000\] must be \[N\], \[C, N\]"),
+        (np.zeros((200, 200), np.float32), {}, ValueError, r"shape \[200, 200\] has 200 channels"),
         (np.full(24000, np.nan, np.float32), {}, ValueError, "NaN"),
         (np.zeros(4800, np.float32), {}, EncoreError, r"0\.20 s long .* at least 1\.00 s"),
         (np.zeros(24000, np.float32), {"sample_rate": 0}, ValueError, "sample_rate must be .* got 0"),
+        (np.zeros(24000, np.float32), {"sample_rate": np.zeros(3)}, ValueError, "sample_rate must be "),
+        ((np.zeros(24000), 24000), {}, TypeError, "waveform and sample rate are two arguments"),
+        (np.zeros(24000, np.float32), {"seed": 1.5}, TypeError, "seed must be a whole number .* got 1.5"),
+        (np.zeros(24000, np.float32), {"seed": []}, ValueError, "seed: an empty list"),
         (np.zeros(24000, np.float32), {"seconds": 0}, ValueError, "seconds must be .* got 0"),
         (np.zeros(24000, np.float32), {"temperature": -1.0}, ValueError, "temperature must be .* got -1"),
     ],
@@ -127,6 +161,8 @@ def test_a_model_of_regression_makes_one_continuation(trained_regression: Path) 
 def test_what_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EncoreError, match="no such checkpoint"):
         encore.load(tmp_path / "best_model.pt")
+    with pytest.raises(EncoreError, match="a folder without a config.json"):
+        encore.load(tmp_path)
 
 
 @pytest.mark.slow
@@ -140,5 +176,5 @@ def test_loading_a_model_imports_nothing_of_training_data_or_evaluation(trained:
     loaded = result.stdout.split()
     assert "encore.inference.pipeline" in loaded
     wings = [f"encore.{name}" for name in ("training", "data", "evaluation", "reporting", "tracking")]
-    unwanted = [*wings, "mlflow", "matplotlib", "librosa", "typer"]
+    unwanted = [*wings, "mlflow", "matplotlib", "librosa", "typer", "huggingface_hub"]
     assert [name for name in loaded if name in unwanted or name.startswith(tuple(f"{n}." for n in unwanted))] == []

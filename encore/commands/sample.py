@@ -17,12 +17,13 @@ from encore.errors import EncoreError, disk_space, make_folder
 from encore.inference.config import SampleConfig
 from encore.inference.continuation import Draws, stream_batch
 from encore.inference.folder import FolderContinuation, compared_signals, write_folder_page
-from encore.inference.presentation import describe, describe_candidates, print_table, titles
+from encore.inference.presentation import describe, describe_candidates, print_table, summary, titles
 from encore.inference.songs import SHOWN_SECONDS, Song, read_song
 from encore.inference.streaming import WavWriter, WrittenContinuation, write_stream
 from encore.inference.table import build_table_losses, loss_table
 from encore.models.allocator import keep_freed_memory
 from encore.models.loading import Generator, choose_device, load_generator
+from encore.models.model_folder import PRETRAINED
 from encore.tracking import download_artifact
 
 if TYPE_CHECKING:
@@ -144,13 +145,20 @@ def metadata_of(
     samples = round(config.seconds * codec.sample_rate) if written is None else written.samples
     metadata |= {
         "Made": f"{samples / codec.sample_rate:.2f} s",
-        "Model": f"run {config.run_id}" if config.checkpoint is None else str(config.checkpoint),
+        "Model": model_name(config),
         "Window": f"{generator.context_frames / codec.frame_rate:.2f} s",
         "Codec": f"{generator.config.codec.name}, {codec.sample_rate} Hz",
     }
     if generator.generation.generative:
         metadata |= {"Seeds": ", ".join(map(str, config.seeds)), "Temperature": f"{config.temperature:g}"}
     return metadata
+
+
+def model_name(config: SampleConfig) -> str:
+    """What the page calls the model."""
+    if config.checkpoint == PRETRAINED:
+        return "the one that Encore comes with"
+    return f"run {config.run_id}" if config.checkpoint is None else str(config.checkpoint)
 
 
 def write_report(
@@ -162,7 +170,7 @@ def write_report(
     table: Table | None,
 ) -> None:
     """Writes spectrogram.png and index.html to --output."""
-    from encore.reporting.html import write_page
+    from encore.reporting.html import Heading, write_page
     from encore.reporting.spectrograms import spectrograms
 
     assert config.input is not None
@@ -170,8 +178,8 @@ def write_report(
         spectrograms(signals, sample_rate, config.output / "spectrogram.png")
     samples = describe(written, signals, sample_rate)
     candidates = [] if config.candidates == 1 else describe_candidates(written, config.seeds, sample_rate)
-    title = f"{config.input.stem}, continued"
-    write_page(config.output / "index.html", title, metadata, samples, sample_rate, table, candidates)
+    heading = Heading(f"{config.input.stem}, continued", summary(table))
+    write_page(config.output / "index.html", heading, metadata, samples, sample_rate, table, candidates)
 
 
 app = cli.new_app()

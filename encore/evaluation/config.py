@@ -14,6 +14,7 @@ from encore.evaluation.baselines import BASELINES, CODEC, MODEL, prior_name
 from encore.evaluation.dataset import VAL
 from encore.evaluation.metrics.embeddings import WEIGHTS
 from encore.inference.config import MAX_TEMPERATURE
+from encore.models.model_folder import is_model
 from encore.registry import DATASETS
 
 
@@ -21,7 +22,7 @@ from encore.registry import DATASETS
 class EvalConfig:
     """All settings of an evaluation. `checkpoint` and `dataset_folder` have no default: `check` refuses None."""
 
-    checkpoint: Path = knob(None, "checkpoint of a training run", common=True)
+    checkpoint: Path = knob(None, "checkpoint of a training run, or a folder that encore export wrote", common=True)
     dataset_folder: Path = knob(None, "folder with train/, val/ and perhaps test/ pairs", common=True)
     dataset_format: str | None = knob(
         None, "how the pairs are stored there; default: as for training", choices=DATASETS
@@ -31,7 +32,7 @@ class EvalConfig:
     )
     output: Path = knob(Path("report"), "folder for the report", common=True)
     against: tuple[str, ...] = knob(
-        (), "checkpoints to compare with: FILE or NAME=FILE, a list a,b or several flags", common=True
+        (), "checkpoints or such folders to compare with: FILE or NAME=FILE, a list a,b or several flags", common=True
     )
     candidates: int = knob(
         4, "continuations per pair; the energy score needs at least 2", minimum=2, maximum=1024, common=True
@@ -88,7 +89,7 @@ class EvalConfig:
         problems = [
             f"{flag} {path}: no such file; training writes CHECKPOINT_DIR/best_model.pt"
             for flag, path in files.items()
-            if path is not None and not path.is_file()
+            if path is not None and not is_model(path)
         ]
         folder = self.dataset_folder
         if folder is not None and not folder.is_dir():

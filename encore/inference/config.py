@@ -10,6 +10,7 @@ from encore.config.knobs import MAX_SECONDS, MAX_SEED, knob, problems_of
 from encore.config.schema import PRECISIONS
 from encore.errors import EncoreError
 from encore.inference.continuation import BATCH_SIZE
+from encore.models.model_folder import is_model
 from encore.models.precision import AUTO
 
 MAX_TEMPERATURE = 100.0
@@ -24,7 +25,9 @@ class SampleConfig:
     batch_size: int = knob(
         BATCH_SIZE, "songs of --inputs that are continued at once", minimum=1, maximum=1024, common=True
     )
-    checkpoint: Path | None = knob(None, "checkpoint of a training run", common=True)
+    checkpoint: Path | None = knob(
+        None, "checkpoint of a training run, or a folder that encore export wrote", common=True
+    )
     run_id: str | None = knob(None, "MLflow run whose best checkpoint to use", common=True)
     mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store of --run_id", common=True)
     seconds: float = knob(
@@ -84,7 +87,7 @@ class SampleConfig:
         if (self.checkpoint is None) == (self.run_id is None):
             found = "neither is" if self.checkpoint is None else "both are"
             problems.append(f"--checkpoint, --run_id: {found} given; name either a checkpoint or an MLflow run")
-        if self.checkpoint is not None and not self.checkpoint.is_file():
+        if self.checkpoint is not None and not is_model(self.checkpoint):
             problems.append(
                 f"--checkpoint {self.checkpoint}: no such file; training writes CHECKPOINT_DIR/best_model.pt"
             )

@@ -12,19 +12,25 @@ from encore.config.files import typed_flags
 from encore.config.knobs import knobs_of, out_of_bounds
 from encore.config.schema import TrainConfig
 
-# What a checkpoint consists of; `format` apart, which is looked at first.
-PARTS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("config", "codec", "model", "optimizer", "schedule", "objective", "progress", "yardstick"), dict),
-    **dict.fromkeys(("context_frames", "segment_frames", "margin", "ranks", "step_pairs"), int),
-    "run": str,
+Parts = dict[str, type | tuple[type, ...]]
+# What playing a model needs, and what a checkpoint consists of; `format` apart, which is looked at first.
+MODEL_PARTS: Parts = {
+    **dict.fromkeys(("config", "codec", "model", "progress"), dict),
+    **dict.fromkeys(("context_frames", "segment_frames", "margin"), int),
     "ema": (dict, type(None)),
+}
+PARTS: Parts = {
+    **MODEL_PARTS,
+    **dict.fromkeys(("optimizer", "schedule", "objective", "yardstick"), dict),
+    **dict.fromkeys(("ranks", "step_pairs"), int),
+    "run": str,
 }
 MAX_FRAMES = 2**31  # of contexts, segments and margins
 
 
-def checkpoint_problems(content: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the values of a checkpoint."""
-    for name, kind in PARTS.items():
+def checkpoint_problems(content: dict[str, Any], parts: Parts = PARTS) -> Iterator[str]:
+    """What is wrong with the values of a checkpoint, or of those of its parts that are there."""
+    for name, kind in parts.items():
         if not isinstance(content.get(name, ...), kind):
             yield f"{name} is missing or of another kind"
             return

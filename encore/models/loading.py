@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from encore.codecs import Codec, load_codec
 from encore.config.schema import ModelConfig, TrainConfig
 from encore.errors import EncoreError
-from encore.models.checkpoint_checks import checkpoint_problems
+from encore.models.checkpoint_checks import MODEL_PARTS, PARTS, Parts, checkpoint_problems
 from encore.models.generation import GenerationConfig
+from encore.models.model_folder import is_model_folder, read_model_folder, save_model_folder
 from encore.models.pointer import Pointer
 from encore.models.pointer_prior import POINTER
 from encore.models.precision import FP32, choose_precision
@@ -33,7 +34,8 @@ def read(path: Path) -> dict[str, Any]:
         EncoreError: no such file, not a checkpoint, a damaged one, or one of another version of Encore.
     """
     if not path.is_file():
-        raise EncoreError(f"{path}: no such checkpoint")
+        what = "a folder without a config.json, so not a model" if path.is_dir() else "no such checkpoint"
+        raise EncoreError(f"{path}: {what}")
     try:
         check_stored(path)
         verify(path)
@@ -42,12 +44,21 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError("it has no format")
     except (OSError, ValueError) as error:
         raise EncoreError(f"{path}: not a checkpoint of Encore ({error})") from error
-    if content["format"] != FORMAT:
+    return _checked(path, content, PARTS)
+
+
+def _checked(path: Path, content: dict[str, Any], parts: Parts) -> dict[str, Any]:
+    """The content, if it is of this version and has these parts.
+
+    Raises:
+        EncoreError: it is another version's, or damaged.
+    """
+    if content.get("format") != FORMAT:
         raise EncoreError(
-            f"{path}: a checkpoint of format {content['format']}, and this version of Encore reads format {FORMAT}; "
-            "train again, or use the version that wrote it"
+            f"{path}: a checkpoint of format {content.get('format')}, and this version of Encore reads format "
+            f"{FORMAT}; train again, or use the version that wrote it"
         )
-    if problem := next(checkpoint_problems(content), None):
+    if problem := next(checkpoint_problems(content, parts), None):
         raise EncoreError(f"{path}: a damaged checkpoint ({problem}); use another one, or train again")
     return content
 
@@ -76,6 +87,7 @@ class Generator:
         segment_frames: likewise of the continuations.
         margin: latent frames to decode in front of a crop (`Codec.margin`), as measured for the training run.
         precision: that the model computes in when it continues songs, "fp32" or "bf16".
+        progress: of its training: steps, epochs, pairs (`samples`), best validation loss; `run_id` of a checkpoint.
     """
 
     model: ContinuationTransformer
@@ -85,10 +97,15 @@ class Generator:
     segment_frames: int
     margin: int
     precision: str = FP32
+    progress: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def generation(self) -> GenerationConfig:
         return generation_config(self.config, self.codec, self.segment_frames)
+
+    def save(self, folder: Path, half: bool = False) -> None:
+        """Writes the model to a folder from which `load_generator` reads it; see `encore.models.model_folder`."""
+        save_model_folder(self, folder, FORMAT, half)
 
 
 def load_generator(
@@ -97,7 +114,7 @@ def load_generator(
     """Loads the model of a checkpoint with its averaged weights, or the plain ones of a run without averaging.
 
     Args:
-        path: checkpoint of a training run.
+        path: checkpoint of a training run, or a folder that `encore export` wrote.
         device: for model and codec.
         codec_repository: folder with the pretrained codecs' files; default: that of the training run.
         precision: fp32, bf16, or auto for the faster one on this device.
@@ -106,7 +123,7 @@ def load_generator(
         EncoreError: not a checkpoint of this version, its codec cannot be loaded or has other weights now, or bf16 on a
             GPU without it.
     """
-    content = read(path)
+    content = _checked(path, read_model_folder(path), MODEL_PARTS) if is_model_folder(path) else read(path)
     config = TrainConfig.from_dict(content["config"])
     codec = load_codec(config.codec.name, codec_repository or config.codec.repository, config.codec.bandwidth).to(
         device
@@ -126,7 +143,7 @@ def load_generator(
     model = model.to(device).eval()
     chosen = choose_precision(precision, model.layers[0].mlp, config.model.d_model, device)
     lengths = content["context_frames"], content["segment_frames"]
-    return Generator(model, codec, config, *lengths, content["margin"], chosen)
+    return Generator(model, codec, config, *lengths, content["margin"], chosen, content["progress"])
 
 
 def check_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:

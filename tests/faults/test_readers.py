@@ -36,6 +36,7 @@ from encore.data.index_files import load_columns, save_columns
 from encore.data.shards import INDEX, find_shards
 from encore.errors import EncoreError
 from encore.models.loading import load_generator
+from encore.models.model_folder import CONFIG_FILE, PRETRAINED, WEIGHTS_FILE
 from tests.conftest import Command, melody, write_pairs
 from tests.faults.small import checkpoint_content
 
@@ -221,6 +222,32 @@ def test_a_checkpoint_that_asks_for_another_model_than_it_holds(
     torch.save({**checkpoint, "config": {**checkpoint["config"], **settings}}, path)
     with refused_or_read(), pytest.raises(EncoreError, match=f"^{path}: "):
         load_generator(path, CPU)
+
+
+def test_model_folders(explore: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encore.models.loading.load_codec", functools.cache(load_codec))
+    whole = {name: (PRETRAINED / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    settings = json.loads(whole[CONFIG_FILE])
+    plain = junk.filter(lambda value: not isinstance(value, torch.Tensor | bytes))
+
+    def read(**changed: bytes) -> None:
+        for name, content in whole.items():
+            (tmp_path / name).write_bytes(changed.get(name.partition(".")[0], content))
+        with refused_or_read():
+            load_generator(tmp_path, CPU)
+
+    explore(4, lambda edit, length: read(config=mutated(whole[CONFIG_FILE], edit, length)), edits, lengths)
+    explore(3, lambda edit, length: read(model=mutated(whole[WEIGHTS_FILE], edit, length)), edits, lengths)
+    explore(
+        6,
+        lambda places, value: read(config=json.dumps(replaced(settings, places, value)).encode()),
+        st.lists(st.integers(0, 200), max_size=3),
+        plain,
+    )
+    for content in (b"[" * 100_000, b" " * 1_000_001, b'{"format": 8, "config": {}}'):
+        (tmp_path / CONFIG_FILE).write_bytes(content)
+        with refused_or_read(), pytest.raises(EncoreError, match=f"^{tmp_path}: "):
+            load_generator(tmp_path, CPU)
 
 
 def test_codec_files(explore: Callable[..., None], tmp_path: Path) -> None:
