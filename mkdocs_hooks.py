@@ -21,7 +21,7 @@ PAGES = {
     "requirements-judges.txt": "requirements-judges.txt",
 }
 LINK = re.compile(r"(?<=\]\()([^)#:]+)(?=[)#])")
-AUDIO_LINK = re.compile(r'<a href="([^"]+\.(?:ogg|mp3|flac|wav))">')
+AUDIO_LINK = re.compile(r'<a href="([^"]+\.(?:ogg|mp3|flac|wav))">.*?</a>')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -41,7 +41,6 @@ def _within_site(source: str, link: re.Match[str]) -> str:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts a player before every link to an audio file; `::` before code, as docstrings have it, becomes a colon."""
-    return AUDIO_LINK.sub(r'<audio controls preload="none" src="\1"></audio> <a href="\1">', html).replace(
-        "::</p>", ":</p>"
-    )
+    """Puts a player below every link to an audio file; `::` before code, as docstrings have it, becomes a colon."""
+    html = AUDIO_LINK.sub(r'\g<0> <audio controls preload="metadata" src="\1"></audio>', html)
+    return html.replace("::</p>", ":</p>")
