@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 """Cuts a folder of music into pairs to train on."""
 
-from encore.commands.prepare import app
-from encore.config import cli
+from encore.startup import announce
 
 if __name__ == "__main__":
+    announce()
+    from encore.commands.prepare import app
+    from encore.config import cli
+
     cli.run(app)

@@ -10,6 +10,9 @@ if __name__ == "__main__":
     # While a machine waits for another, torch would print a stack of C++ for every try.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
+    from encore.startup import announce
+
+    announce()
     from encore.commands.train import app
     from encore.config import cli
 

@@ -29,10 +29,10 @@ fi
 run train_ddp.py --dataset_folder "$output/pairs" --checkpoint_dir "$output/checkpoints" --resume auto \
     --codec starter --d_model 128 --num_layers 4 --dropout 0 --prior pointer --block_seconds 1 \
     --objective energy --loss_weight_spectral_energy 1 --loss_weight_floored_mel 1 --decode_seconds 1 --metrics mel \
-    --batch_size 4 --lr 3e-4 --warmup_steps 20 --scheduler constant --ema_decay 0.99 --epochs 4 \
+    --batch_size 4 --lr 3e-4 --warmup_steps 20 --scheduler constant --ema_decay 0.99 --epochs 3 \
     --world_size 1 --num_workers 0 --tracker none --seed 0
 run evaluate.py --checkpoint "$output/checkpoints/best_model.pt" --dataset_folder "$output/pairs" --split test \
-    --items 36 --long_items 2 --output "$output/report"
+    --items 36 --long_items 2 --temperature 0.5 --output "$output/report"
 "$here/.venv/bin/python" -m encore.commands.export --checkpoint "$output/checkpoints/best_model.pt" --half true \
     --output "$output/model" --evaluation "$output/report/evaluation.json" --license mit --data \
     "30 recordings, 27 minutes, under CC0 or in the public domain, and an altered copy of each; docs/pretrained_model.md of Encore lists them"

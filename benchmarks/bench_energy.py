@@ -56,7 +56,9 @@ def case(
         crop_frames=blocks * generation.block_frames,
     )
     components = [
-        Component(name, name, 1.0, False, losses.create(name, RATE), distance=losses.REGISTRY[name].distance)
+        Component(
+            name, name, 1.0, False, losses.create(name, RATE, reduction="none"), distance=losses.REGISTRY[name].distance
+        )
         for name in names
     ]
     combiner = losses.WeightedGradient(dict.fromkeys(names, 1.0))

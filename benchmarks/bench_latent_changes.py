@@ -25,9 +25,10 @@ from encore.codecs import load_codec
 from encore.codecs.bands import BANDS
 from encore.data import find_pairs
 from encore.evaluation.dataset import EvalSet
-from encore.evaluation.metrics.energy_score import energy_score, skill
+from encore.evaluation.metrics.energy_score import energy_score
 from encore.models.generation import GenerationConfig, Sampler, generate_prior, make_generators
 from encore.models.priors import Context
+from encore.statistics import skill
 
 DISTANCES = ("spectral_energy", "mel")
 AMOUNT, SMOOTH, CURVES = 0.05, 31, 8  # of the latents; frames; cosines
@@ -75,7 +76,7 @@ def main() -> None:
     codec = load_codec(options.codec)
     pairs, folder = find_pairs(options.pairs, codec.sample_rate), options.cache_dir or options.pairs / ".latents"
     data = EvalSet.open(codec, pairs, folder, options.items, 0, torch.device("cpu"))
-    distances = {name: losses.create(name, codec.sample_rate) for name in DISTANCES}
+    distances = {name: losses.create(name, codec.sample_rate, reduction="none") for name in DISTANCES}
     scores: dict[str, dict[str, list[Tensor]]] = {
         name: {key: [] for key in DISTANCES} for name in ("none", *CHANGES, *GAINS)
     }

@@ -105,7 +105,7 @@ def plain_all(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def ours(names: tuple[str, ...], shared: bool = True) -> Case:
-    modules = [losses.create(name, RATE) for name in names]
+    modules = [losses.create(name, RATE, reduction="none") for name in names]
 
     def run(prediction: Tensor, target: Tensor) -> Tensor:
         if not shared:
@@ -118,7 +118,7 @@ def ours(names: tuple[str, ...], shared: bool = True) -> Case:
 
 def energy(shared: bool) -> Case:
     """Two samples of each item, in turn; each is compared with the item's target and with the other sample."""
-    modules = [losses.create(name, RATE) for name in ENERGY]
+    modules = [losses.create(name, RATE, reduction="none") for name in ENERGY]
 
     def run(samples: Tensor, target: Tensor) -> Tensor:
         rows = losses.shared_rows if shared else torch.Tensor.__getitem__

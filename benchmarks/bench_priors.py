@@ -29,12 +29,12 @@ from encore.data import Pairs, find_pairs, segment_frames
 from encore.data.dataset import PairDataset
 from encore.data.latent_cache import LatentCache
 from encore.evaluation.dataset import spread
-from encore.evaluation.metrics.energy_score import skill
 from encore.models.generation import make_generators
 from encore.models.loading import load_generator
 from encore.models.pointer import Pointer
 from encore.models.pointer_prior import Pointed
 from encore.models.priors import Context, FrameOrder, draw_lags, lag_probs
+from encore.statistics import skill
 from encore.training.pointer import HELD_OUT, PAIRS, train_pointer
 from losses.audible import FLOOR_DB, full_scale_power
 from losses.dsp.scales import Log, SpecificLoudness

@@ -29,12 +29,11 @@ from encore.data.dataset import Batch
 from encore.evaluation.dataset import EvalSet, partners_elsewhere
 from encore.evaluation.metrics.distribution import energy_distance
 from encore.evaluation.metrics.embeddings import latent_deviation, latent_distance, log_mel_patches
-from encore.evaluation.metrics.energy_score import skill
 from encore.evaluation.metrics.registry import short_name
 from encore.evaluation.metrics.rhythm_harmony import pulse_agreement
 from encore.evaluation.per_item import DISTANCES, LATENTS
 from encore.models.priors import draw_lags, replay
-from encore.statistics import group_mean
+from encore.statistics import group_mean, skill
 
 CANDIDATES, BATCH = 4, 2
 NOISE_DB = 30
@@ -195,7 +194,7 @@ def main() -> None:
         parser.error(f"{options.pairs} has no pairs of the split {options.split}; there are {', '.join(pairs)}")
     chosen = {"train": pairs["train"], "val": pairs[options.split]}
     data = EvalSet.open(codec, chosen, options.cache_dir or options.pairs / ".latents", options.items, 0, cpu)
-    distances = {name: losses.create(name, codec.sample_rate) for name in DISTANCES}
+    distances = {name: losses.create(name, codec.sample_rate, reduction="none") for name in DISTANCES}
     deviation = latent_deviation(torch.stack([data.load([number]).context[0] for number in range(len(data))]))
     systems, scores = Systems(codec, data), Scores(codec, distances, deviation)
     for first in range(0, len(data), BATCH):

@@ -1,7 +1,7 @@
 """Makes the excerpts of docs/listen: `python -m benchmarks.make_listening_excerpts MUSIC docs/listen [--picture PNG]`.
 
 MUSIC holds the recordings of docs/pretrained_model.md. Those that are continued here were held out from all training.
-The model is the one that Encore comes with, the seed 0; nothing was chosen by ear.
+The model is the one that Encore comes with, seed and temperature those of `encore demo`; nothing was chosen by ear.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 import encore
 from encore.audio import find_audio_files, read_audio
+from encore.commands.demo import PRETRAINED_TEMPERATURE
 from encore.errors import EncoreError
 from encore.inference.pipeline import ContinuationPipeline
 from encore.reporting.spectrograms import spectrograms
@@ -71,7 +72,7 @@ def write_piece(folder: Path, piece: Piece, song: Tensor, model: ContinuationPip
     """Writes a piece as the model continues it, as it is, and the spectrograms of both."""
     rate = model.sample_rate
     end, shown = round(CONTEXT_SECONDS * rate), round(SHOWN_SECONDS * rate)
-    made = model.continue_(song[:, :end], rate, MADE_SECONDS)
+    made = model.continue_(song[:, :end], rate, MADE_SECONDS, temperature=PRETRAINED_TEMPERATURE)
     signals = {
         "continued": torch.cat([song[:, end - shown : end], made], -1),
         "original": song[:, end - shown : end + made.shape[-1]],

@@ -173,6 +173,7 @@ def train_encore(options: argparse.Namespace, clock: Clock) -> Course:
     from encore.training import distributed
     from encore.training.console import TrainConsole
     from encore.training.trainer import StopSignal, Trainer
+    from encore.training.validation import Validation
 
     course, stop = Course(options, clock), StopSignal()
 
@@ -191,8 +192,8 @@ def train_encore(options: argparse.Namespace, clock: Clock) -> Course:
             model.train(training)
             return audio
 
-        def validate(self) -> dict[str, float]:
-            return {"loss": course.points[-1]["score"]}
+        def validate(self) -> Validation:
+            return Validation({"loss": course.points[-1]["score"]}, [])
 
     def step_done(*unused: Any) -> None:
         if course.step_done():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Interval:
         return Interval(function(self.value), low, high)
 
 
+ENOUGH_RECORDINGS = 8  # below it intervals over recordings are rough
 BLOCK = 2**14  # items that are drawn at a time, where a statistic takes several draws
 
 
@@ -83,3 +84,18 @@ def group_mean(values: Sequence[float], groups: Sequence[str]) -> Interval:
     """The mean over all values; the bootstrap draws whole groups, because values within a group are alike."""
     sums, counts = group_sums(values, groups), group_sums([1.0] * len(values), groups)
     return bootstrap(lambda part, count: part.sum(-1) / count.sum(-1), sums, counts, vectorized=True)
+
+
+def skill(score: Iterable[float], reference: Iterable[float], recordings: Sequence[str]) -> Interval:
+    """`1 − mean(score) / mean(reference)`: 1 is perfect, 0 as good as the reference, below 0 worse; without a unit.
+
+    Args:
+        score, reference: one value per item, of the same items.
+        recordings: the recording of each item; the bootstrap draws recordings. Not a number where the mean of the
+            reference is 0.
+    """
+
+    def statistic(ours: NDArray, theirs: NDArray) -> float:
+        return 1 - float(ours.sum() / theirs.sum()) if theirs.any() else float("nan")
+
+    return bootstrap(statistic, group_sums([*score], recordings), group_sums([*reference], recordings))

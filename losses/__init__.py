@@ -1,8 +1,8 @@
 """Differentiable audio losses, usable on their own: `from losses import SpectralLoss`.
 
 Every loss is called `loss(prediction, target)` with float tensors `[B, C, N]`; lower is better. It returns the mean
-over the items of the batch, or one value per item with `reduction="none"`. The pure functions are in
-`losses.functional`.
+over the items of the batch, their sum with `reduction="sum"`, or one value per item with "none". Losses can be added:
+`0.5 * RMSLoss() + 0.25 * SpectralLoss()`. The pure functions are in `losses.functional`.
 """
 
 # ruff: isort: skip_file
@@ -46,12 +46,14 @@ from losses.pesq import PESQLoss
 from losses.embedding import EmbeddingLoss
 
 from losses.adversarial import Adversary, DiscriminatorLoss, FeatureMatchingLoss, GeneratorLoss, discriminator
-from losses.balancer import BalancedGradient, LossBalancer, WeightedGradient, WeightedSum
+from losses.balancer import BalancedGradient, LossBalancer, WeightedGradient
 from losses.base import FunctionLoss, Loss
 from losses.dsp.filters import FIRFilter, SumAndDifference
 from losses.dsp.bank import shared_rows, shared_spectra
 from losses.registry import REGISTRY, Entry, create, load_plugins, register
 from losses.time_frequency import TimeFrequencyLoss
+from losses.weighted_sum import WeightedSum
+from losses import functional
 
 __all__ = [
     "REGISTRY",
@@ -105,6 +107,7 @@ __all__ = [
     "WeightedSum",
     "create",
     "discriminator",
+    "functional",
     "load_plugins",
     "register",
     "shared_rows",

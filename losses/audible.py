@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from losses.base import FunctionLoss
+from losses.base import FunctionLoss, full_precision
 from losses.dsp.scales import Log, SpecificLoudness
 from losses.dsp.stft import check_long_enough
 from losses.dsp.transforms import ERB, Mel
@@ -18,6 +18,7 @@ FLOOR_DB = -75.0  # of `floored_mel`, dB of full scale
 
 
 @register("audible_energy", group="spectral", distance=True)
+@full_precision
 def audible_energy(
     prediction: Tensor, target: Tensor, sample_rate: int, n_ffts: Sequence[int] = (512, 1024, 2048)
 ) -> Tensor:
@@ -57,6 +58,7 @@ def audible_energy(
 
 
 @register("floored_mel", group="spectral", distance=True)
+@full_precision
 def floored_mel(
     prediction: Tensor, target: Tensor, sample_rate: int, n_fft: int = 1024, hop_length: int = 256, n_mels: int = 80
 ) -> Tensor:
@@ -87,8 +89,18 @@ class AudibleEnergyLoss(FunctionLoss):
 
     compare = staticmethod(audible_energy)
 
+    def __init__(self, sample_rate: int, n_ffts: Sequence[int] = (512, 1024, 2048), *, reduction: str = "mean"):
+        super().__init__(sample_rate=sample_rate, n_ffts=n_ffts, reduction=reduction)
+
 
 class FlooredMelLoss(FunctionLoss):
     """L1 of log-mel powers above a floor; see `floored_mel` for the settings."""
 
     compare = staticmethod(floored_mel)
+
+    def __init__(
+        self, sample_rate: int, n_fft: int = 1024, *, hop_length: int = 256, n_mels: int = 80, reduction: str = "mean"
+    ):
+        super().__init__(
+            sample_rate=sample_rate, n_fft=n_fft, hop_length=hop_length, n_mels=n_mels, reduction=reduction
+        )

@@ -1,8 +1,8 @@
-"""Several losses as one: a weighted sum, and gradients balanced so that each weight is a share.
+"""The gradient of several losses at once, plainly weighted, or balanced so that each weight is a share.
 
-`WeightedSum` is a loss of its own. `WeightedGradient` and `LossBalancer` are for a training loop whose losses are all
-computed on one signal, the decoded audio: from the losses' values they make one gradient at that signal, and a single
-backward pass continues from there into whatever produced the signal::
+`WeightedGradient` and `LossBalancer` are for a training loop whose losses are all computed on one signal, the decoded
+audio: from the losses' values they make one gradient at that signal, and a single backward pass continues from there
+into whatever produced the signal::
 
     combined = balancer({"spectral": spectral(audio, target), "mel": mel(audio, target)}, audio)
     audio.backward(combined.gradient)
@@ -10,7 +10,6 @@ backward pass continues from there into whatever produced the signal::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,37 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from losses.dsp.bank import shared_spectra
+from losses.weighted_sum import checked_weights
 
 REFERENCE_STEPS = 100  # with `shrink`, a term is never scaled up by more than after this many steps
-
-
-class WeightedSum(nn.Module):
-    """`Σ weight · loss(prediction, target)` over named losses, which share their spectra.
-
-    Args:
-        terms: name to loss and weight; the losses must all have the same reduction. A weight of 0 costs nothing.
-
-    Raises:
-        ValueError: a weight below 0 or not finite, or none above 0.
-    """
-
-    def __init__(self, terms: Mapping[str, tuple[nn.Module, float]]):
-        super().__init__()
-        self.weights = _checked({name: weight for name, (_, weight) in terms.items()})
-        self.losses = nn.ModuleDict({name: terms[name][0] for name in self.weights})
-
-    def parts(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The value of every loss, without its weight."""
-        with shared_spectra():
-            return {name: loss(prediction, target) for name, loss in self.losses.items()}
-
-    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of the values that `parts` returned."""
-        return torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum(0)
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self.total(self.parts(prediction, target))
 
 
 @dataclass(frozen=True)
@@ -81,7 +52,7 @@ class WeightedGradient(nn.Module):
 
     def __init__(self, weights: Mapping[str, float]):
         super().__init__()
-        self.weights = _checked(weights)
+        self.weights = checked_weights(weights)
 
     def forward(self, values: Mapping[str, Tensor], signal: Tensor, measure: bool = True) -> BalancedGradient:
         """Combines `values`, `[B]` each, into one gradient at `signal [B, C, N]`, from which they were computed.
@@ -125,7 +96,7 @@ class LossBalancer(nn.Module):
         self, weights: Mapping[str, float], total_norm: float = 1.0, beta: float = 0.999, shrink: bool = False
     ):
         super().__init__()
-        self.weights = _checked(weights)
+        self.weights = checked_weights(weights)
         self.total_norm, self.beta, self.shrink = total_norm, beta, shrink
         self.averages = {name: Average() for name in self.weights}
 
@@ -223,14 +194,3 @@ def _shares(norms: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[st
     sizes = {name: scales[name] * norm if name in scales else 0.0 for name, norm in numbers}
     whole = sum(sizes.values())
     return {name: size / whole for name, size in sizes.items()} if whole else {}
-
-
-def _checked(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weights above 0."""
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"the weight of {name!r} must be a finite number of at least 0, got {weight}")
-    above = {name: weight for name, weight in weights.items() if weight}
-    if not above:
-        raise ValueError("there is nothing to combine: at least one weight must be above 0")
-    return above

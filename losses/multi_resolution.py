@@ -2,121 +2,238 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from losses.base import FunctionLoss, Loss, check_same_shape
+from losses.base import Loss, full_precision
+from losses.dsp.bank import sharing_spectra
 from losses.dsp.compilation import eager
 from losses.dsp.filters import a_weighted, sum_and_difference
-from losses.dsp.stft import check_long_enough
+from losses.dsp.stft import Window, check_long_enough
 from losses.registry import register
-from losses.stft import STFTLoss, STFTSettings, STFTTerms, stft, stft_terms
+from losses.stft import checked_output, stft, stft_terms
+from losses.stft_settings import (
+    MultiSTFTOptions,
+    ScaledSTFTOptions,
+    STFTSettings,
+    changed_settings,
+    checked_settings,
+    resolutions,
+    spelled_out,
+)
 
-SPECTRAL: dict[str, Any] = {
-    "fft_sizes": (512, 1024, 2048),
-    "hop_sizes": (128, 256, 512),
-    "win_lengths": (512, 1024, 2048),
-}
-MRSTFT: dict[str, Any] = {
-    "fft_sizes": (64, 128, 256, 512, 1024, 2048),
-    "hop_sizes": (32, 64, 128, 256, 512, 1024),
-    "win_lengths": (64, 128, 256, 512, 1024, 2048),
-    "window": "hann",
-    "w_sc": 0.0,
-    "w_log_mag": 1.0,
-    "w_lin_mag": 1.0,
-    "eps": 0.0,
-    "log_eps": 1e-7,
-    "pad_mode": "constant",
-}
-SMOOTH_MRSTFT: dict[str, Any] = MRSTFT | {
-    "fft_sizes": (67, 127, 257, 509, 1021, 2053),
-    "hop_sizes": (32, 63, 128, 254, 510, 1026),
-    "win_lengths": (67, 127, 257, 509, 1021, 2053),
-    "window": "flattop",
-    "w_lin_mag": 0.0,
-    "mag_distance": "L2",
-    "log_eps": 1.0,
-}
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+AURALOSS_SIZES = (1024, 2048, 512), (120, 240, 50), (600, 1200, 240)
+SPECTRAL_SIZES = (512, 1024, 2048), (128, 256, 512), (512, 1024, 2048)
+MRSTFT_SIZES = (64, 128, 256, 512, 1024, 2048), (32, 64, 128, 256, 512, 1024), (64, 128, 256, 512, 1024, 2048)
+MRSTFT: MultiSTFTOptions = {"w_sc": 0.0, "w_lin_mag": 1.0, "eps": 0.0, "log_eps": 1e-7, "pad_mode": "constant"}
+SMOOTH_SIZES = (67, 127, 257, 509, 1021, 2053), (32, 63, 128, 254, 510, 1026), (67, 127, 257, 509, 1021, 2053)
+SMOOTH: MultiSTFTOptions = {"w_sc": 0.0, "eps": 0.0, "mag_distance": "L2", "log_eps": 1.0, "pad_mode": "constant"}
 RANDOM_WINDOWS = ("hann_window", "bartlett_window", "blackman_window", "hamming_window", "kaiser_window")
+Sizes = Sequence[int]
 
 
-def multi_resolution_stft_terms(
+class MultiSTFTTerms(NamedTuple):
+    """The loss, `[B]` (or a mean over items), and its terms before weighting, of each resolution; 0 at weight 0."""
+
+    loss: Tensor
+    sc_mag_loss: tuple[Tensor, ...]
+    log_mag_loss: tuple[Tensor, ...]
+    lin_mag_loss: tuple[Tensor, ...]
+    phs_loss: tuple[Tensor, ...]
+
+
+class SumAndDifferenceTerms(NamedTuple):
+    """The loss and its terms before weighting, of sum and difference; each `[B]` (or a mean over items)."""
+
+    loss: Tensor
+    sum_loss: Tensor
+    diff_loss: Tensor
+
+
+@sharing_spectra
+def multi_resolution_stft_terms(prediction: Tensor, target: Tensor, settings: Sequence[STFTSettings]) -> MultiSTFTTerms:
+    """The terms of `multi_resolution_stft`."""
+    longest = max(settings, key=lambda one: one.fft_size)
+    if longest.pad_mode == "reflect":
+        check_long_enough(prediction, longest.fft_size)
+    if longest.perceptual_weighting:  # once for all resolutions
+        assert longest.sample_rate is not None
+        prediction, target = (a_weighted(signal, longest.sample_rate) for signal in (prediction, target))
+    terms = [stft_terms(prediction, target, replace(one, perceptual_weighting=False)) for one in settings]
+    loss, *parts = zip(*terms, strict=True)
+    return MultiSTFTTerms(torch.stack(loss).mean(0), *parts)
+
+
+@full_precision
+@spelled_out(MultiSTFTOptions)
+def multi_resolution_stft(
     prediction: Tensor,
     target: Tensor,
-    fft_sizes: Sequence[int] = (1024, 2048, 512),
-    hop_sizes: Sequence[int] = (120, 240, 50),
-    win_lengths: Sequence[int] = (600, 1200, 240),
-    n_bins: int | Sequence[int] | None = None,
-    perceptual_weighting: bool = False,
-    sample_rate: int | None = None,
-    **settings: Any,
-) -> STFTTerms:
-    """The terms of `multi_resolution_stft`, means over resolutions, each `[B]`."""
-    check_same_shape(prediction, target)
-    bins = n_bins if isinstance(n_bins, Sequence) else [n_bins] * len(fft_sizes)
-    if not len(fft_sizes) == len(hop_sizes) == len(win_lengths) == len(bins) > 0:
-        raise ValueError(
-            "fft_sizes, hop_sizes, win_lengths and n_bins must be equally long, got "
-            f"{len(fft_sizes)}, {len(hop_sizes)}, {len(win_lengths)} and {len(bins)}"
-        )
-    if settings.get("pad_mode", "reflect") == "reflect":
-        check_long_enough(prediction, max(fft_sizes))
-    if perceptual_weighting:  # once for all resolutions
-        if sample_rate is None:
-            raise ValueError("perceptual weighting needs the sample_rate, in Hz")
-        prediction, target = a_weighted(prediction, sample_rate), a_weighted(target, sample_rate)
-    terms = [
-        stft_terms(prediction, target, STFTSettings(fft, hop, win, n_bins=count, sample_rate=sample_rate, **settings))
-        for fft, hop, win, count in zip(fft_sizes, hop_sizes, win_lengths, bins, strict=True)
-    ]
-    return STFTTerms(*(torch.stack(values).mean(0) for values in zip(*terms, strict=True)))
-
-
-def multi_resolution_stft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+    fft_sizes: Sizes = AURALOSS_SIZES[0],
+    hop_sizes: Sizes = AURALOSS_SIZES[1],
+    win_lengths: Sizes = AURALOSS_SIZES[2],
+    window: Window = "hann_window",
+    **options: Unpack[MultiSTFTOptions],
+) -> Tensor:
     """The mean of `stft` over resolutions, `[B]`. Yamamoto et al. 2020; defaults of auraloss 0.4.
 
     Args:
         prediction: `[B, C, N]`.
         target: likewise.
-        **settings: fft_sizes, hop_sizes, win_lengths: samples, one of each per resolution. n_bins: bands of a mel or
-            chroma scale, one number or one per resolution. The other settings of `stft` apply to all resolutions.
+        fft_sizes: transform sizes, samples, one per resolution.
+        hop_sizes: samples from frame to frame, likewise.
+        win_lengths: samples of the windows, likewise.
+        window: by name, as in `losses.dsp.stft.Resolution`.
+        **options: n_bins: bands of a mel or chroma scale, one number or one per resolution. The other options of `stft`
+            apply to all resolutions.
 
     Raises:
         ValueError: as `stft`, or lists of different lengths.
+        TypeError: an option that it does not take.
     """
-    return multi_resolution_stft_terms(prediction, target, **settings).loss
+    settings = resolutions(multi_resolution_stft, fft_sizes, hop_sizes, win_lengths, window, options)
+    return multi_resolution_stft_terms(prediction, target, settings).loss
 
 
-def spectral(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+@spelled_out(MultiSTFTOptions)
+def spectral(
+    prediction: Tensor,
+    target: Tensor,
+    fft_sizes: Sizes = SPECTRAL_SIZES[0],
+    hop_sizes: Sizes = SPECTRAL_SIZES[1],
+    win_lengths: Sizes = SPECTRAL_SIZES[2],
+    window: Window = "hann_window",
+    **options: Unpack[MultiSTFTOptions],
+) -> Tensor:
     """`multi_resolution_stft` with the settings of `SpectralLoss`, `[B]`."""
-    return multi_resolution_stft(prediction, target, **SPECTRAL | settings)
+    return multi_resolution_stft(prediction, target, fft_sizes, hop_sizes, win_lengths, window, **options)
 
 
-def mrstft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+@spelled_out(MultiSTFTOptions, **MRSTFT)
+def mrstft(
+    prediction: Tensor,
+    target: Tensor,
+    fft_sizes: Sizes = MRSTFT_SIZES[0],
+    hop_sizes: Sizes = MRSTFT_SIZES[1],
+    win_lengths: Sizes = MRSTFT_SIZES[2],
+    window: Window = "hann",
+    **options: Unpack[MultiSTFTOptions],
+) -> Tensor:
     """`multi_resolution_stft` with the settings of `MRSTFTLoss`, `[B]`."""
-    return multi_resolution_stft(prediction, target, **MRSTFT | settings)
+    merged: MultiSTFTOptions = {**MRSTFT, **options}
+    return multi_resolution_stft(prediction, target, fft_sizes, hop_sizes, win_lengths, window, **merged)
 
 
-def smooth_mrstft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+@spelled_out(MultiSTFTOptions, **SMOOTH)
+def smooth_mrstft(
+    prediction: Tensor,
+    target: Tensor,
+    fft_sizes: Sizes = SMOOTH_SIZES[0],
+    hop_sizes: Sizes = SMOOTH_SIZES[1],
+    win_lengths: Sizes = SMOOTH_SIZES[2],
+    window: Window = "flattop",
+    **options: Unpack[MultiSTFTOptions],
+) -> Tensor:
     """`multi_resolution_stft` with the settings of `SmoothMRSTFTLoss`, `[B]`."""
-    return multi_resolution_stft(prediction, target, **SMOOTH_MRSTFT | settings)
+    merged: MultiSTFTOptions = {**SMOOTH, **options}
+    return multi_resolution_stft(prediction, target, fft_sizes, hop_sizes, win_lengths, window, **merged)
+
+
+@full_precision
+@spelled_out(MultiSTFTOptions)
+def sum_and_difference_stft(
+    prediction: Tensor,
+    target: Tensor,
+    fft_sizes: Sizes = AURALOSS_SIZES[0],
+    hop_sizes: Sizes = AURALOSS_SIZES[1],
+    win_lengths: Sizes = AURALOSS_SIZES[2],
+    window: Window = "hann_window",
+    w_sum: float = 1.0,
+    w_diff: float = 1.0,
+    **options: Unpack[MultiSTFTOptions],
+) -> Tensor:
+    """`(w_sum L(l + r) + w_diff L(l − r)) / 2`, L the `multi_resolution_stft`, `[B]`; see `SumAndDifferenceSTFTLoss`.
+
+    Raises:
+        ValueError: not stereo, or as `multi_resolution_stft`.
+        TypeError: an option that it does not take.
+    """
+    settings = resolutions(sum_and_difference_stft, fft_sizes, hop_sizes, win_lengths, window, options)
+    return sum_and_difference_terms(prediction, target, settings, w_sum, w_diff).loss
+
+
+def sum_and_difference_terms(
+    prediction: Tensor, target: Tensor, settings: Sequence[STFTSettings], w_sum: float = 1.0, w_diff: float = 1.0
+) -> SumAndDifferenceTerms:
+    """The terms of `sum_and_difference_stft`, each `[B]`."""
+    both = zip(sum_and_difference(prediction), sum_and_difference(target), strict=True)
+    sums, differences = (multi_resolution_stft_terms(*pair, settings).loss for pair in both)
+    return SumAndDifferenceTerms((w_sum * sums + w_diff * differences) / 2, sums, differences)
 
 
 @register("multi_resolution_stft", group="spectral")
-class MultiResolutionSTFTLoss(STFTLoss):
+class MultiResolutionSTFTLoss(Loss):
     """STFT loss at auraloss's three resolutions: spectral convergence + L1 of log magnitudes.
 
     Formula: mean of `stft` over FFT 1024, 2048, 512, hop 120, 240, 50, window 600, 1200, 240.
     Use: to compare with published values.
 
-    See `multi_resolution_stft` for the settings.
+    Args:
+        fft_sizes: transform sizes, samples, one per resolution.
+        hop_sizes: samples from frame to frame, likewise.
+        win_lengths: samples of the windows, likewise.
+        window: by name, as in `losses.dsp.stft.Resolution`.
+        output: "loss", or "full" for `MultiSTFTTerms`, the loss and its terms, one per resolution.
+        reduction: "mean" or "sum" over items, "none" for all of them, or "batch": the mean, with spectral convergence
+            over the whole batch, as auraloss has it.
+        **options: see `multi_resolution_stft`.
+
+    Raises:
+        ValueError: a setting has no such value, or lists of different lengths.
+        TypeError: an option that it does not take.
     """
 
-    terms = staticmethod(multi_resolution_stft_terms)
+    @spelled_out(MultiSTFTOptions)
+    def __init__(
+        self,
+        fft_sizes: Sizes = AURALOSS_SIZES[0],
+        hop_sizes: Sizes = AURALOSS_SIZES[1],
+        win_lengths: Sizes = AURALOSS_SIZES[2],
+        window: Window = "hann_window",
+        *,
+        output: str = "loss",
+        reduction: str = "mean",
+        **options: Unpack[MultiSTFTOptions],
+    ):
+        if reduction == "batch":
+            options["batch"], reduction = True, "mean"
+        self.output = checked_output(output)
+        sizes = fft_sizes, hop_sizes, win_lengths, window
+        self.resolutions = resolutions(type(self), *sizes, options)
+        super().__init__(partial(multi_resolution_stft_terms, settings=self.resolutions), reduction)
+
+    def settings(self) -> Mapping[str, Any]:
+        names = {"fft_sizes": "fft_size", "hop_sizes": "hop_size", "win_lengths": "win_length"}
+        sizes = {several: tuple(getattr(one, name) for one in self.resolutions) for several, name in names.items()}
+        changed = changed_settings(self.resolutions[0])
+        if "n_bins" in changed:
+            changed["n_bins"] = tuple(one.n_bins for one in self.resolutions)
+        others = {name: value for name, value in changed.items() if name not in names.values()}
+        return {**sizes, **others, **({} if self.output == "loss" else {"output": self.output})}
+
+    def reduced(self, values: Any) -> Any:
+        reduce = super().reduced
+        if self.output == "loss":
+            return reduce(values.loss)
+        return MultiSTFTTerms(reduce(values.loss), *(tuple(map(reduce, terms)) for terms in values[1:]))
 
 
 @register("random_resolution_stft", group="spectral")
@@ -142,10 +259,15 @@ class RandomResolutionSTFTLoss(Loss):
         max_hop_size: share of the FFT.
         windows: names to draw from.
         seed: of the draws.
-        reduction: "mean" over items or "none".
-        **settings: others of `stft`.
+        reduction: "mean" or "sum" over items, or "none".
+        **options: others of `stft`.
+
+    Raises:
+        ValueError: a setting has no such value.
+        TypeError: an option that it does not take.
     """
 
+    @spelled_out(ScaledSTFTOptions)
     def __init__(
         self,
         resolutions: int = 3,
@@ -154,12 +276,16 @@ class RandomResolutionSTFTLoss(Loss):
         min_hop_size: float = 0.1,
         max_hop_size: float = 1.0,
         windows: Sequence[str] = RANDOM_WINDOWS,
+        *,
         seed: int = 0,
         reduction: str = "mean",
-        **settings: Any,
+        **options: Unpack[ScaledSTFTOptions],
     ):
         super().__init__(self._compare, reduction)
-        self.resolutions, self.windows, self.seed, self.settings = resolutions, tuple(windows), seed, settings
+        drawn = dict.fromkeys(("fft_size", "hop_size", "win_length"), 1024)
+        for window in windows:
+            checked_settings(type(self), {**drawn, "window": window}, options)
+        self.resolutions, self.windows, self.seed, self.options = resolutions, tuple(windows), seed, options
         self.fft_sizes, self.hop_sizes = (min_fft_size, max_fft_size), (min_hop_size, max_hop_size)
         self.calls = 0
 
@@ -188,8 +314,8 @@ class RandomResolutionSTFTLoss(Loss):
             drawn.append({**sizes, "window": self.windows[window]})
         return drawn
 
-    def extra_repr(self) -> str:
-        return f"resolutions={self.resolutions}, seed={self.seed}, calls={self.calls}, reduction={self.reduction!r}"
+    def settings(self) -> dict[str, Any]:
+        return {"resolutions": self.resolutions, "seed": self.seed, "calls": self.calls, **self.options}
 
     def get_extra_state(self) -> dict[str, int]:
         return {"calls": self.calls}
@@ -202,35 +328,54 @@ class RandomResolutionSTFTLoss(Loss):
         training = torch.is_grad_enabled() and prediction.requires_grad
         sizes = self.draw(prediction.shape[-1], self.calls if training else 0)
         self.calls += training
-        return torch.stack([stft(prediction, target, **size, **self.settings) for size in sizes]).mean(0)
+        return torch.stack([stft(prediction, target, **size, **self.options) for size in sizes]).mean(0)
 
 
 @register("sum_and_difference_stft", group="spectral", channels=2)
-def sum_and_difference_stft(
-    prediction: Tensor, target: Tensor, w_sum: float = 1.0, w_diff: float = 1.0, **settings: Any
-) -> Tensor:
+class SumAndDifferenceSTFTLoss(MultiResolutionSTFTLoss):
     """Multi-resolution STFT loss of the sum and difference of stereo channels.
 
     Formula: `(w_sum L(l + r) + w_diff L(l − r)) / 2`, L the `multi_resolution_stft`, weights 1.
     Use: stereo only: balance and width.
 
-    Steinmetz et al. 2020, auraloss 0.4, whose value for several items needs `batch=True` (see `stft`).
+    Steinmetz et al. 2020, auraloss 0.4, whose value for several items needs `reduction="batch"`.
+
+    Args:
+        w_sum: weight of the sum of the channels.
+        w_diff: weight of their difference.
+        output: "loss", or "full" for `SumAndDifferenceTerms`.
+        others: see `MultiResolutionSTFTLoss`.
 
     Raises:
-        ValueError: not stereo, or as `multi_resolution_stft`.
+        ValueError: at the call, not stereo; or as `MultiResolutionSTFTLoss`.
+        TypeError: an option that it does not take.
     """
-    check_same_shape(prediction, target)
-    both = [
-        multi_resolution_stft(predicted, wanted, **settings)
-        for predicted, wanted in zip(sum_and_difference(prediction), sum_and_difference(target), strict=True)
-    ]
-    return (w_sum * both[0] + w_diff * both[1]) / 2
 
+    @spelled_out(MultiSTFTOptions)
+    def __init__(
+        self,
+        fft_sizes: Sizes = AURALOSS_SIZES[0],
+        hop_sizes: Sizes = AURALOSS_SIZES[1],
+        win_lengths: Sizes = AURALOSS_SIZES[2],
+        window: Window = "hann_window",
+        *,
+        w_sum: float = 1.0,
+        w_diff: float = 1.0,
+        output: str = "loss",
+        reduction: str = "mean",
+        **options: Unpack[MultiSTFTOptions],
+    ):
+        sizes = fft_sizes, hop_sizes, win_lengths, window
+        super().__init__(*sizes, output=output, reduction=reduction, **options)
+        self.weights = {"w_sum": w_sum, "w_diff": w_diff}
+        self.function = partial(sum_and_difference_terms, settings=self.resolutions, w_sum=w_sum, w_diff=w_diff)
 
-class SumAndDifferenceSTFTLoss(FunctionLoss):
-    """Multi-resolution STFT loss of sum and difference of stereo channels; see `sum_and_difference_stft`."""
+    def settings(self) -> Mapping[str, Any]:
+        return {**super().settings(), **{name: weight for name, weight in self.weights.items() if weight != 1}}
 
-    compare = staticmethod(sum_and_difference_stft)
+    def reduced(self, values: Any) -> Any:
+        reduce = partial(Loss.reduced, self)
+        return reduce(values.loss) if self.output == "loss" else SumAndDifferenceTerms(*map(reduce, values))
 
 
 @register("spectral", group="spectral")
@@ -243,8 +388,20 @@ class SpectralLoss(MultiResolutionSTFTLoss):
     Hann windows; see `stft` for the floors.
     """
 
-    def __init__(self, **settings: Any):
-        super().__init__(**SPECTRAL | settings)
+    @spelled_out(MultiSTFTOptions)
+    def __init__(
+        self,
+        fft_sizes: Sizes = SPECTRAL_SIZES[0],
+        hop_sizes: Sizes = SPECTRAL_SIZES[1],
+        win_lengths: Sizes = SPECTRAL_SIZES[2],
+        window: Window = "hann_window",
+        *,
+        output: str = "loss",
+        reduction: str = "mean",
+        **options: Unpack[MultiSTFTOptions],
+    ):
+        sizes = fft_sizes, hop_sizes, win_lengths, window
+        super().__init__(*sizes, output=output, reduction=reduction, **options)
 
 
 @register("mrstft", group="spectral", distance=True)
@@ -257,8 +414,21 @@ class MRSTFTLoss(MultiResolutionSTFTLoss):
     Engel et al. 2020, with the defaults of korvax 0.3's `mrstft_loss`: Hann windows, zeros beyond the ends.
     """
 
-    def __init__(self, **settings: Any):
-        super().__init__(**MRSTFT | settings)
+    @spelled_out(MultiSTFTOptions, **MRSTFT)
+    def __init__(
+        self,
+        fft_sizes: Sizes = MRSTFT_SIZES[0],
+        hop_sizes: Sizes = MRSTFT_SIZES[1],
+        win_lengths: Sizes = MRSTFT_SIZES[2],
+        window: Window = "hann",
+        *,
+        output: str = "loss",
+        reduction: str = "mean",
+        **options: Unpack[MultiSTFTOptions],
+    ):
+        sizes, merged = (fft_sizes, hop_sizes, win_lengths, window), MRSTFT.copy()
+        merged.update(options)
+        super().__init__(*sizes, output=output, reduction=reduction, **merged)
 
 
 @register("smooth_mrstft", group="spectral")
@@ -271,5 +441,18 @@ class SmoothMRSTFTLoss(MultiResolutionSTFTLoss):
     The smooth configuration of Schwär & Müller 2023, "Multi-Scale Spectral Loss Revisited", as korvax 0.3 has it.
     """
 
-    def __init__(self, **settings: Any):
-        super().__init__(**SMOOTH_MRSTFT | settings)
+    @spelled_out(MultiSTFTOptions, **SMOOTH)
+    def __init__(
+        self,
+        fft_sizes: Sizes = SMOOTH_SIZES[0],
+        hop_sizes: Sizes = SMOOTH_SIZES[1],
+        win_lengths: Sizes = SMOOTH_SIZES[2],
+        window: Window = "flattop",
+        *,
+        output: str = "loss",
+        reduction: str = "mean",
+        **options: Unpack[MultiSTFTOptions],
+    ):
+        sizes, merged = (fft_sizes, hop_sizes, win_lengths, window), SMOOTH.copy()
+        merged.update(options)
+        super().__init__(*sizes, output=output, reduction=reduction, **merged)

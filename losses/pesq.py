@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchaudio.functional import lfilter, resample
 
-from losses.base import Loss, check_same_shape
+from losses.base import Loss, full_precision
 from losses.dsp.compilation import eager
 from losses.registry import register
 
@@ -21,6 +21,7 @@ AUDIBLE = 1e-5  # peak, −100 dBFS
 POWER_FLOOR = 1e-8  # power in the band by which levels are aligned, relative to the louder signal's peak; −80 dB
 
 
+@full_precision
 @eager  # torchaudio's recursive filter cannot be compiled
 def pesq(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     """Differentiable PESQ (ITU-T P.862) by the package torch-pesq: `0.1 · d_symmetric + 0.0309 · d_asymmetric`.
@@ -55,7 +56,6 @@ def pesq(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
         ValueError: shapes that differ, or fewer than 0.328 s.
         ImportError: torch-pesq is not installed.
     """
-    check_same_shape(prediction, target)
     divisor = gcd(sample_rate, RATE)
     least = (SHORTEST - 1) * (sample_rate // divisor) // (RATE // divisor) + 1
     if prediction.shape[-1] < least:

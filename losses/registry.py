@@ -9,14 +9,14 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import getdoc, signature
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
-from losses.base import Loss
+from losses.base import FunctionLoss, Loss, bind
 
 GROUPS = ("waveform", "spectral", "perceptual")
 ADVERSARIAL = ("gan", "feature_matching")  # the losses of `losses.Adversary`, which are not registered
@@ -37,7 +37,7 @@ class Entry:
 
     Attributes:
         summary: what it is, in one line of plain text.
-        build: `build(sample_rate, **options)` gives the loss for audio at `sample_rate` Hz, one value per item.
+        build: `build(sample_rate, **options)` gives the loss for audio at `sample_rate` Hz.
         minimum: its value at identity; None where it has no lower bound, as minus a ratio in dB.
         metric: name of the metric that is minus this loss, e.g. "snr_db", and is reported beside it.
         channels: 2 for a loss of stereo audio only.
@@ -49,6 +49,7 @@ class Entry:
         formula: its formula in Markdown, for the tables of the documentation.
         use: when to use it, likewise.
         origin: where it is defined, `module.name`.
+        training: options that training adds to the defaults, so that no item can outweigh all others.
     """
 
     summary: str
@@ -62,6 +63,7 @@ class Entry:
     formula: str = ""
     use: str = ""
     origin: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 REGISTRY: dict[str, Entry] = {}
@@ -77,6 +79,7 @@ def register(
     channels: int | None = None,
     package: str | None = None,
     distance: bool = False,
+    training: Mapping[str, Any] | None = None,
 ) -> Callable[[AnyLoss], AnyLoss]:
     """A decorator that registers a loss as `name` and returns it unchanged.
 
@@ -112,6 +115,7 @@ def register(
             distance=distance,
             group=group,
             origin=origin,
+            training=training or {},
             **texts,
         )
         return loss
@@ -120,10 +124,17 @@ def register(
 
 
 def create(name: str, sample_rate: int, **options: Any) -> Loss:
-    """The registered loss `name` for audio at `sample_rate` Hz, one value per item.
+    """The registered loss `name` for audio at `sample_rate` Hz.
+
+    Args:
+        name: see `REGISTRY`.
+        sample_rate: Hz; losses that do not depend on it are not given it.
+        **options: those of the loss, and `reduction`: "mean" over the items of the batch as the classes have it, "sum",
+            or "none" for one value per item.
 
     Raises:
         ValueError: no loss has that name.
+        TypeError: an option that the loss does not take.
     """
     if name not in REGISTRY:
         raise ValueError(f"no loss named {name!r}; there are {', '.join(REGISTRY)}")
@@ -165,13 +176,14 @@ def _load_file(path: Path) -> None:
         raise
 
 
-def _build(loss: Callable[..., Any], sample_rate: int, *, reduction: str = "none", **options: Any) -> Loss:
-    if "sample_rate" in signature(getattr(loss, "compare", loss)).parameters:
+def _build(loss: Callable[..., Any], sample_rate: int, *, reduction: str = "mean", **options: Any) -> Loss:
+    kind = FunctionLoss.classes.get(loss, loss)
+    if "sample_rate" in signature(getattr(kind, "compare", kind)).parameters:
         options["sample_rate"] = sample_rate
-    if isinstance(loss, type):
-        module: Loss = loss(reduction=reduction, **options)
+    if isinstance(kind, type):
+        module: Loss = kind(reduction=reduction, **options)
         return module
-    return Loss(partial(loss, **options), reduction)
+    return Loss(partial(loss, **bind(loss, loss.__name__, **options)), reduction)
 
 
 def described(loss: object) -> Texts:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses.base import FunctionLoss, check_same_shape
-from losses.dsp.bank import shared_spectra
-from losses.dsp.compilation import constant
+from losses.base import FunctionLoss, full_precision
+from losses.dsp.bank import sharing_spectra
+from losses.dsp.compilation import constant_tensor
 from losses.dsp.norms import item_mean, mean_abs
 from losses.dsp.scales import Log, a_weighting, fft_frequencies
 from losses.dsp.stft import (
@@ -29,13 +29,14 @@ from losses.dsp.stft import (
 )
 from losses.dsp.transforms import STFT, Mel
 from losses.registry import register
-from losses.stft import SILENCE
+from losses.stft_settings import SILENCE
 from losses.time_frequency import frame_rms, l1, l2, relative_l1, time_frequency_loss
 
 RESOLUTIONS = (512, 1024, 2048)  # FFT sizes of the losses that Encore defines itself, a quarter of them the hop
 
 
 @register("mel", group="spectral", distance=True)
+@full_precision
 def mel(
     prediction: Tensor,
     target: Tensor,
@@ -72,6 +73,7 @@ def mel(
 
 
 @register("multi_mel", group="spectral", distance=True)
+@full_precision
 def multi_mel(
     prediction: Tensor,
     target: Tensor,
@@ -94,31 +96,43 @@ def multi_mel(
 
 
 @register("complex_spec", group="spectral")
-def complex_spec(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_length: int | None = None) -> Tensor:
+@full_precision
+def complex_spec(
+    prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_length: int | None = None, normalize: bool = True
+) -> Tensor:
     """L1 of magnitudes relative to the target's mean.
 
     Formula: `mean(|P − T|) / mean(T)`, FFT 1024, hop half the FFT.
     Use: linear: loud partials count most.
 
-    mean(T) counts as at least the mean magnitude of white noise at −60 dBFS.
+    mean(T) counts as at least the mean magnitude of white noise at −60 dBFS. Without `normalize` it is `mean(|P − T|)`,
+    which is symmetric and grows with the level.
     """
-    transform, floor = STFT(n_fft, hop_length or n_fft // 2, power=1), silent_magnitude(n_fft)
-    return time_frequency_loss(prediction, target, transform, partial(relative_l1, floor=floor))
+    transform = STFT(n_fft, hop_length or n_fft // 2, power=1)
+    distance = partial(relative_l1, floor=silent_magnitude(n_fft)) if normalize else l1
+    return time_frequency_loss(prediction, target, transform, distance)
 
 
 @register("multi_complex_spec", group="spectral")
+@full_precision
 def multi_complex_spec(
-    prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048)
+    prediction: Tensor,
+    target: Tensor,
+    n_ffts: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048),
+    normalize: bool = True,
 ) -> Tensor:
     """Relative L1 of magnitudes at seven resolutions, FFT 32 to 2048.
 
     Formula: mean of `complex_spec` over FFT 32, 64, … 2048.
     Use: as `complex_spec`, for attacks as well as for partials.
+
+    `normalize` as in `complex_spec`.
     """
-    return _mean_over(n_ffts, prediction, lambda n_fft: complex_spec(prediction, target, n_fft))
+    return _mean_over(n_ffts, prediction, lambda n_fft: complex_spec(prediction, target, n_fft, normalize=normalize))
 
 
 @register("mse_spectrogram", group="spectral")
+@full_precision
 def mse_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_length: int = 256) -> Tensor:
     """Mean square difference of magnitudes.
 
@@ -129,6 +143,7 @@ def mse_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_l
 
 
 @register("log_spectrogram", group="spectral", distance=True)
+@full_precision
 def log_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_length: int = 256) -> Tensor:
     """L1 of log magnitudes.
 
@@ -139,7 +154,8 @@ def log_spectrogram(prediction: Tensor, target: Tensor, n_fft: int = 1024, hop_l
 
 
 @register("complex_stft", group="spectral")
-@shared_spectra()
+@full_precision
+@sharing_spectra
 def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
     """Distance of complex spectra: magnitude and phase together.
 
@@ -152,7 +168,6 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
     Not made of a `time_frequency_loss`, because it needs the complex values and the magnitudes of one transform, which
     the shared bank computes together.
     """
-    check_same_shape(prediction, target)
 
     def compare(n_fft: int) -> Tensor:
         predicted, wanted = (spectrum_parts(signal, Resolution(n_fft)) for signal in (prediction, target))
@@ -163,7 +178,8 @@ def complex_stft(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RES
 
 
 @register("phase", group="spectral")
-@shared_spectra()
+@full_precision
+@sharing_spectra
 def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
     """Anti-wrapped distance of phase, group delay and instantaneous frequency.
 
@@ -178,11 +194,11 @@ def phase_distance(prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = R
     Not made of a `time_frequency_loss`, because it needs the complex values and the magnitudes of one transform, which
     the shared bank computes together.
     """
-    check_same_shape(prediction, target)
     return _mean_over(n_ffts, prediction, lambda n_fft: anti_wrapped_distance(prediction, target, Resolution(n_fft)))
 
 
 @register("loudness", group="spectral")
+@full_precision
 def loudness(prediction: Tensor, target: Tensor, sample_rate: int, n_ffts: Sequence[int] = RESOLUTIONS) -> Tensor:
     """Log-spectral error, weighted by how loud the target is to the ear.
 
@@ -199,6 +215,7 @@ def loudness(prediction: Tensor, target: Tensor, sample_rate: int, n_ffts: Seque
 
 
 @register("spectral_energy", group="spectral", distance=True)
+@full_precision
 def spectral_energy(
     prediction: Tensor, target: Tensor, n_ffts: Sequence[int] = (64, 128, 256, 512, 1024, 2048)
 ) -> Tensor:
@@ -207,9 +224,9 @@ def spectral_energy(
     Formula: mean over FFT 64, 128, … 2048, hop a quarter, and frames of `mean_k |P − T| + rms_k(ln P − ln T)`, k bins.
     Use: the distance of an energy distance.
 
-    Gritsenko et al. 2020: the distance of their spectral energy distance, per frame
-    `‖P − T‖₁ + √(n_fft/2) ‖ln P − ln T‖₂`, divided by the number of bins, so that all resolutions count alike. Both
-    terms are norms, which makes an energy distance built on them a proper scoring rule.
+    Gritsenko et al. 2020: the distance of their spectral energy distance, per frame `‖P − T‖₁ + α ‖ln P − ln T‖₂`,
+    divided by the number of bins K = n_fft / 2 + 1, so that all resolutions count alike; α is √K, where the paper has
+    √(n_fft / 2). Both terms are norms, which makes an energy distance built on them a proper scoring rule.
     """
 
     def compare(n_fft: int) -> Tensor:
@@ -243,7 +260,7 @@ def _mean_over(n_ffts: Sequence[int], prediction: Tensor, compare: Callable[[int
     return torch.stack([compare(n_fft) for n_fft in n_ffts]).mean(0)
 
 
-@constant
+@constant_tensor
 def _a_weights(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     frequencies = torch.tensor(fft_frequencies(sample_rate, n_fft), dtype=torch.float64)
     return (10 ** (a_weighting(frequencies) / 20)).to(device=device, dtype=dtype)
@@ -254,11 +271,53 @@ class MelLoss(FunctionLoss):
 
     compare = staticmethod(mel)
 
+    def __init__(
+        self,
+        sample_rate: int,
+        n_fft: int = 1024,
+        *,
+        hop_length: int = 256,
+        n_mels: int = 80,
+        f_min: float = 0.0,
+        f_max: float | None = 8000.0,
+        reduction: str = "mean",
+    ):
+        super().__init__(
+            sample_rate=sample_rate,
+            n_fft=n_fft,
+            hop_length=hop_length,
+            n_mels=n_mels,
+            f_min=f_min,
+            f_max=f_max,
+            reduction=reduction,
+        )
+
 
 class MultiMelLoss(FunctionLoss):
     """L1 of log-mel spectrograms of several resolutions; see `multi_mel` for the settings."""
 
     compare = staticmethod(multi_mel)
+
+    def __init__(
+        self,
+        sample_rate: int,
+        n_ffts: Sequence[int] = (1024, 2048, 4096),
+        *,
+        hop_lengths: Sequence[int] = (256, 512, 1024),
+        n_mels: Sequence[int] = (80, 160, 320),
+        f_min: float = 0.0,
+        f_max: float | None = None,
+        reduction: str = "mean",
+    ):
+        super().__init__(
+            sample_rate=sample_rate,
+            n_ffts=n_ffts,
+            hop_lengths=hop_lengths,
+            n_mels=n_mels,
+            f_min=f_min,
+            f_max=f_max,
+            reduction=reduction,
+        )
 
 
 class LoudnessLoss(FunctionLoss):
@@ -266,11 +325,19 @@ class LoudnessLoss(FunctionLoss):
 
     compare = staticmethod(loudness)
 
+    def __init__(self, sample_rate: int, n_ffts: Sequence[int] = RESOLUTIONS, *, reduction: str = "mean"):
+        super().__init__(sample_rate=sample_rate, n_ffts=n_ffts, reduction=reduction)
+
 
 class ComplexSpecLoss(FunctionLoss):
     """Relative L1 of magnitudes; see `complex_spec` for the settings."""
 
     compare = staticmethod(complex_spec)
+
+    def __init__(
+        self, n_fft: int = 1024, hop_length: int | None = None, *, normalize: bool = True, reduction: str = "mean"
+    ):
+        super().__init__(n_fft=n_fft, hop_length=hop_length, normalize=normalize, reduction=reduction)
 
 
 class MultiComplexSpecLoss(FunctionLoss):
@@ -278,11 +345,23 @@ class MultiComplexSpecLoss(FunctionLoss):
 
     compare = staticmethod(multi_complex_spec)
 
+    def __init__(
+        self,
+        n_ffts: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048),
+        *,
+        normalize: bool = True,
+        reduction: str = "mean",
+    ):
+        super().__init__(n_ffts=n_ffts, normalize=normalize, reduction=reduction)
+
 
 class MSESpectrogramLoss(FunctionLoss):
     """Mean square difference of magnitudes; see `mse_spectrogram` for the settings."""
 
     compare = staticmethod(mse_spectrogram)
+
+    def __init__(self, n_fft: int = 1024, hop_length: int = 256, *, reduction: str = "mean"):
+        super().__init__(n_fft=n_fft, hop_length=hop_length, reduction=reduction)
 
 
 class LogSpectrogramLoss(FunctionLoss):
@@ -290,11 +369,17 @@ class LogSpectrogramLoss(FunctionLoss):
 
     compare = staticmethod(log_spectrogram)
 
+    def __init__(self, n_fft: int = 1024, hop_length: int = 256, *, reduction: str = "mean"):
+        super().__init__(n_fft=n_fft, hop_length=hop_length, reduction=reduction)
+
 
 class ComplexSTFTLoss(FunctionLoss):
     """Relative distance of complex spectra; see `complex_stft` for the settings."""
 
     compare = staticmethod(complex_stft)
+
+    def __init__(self, n_ffts: Sequence[int] = RESOLUTIONS, *, reduction: str = "mean"):
+        super().__init__(n_ffts=n_ffts, reduction=reduction)
 
 
 class PhaseLoss(FunctionLoss):
@@ -302,8 +387,14 @@ class PhaseLoss(FunctionLoss):
 
     compare = staticmethod(phase_distance)
 
+    def __init__(self, n_ffts: Sequence[int] = RESOLUTIONS, *, reduction: str = "mean"):
+        super().__init__(n_ffts=n_ffts, reduction=reduction)
+
 
 class SpectralEnergyLoss(FunctionLoss):
     """Linear L1 and log L2 of magnitudes; see `spectral_energy` for the settings."""
 
     compare = staticmethod(spectral_energy)
+
+    def __init__(self, n_ffts: Sequence[int] = (64, 128, 256, 512, 1024, 2048), *, reduction: str = "mean"):
+        super().__init__(n_ffts=n_ffts, reduction=reduction)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from losses.base import Loss, check_same_shape
-from losses.dsp.bank import shared_spectra
+from losses.base import Loss, full_precision
+from losses.dsp.bank import sharing_spectra
 from losses.dsp.filters import a_weighted
-from losses.dsp.scales import Log
-from losses.dsp.stft import POWER_FLOOR, Window, phase, window_values
-from losses.dsp.transforms import STFT, Chroma, Mel
+from losses.dsp.stft import POWER_FLOOR, Window, phase
 from losses.registry import register
-from losses.time_frequency import Norm, l1, l2, spectral_convergence
+from losses.stft_settings import (
+    DISTANCES,
+    ScaledSTFTOptions,
+    STFTOptions,
+    STFTSettings,
+    changed_settings,
+    checked_settings,
+    spelled_out,
+)
+from losses.time_frequency import l2, spectral_convergence
 
-SILENCE = 1e-3  # −60 dBFS: convergence is relative to at least this level, or silent targets would outweigh all others
-LEAST = 1e-12  # what a mel filter without bins counts as under a logarithm
-DISTANCES: dict[str, Norm] = {"L1": l1, "L2": l2}
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class STFTTerms(NamedTuple):
@@ -33,92 +38,9 @@ class STFTTerms(NamedTuple):
     phs_loss: Tensor
 
 
-@dataclass(frozen=True)
-class STFTSettings:
-    """The settings of `stft`, with auraloss's names and defaults.
-
-    Attributes:
-        fft_size: transform size, samples.
-        hop_size: samples from frame to frame.
-        win_length: window, samples.
-        window: by name, as in `losses.dsp.stft.Resolution`.
-        w_sc: weight of the spectral convergence.
-        w_log_mag: weight of the distance of log magnitudes.
-        w_lin_mag: weight of the distance of magnitudes.
-        w_phs: weight of the mean square difference of the angles.
-        sample_rate: Hz, for mel, chroma and perceptual weighting.
-        scale: None, "mel" or "chroma".
-        n_bins: bands of the scale; default 128, or 12 for chroma.
-        perceptual_weighting: A-weight both signals first.
-        scale_invariance: scale T to P by least squares, per channel.
-        eps: least power of a bin.
-        mag_distance: "L1" or "L2", for magnitudes and log magnitudes.
-        log_fac: factor under the logarithm.
-        log_eps: offset under the logarithm.
-        pad_mode: "reflect" or "constant" (zeros) beyond the ends.
-        batch: spectral convergence over the whole batch, the same value for each item, as auraloss has it.
-
-    Raises:
-        ValueError: an unknown scale or distance, or no sample rate where it is needed.
-    """
-
-    fft_size: int = 1024
-    hop_size: int = 256
-    win_length: int = 1024
-    window: Window = "hann_window"
-    w_sc: float = 1.0
-    w_log_mag: float = 1.0
-    w_lin_mag: float = 0.0
-    w_phs: float = 0.0
-    sample_rate: int | None = None
-    scale: str | None = None
-    n_bins: int | None = None
-    perceptual_weighting: bool = False
-    scale_invariance: bool = False
-    eps: float = POWER_FLOOR
-    mag_distance: str = "L1"
-    log_fac: float = 1.0
-    log_eps: float = 0.0
-    pad_mode: str = "reflect"
-    batch: bool = False
-
-    def __post_init__(self) -> None:
-        if self.scale not in (None, "mel", "chroma"):
-            raise ValueError(f"scale must be None, 'mel' or 'chroma', got {self.scale!r}")
-        if self.mag_distance not in DISTANCES:
-            raise ValueError(f"mag_distance must be one of {', '.join(DISTANCES)}, got {self.mag_distance!r}")
-        if self.sample_rate is None and (self.scale or self.perceptual_weighting):
-            raise ValueError("a mel or chroma scale and perceptual weighting need the sample_rate, in Hz")
-
-    @property
-    def transform(self) -> STFT:
-        """The magnitudes that are compared."""
-        sizes = self.fft_size, self.hop_size, self.win_length, self.window, 1, self.pad_mode, self.eps
-        if self.scale is None:
-            return STFT(*sizes)
-        assert self.sample_rate is not None
-        if self.scale == "mel":
-            return Mel(*sizes, sample_rate=self.sample_rate, n_mels=self.n_bins or 128)
-        return Chroma(*sizes, sample_rate=self.sample_rate, n_chroma=self.n_bins or 12)
-
-    @property
-    def log(self) -> Log:
-        """The logarithm of the log magnitudes; that of plain magnitudes, which are above 0, needs no floor."""
-        plain = self.scale is None and not self.scale_invariance and (self.log_fac, self.log_eps) == (1, 0)
-        return Log() if plain else Log(self.log_fac, self.log_eps, LEAST)
-
-    def silent_norm(self, spectrogram: Tensor) -> Tensor:
-        """The norm of an item of the spectrogram's shape for white noise at −60 dBFS."""
-        window = window_values(self.window, self.win_length, spectrogram.device, spectrogram.dtype)
-        magnitudes = (SILENCE * window.square().sum().sqrt()).expand(1, self.fft_size // 2 + 1)
-        frames = spectrogram.shape[1] * spectrogram.shape[2]
-        return torch.linalg.vector_norm(self.transform.bands(magnitudes)) * frames**0.5
-
-
-@shared_spectra()
+@sharing_spectra
 def stft_terms(prediction: Tensor, target: Tensor, settings: STFTSettings) -> STFTTerms:
     """The terms of `stft`, which explains them; each `[B]`."""
-    check_same_shape(prediction, target)
     if settings.perceptual_weighting:
         assert settings.sample_rate is not None
         prediction, target = (a_weighted(signal, settings.sample_rate) for signal in (prediction, target))
@@ -141,7 +63,17 @@ def stft_terms(prediction: Tensor, target: Tensor, settings: STFTSettings) -> ST
     return STFTTerms(loss, sc, log_mag, lin_mag, phs)
 
 
-def stft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
+@full_precision
+@spelled_out(ScaledSTFTOptions)
+def stft(
+    prediction: Tensor,
+    target: Tensor,
+    fft_size: int = 1024,
+    hop_size: int = 256,
+    win_length: int = 1024,
+    window: Window = "hann_window",
+    **options: Unpack[ScaledSTFTOptions],
+) -> Tensor:
     """STFT loss `w_sc·SC + w_log_mag·LOG + w_lin_mag·LIN + w_phs·PHS` of magnitudes P and T, `[B]`.
 
     SC is the spectral convergence `‖T − P‖_F / ‖T‖_F` (T at least white noise of −60 dBFS), LOG the distance of
@@ -156,12 +88,18 @@ def stft(prediction: Tensor, target: Tensor, **settings: Any) -> Tensor:
     Args:
         prediction: `[B, C, N]`.
         target: as the prediction.
-        **settings: see `STFTSettings`.
+        fft_size: transform size, samples.
+        hop_size: samples from frame to frame.
+        win_length: samples of the window.
+        window: by name, as in `losses.dsp.stft.Resolution`.
+        **options: see `losses.stft_settings.STFTSettings`.
 
     Raises:
         ValueError: shapes differ, the signal is too short, or a setting has no such value.
+        TypeError: an option that it does not take.
     """
-    return stft_terms(prediction, target, STFTSettings(**settings)).loss
+    sizes = {"fft_size": fft_size, "hop_size": hop_size, "win_length": win_length, "window": window}
+    return stft_terms(prediction, target, checked_settings(stft, sizes, options)).loss
 
 
 @register("stft", group="spectral")
@@ -172,22 +110,42 @@ class STFTLoss(Loss):
     Use: when you want all the options.
 
     Args:
+        fft_size: transform size, samples.
+        hop_size: samples from frame to frame.
+        win_length: samples of the window.
+        window: by name, as in `losses.dsp.stft.Resolution`.
         output: "loss", or "full" for `STFTTerms`, the loss and its terms.
-        reduction: "mean" over items, "none" for all of them, or "batch": the mean, with spectral convergence over the
-            whole batch, as auraloss has it.
-        **settings: see `stft`.
+        reduction: "mean" or "sum" over items, "none" for all of them, or "batch": the mean, with spectral convergence
+            over the whole batch, as auraloss has it.
+        **options: see `stft`.
+
+    Raises:
+        ValueError: a setting has no such value.
+        TypeError: an option that it does not take.
     """
 
-    def __init__(self, *, output: str = "loss", reduction: str = "mean", **settings: Any):
-        if output not in ("loss", "full"):
-            raise ValueError(f"output must be 'loss' or 'full', got {output!r}")
-        self.output = output
-        batch: dict[str, Any] = {"batch": True} if reduction == "batch" else {}
-        super().__init__(partial(self.terms, **settings, **batch), "mean" if batch else reduction)
+    @spelled_out(ScaledSTFTOptions)
+    def __init__(
+        self,
+        fft_size: int = 1024,
+        hop_size: int = 256,
+        win_length: int = 1024,
+        window: Window = "hann_window",
+        *,
+        output: str = "loss",
+        reduction: str = "mean",
+        **options: Unpack[ScaledSTFTOptions],
+    ):
+        if reduction == "batch":
+            options["batch"], reduction = True, "mean"
+        self.output = checked_output(output)
+        sizes = {"fft_size": fft_size, "hop_size": hop_size, "win_length": win_length, "window": window}
+        self.stft_settings = checked_settings(type(self), sizes, options)
+        super().__init__(partial(stft_terms, settings=self.stft_settings), reduction)
 
-    @staticmethod
-    def terms(prediction: Tensor, target: Tensor, **settings: Any) -> STFTTerms:
-        return stft_terms(prediction, target, STFTSettings(**settings))
+    def settings(self) -> Mapping[str, Any]:
+        output = {} if self.output == "loss" else {"output": self.output}
+        return {**changed_settings(self.stft_settings), **output}
 
     def reduced(self, values: Any) -> Any:
         if self.output == "loss":
@@ -201,10 +159,29 @@ class MelSTFTLoss(STFTLoss):
 
     Formula: `stft` on mel bands, `n_mels` = 128.
     Use: as `stft`, but coarser with rising frequency, as hearing is.
+
+    Args:
+        sample_rate: Hz.
+        n_mels: bands.
+        others: see `STFTLoss`.
     """
 
-    def __init__(self, sample_rate: int, n_mels: int = 128, **settings: Any):
-        super().__init__(sample_rate=sample_rate, scale="mel", n_bins=n_mels, **settings)
+    @spelled_out(STFTOptions)
+    def __init__(
+        self,
+        sample_rate: int,
+        fft_size: int = 1024,
+        hop_size: int = 256,
+        win_length: int = 1024,
+        window: Window = "hann_window",
+        *,
+        n_mels: int = 128,
+        output: str = "loss",
+        reduction: str = "mean",
+        **options: Unpack[STFTOptions],
+    ):
+        scale: ScaledSTFTOptions = {"sample_rate": sample_rate, "scale": "mel", "n_bins": n_mels, **options}
+        super().__init__(fft_size, hop_size, win_length, window, output=output, reduction=reduction, **scale)
 
 
 @register("chroma_stft", group="spectral")
@@ -213,7 +190,37 @@ class ChromaSTFTLoss(STFTLoss):
 
     Formula: `stft` on pitch classes, `n_chroma` = 12.
     Use: harmony, whatever the octave and timbre.
+
+    Args:
+        sample_rate: Hz.
+        n_chroma: pitch classes.
+        others: see `STFTLoss`.
     """
 
-    def __init__(self, sample_rate: int, n_chroma: int = 12, **settings: Any):
-        super().__init__(sample_rate=sample_rate, scale="chroma", n_bins=n_chroma, **settings)
+    @spelled_out(STFTOptions)
+    def __init__(
+        self,
+        sample_rate: int,
+        fft_size: int = 1024,
+        hop_size: int = 256,
+        win_length: int = 1024,
+        window: Window = "hann_window",
+        *,
+        n_chroma: int = 12,
+        output: str = "loss",
+        reduction: str = "mean",
+        **options: Unpack[STFTOptions],
+    ):
+        scale: ScaledSTFTOptions = {"sample_rate": sample_rate, "scale": "chroma", "n_bins": n_chroma, **options}
+        super().__init__(fft_size, hop_size, win_length, window, output=output, reduction=reduction, **scale)
+
+
+def checked_output(output: str) -> str:
+    """The kind of output, "loss" or "full".
+
+    Raises:
+        ValueError: another one.
+    """
+    if output not in ("loss", "full"):
+        raise ValueError(f"output must be 'loss' or 'full', got {output!r}")
+    return output

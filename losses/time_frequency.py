@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from losses.base import Loss, check_same_shape
-from losses.dsp.norms import item_mean, mean_abs, norm_along_bins
+from losses.base import Loss, full_precision
+from losses.dsp.norms import item_mean, mean_abs, norm_along_bins, row_norm
 from losses.dsp.scales import difference
 
 Transform = Callable[[Tensor], Tensor]  # a signal [B, C, N] to a spectrogram
@@ -84,8 +84,8 @@ def spectral_convergence(
     error, reference = _frobenius(prediction, target), _frobenius(target)
     least = floor if isinstance(floor, Tensor) else error.new_tensor(floor * target[0].numel() ** 0.5)
     if batch:
-        error = torch.linalg.vector_norm(error).expand(len(error))
-        reference = torch.linalg.vector_norm(reference).expand(len(reference))
+        error = norm_along_bins(error).expand(len(error))
+        reference = norm_along_bins(reference).expand(len(reference))
         least = least * len(reference) ** 0.5
     return error / torch.maximum(reference, least)
 
@@ -95,6 +95,7 @@ def relative_l1(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
     return l1(prediction, target) / item_mean(target).clamp_min(floor)
 
 
+@full_precision
 def time_frequency_loss(
     prediction: Tensor,
     target: Tensor,
@@ -118,7 +119,6 @@ def time_frequency_loss(
     Raises:
         ValueError: shapes differ, or distances, scales and weights differ in number.
     """
-    check_same_shape(prediction, target)
     terms = _terms(distance, scale, weights)
     predicted, wanted = transform(prediction), transform(target)
     values = [weight * _compared(predicted, wanted, one, of) for one, of, weight in terms]
@@ -151,7 +151,7 @@ def _terms(
 
 def _frobenius(values: Tensor, other: Tensor | None = None) -> Tensor:
     """Norm of an item of the values, or of `values − other`, `[B, …]` to `[B]`; its gradient at 0 is 0."""
-    return torch.linalg.vector_norm(norm_along_bins(values, other).flatten(1), dim=1)
+    return row_norm(norm_along_bins(values, other).flatten(1))
 
 
 class TimeFrequencyLoss(Loss):

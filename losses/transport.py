@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import FunctionLoss, check_same_shape
+from losses.base import FunctionLoss, full_precision
 from losses.dsp.stft import Window, check_long_enough
 from losses.dsp.transforms import STFT
 from losses.registry import register
@@ -93,6 +93,7 @@ def _cost(own: Tensor, other: Tensor, positions: Tensor, p: float, lowpass: bool
 
 
 @register("spectral_optimal_transport", group="spectral")
+@full_precision
 def multi_resolution_transport(
     prediction: Tensor,
     target: Tensor,
@@ -125,7 +126,6 @@ def multi_resolution_transport(
     Raises:
         ValueError: shapes differ, sizes differ in number, or fewer than `max(fft_sizes) // 2 + 1` samples.
     """
-    check_same_shape(prediction, target)
     if len(fft_sizes) != len(hop_lengths):
         raise ValueError(f"each FFT size needs a hop: {len(fft_sizes)} sizes and {len(hop_lengths)} hops do not fit")
     check_long_enough(prediction, max(fft_sizes))
@@ -148,3 +148,26 @@ class SpectralOptimalTransportLoss(FunctionLoss):
     """Spectral optimal transport at several resolutions; see `multi_resolution_transport`."""
 
     compare = staticmethod(multi_resolution_transport)
+
+    def __init__(
+        self,
+        fft_sizes: Sequence[int] = FFT_SIZES,
+        hop_lengths: Sequence[int] = HOP_LENGTHS,
+        *,
+        window: Window = "flattop",
+        p: float = 2,
+        normalize: bool = True,
+        balanced: bool = True,
+        quantile_lowpass: bool = False,
+        reduction: str = "mean",
+    ):
+        super().__init__(
+            fft_sizes=fft_sizes,
+            hop_lengths=hop_lengths,
+            window=window,
+            p=p,
+            normalize=normalize,
+            balanced=balanced,
+            quantile_lowpass=quantile_lowpass,
+            reduction=reduction,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from losses.audible import FLOOR_DB, full_scale_power
-from losses.base import FunctionLoss, check_same_shape
+from losses.base import FunctionLoss, full_precision
 from losses.dsp.norms import mean_abs
 from losses.dsp.scales import Log
 from losses.dsp.transforms import Mel
@@ -18,6 +18,7 @@ STEADY = 0.02  # nepers: a difference of onset strength that is added to the mea
 
 
 @register("variogram", group="spectral", distance=True)
+@full_precision
 def variogram(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     """L1 of the variograms of onset strength: rhythm, whatever the moment and the notes.
 
@@ -38,7 +39,6 @@ def variogram(prediction: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     Raises:
         ValueError: shapes differ, or fewer than 80 ms or 513 samples.
     """
-    check_same_shape(prediction, target)
     hop = round(FRAME_SECONDS * sample_rate)
     least = max(N_FFT // 2 + 1, 2 * LAGS[0] * hop)
     if prediction.shape[-1] < least:
@@ -65,3 +65,6 @@ class VariogramLoss(FunctionLoss):
     """L1 of the variograms of onset strength; see `variogram` for the settings."""
 
     compare = staticmethod(variogram)
+
+    def __init__(self, sample_rate: int, *, reduction: str = "mean"):
+        super().__init__(sample_rate=sample_rate, reduction=reduction)

@@ -6,10 +6,10 @@ Amplitudes are in units of the waveform, where full scale is 1; energies in squa
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from losses.base import FunctionLoss, check_same_shape
+from losses.base import FunctionLoss, full_precision
+from losses.dsp.norms import row_norm
 from losses.registry import register
 
 SILENCE_POWER = 1e-6  # −60 dBFS: errors are relative to at least this mean square
@@ -17,6 +17,7 @@ KNEE = 10.0  # an error 10 dB above the target: above it a ratio of energies cou
 
 
 @register("rms", distance=True)
+@full_precision
 def rms(prediction: Tensor, target: Tensor) -> Tensor:
     """Root mean square error of the waveform.
 
@@ -25,67 +26,81 @@ def rms(prediction: Tensor, target: Tensor) -> Tensor:
 
     In units of the waveform. At identity it is 0, and so is its gradient.
     """
-    check_same_shape(prediction, target)
     error = (prediction - target).flatten(1)
-    return torch.linalg.vector_norm(error, dim=1) / error.shape[1] ** 0.5
+    return row_norm(error) / error.shape[1] ** 0.5
 
 
 @register("waveform_l1", distance=True)
+@full_precision
 def waveform_l1(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean absolute error of the waveform.
 
     Formula: `mean(|p − t|)` over channels and samples.
     Use: as `rms`, but outliers count less.
     """
-    check_same_shape(prediction, target)
     return (prediction - target).abs().mean((1, 2))
 
 
 @register("waveform_mse")
+@full_precision
 def waveform_mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean square error of the waveform.
 
     Formula: `mean((p − t)²)` over channels and samples.
     Use: as `rms`, but loud passages count most.
     """
-    check_same_shape(prediction, target)
     return (prediction - target).square().mean((1, 2))
 
 
-@register("esr")
-def esr(prediction: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
+@register("esr", training={"bounded": True})
+@full_precision
+def esr(prediction: Tensor, target: Tensor, eps: float = 1e-8, bounded: bool = False) -> Tensor:
     """Error-to-signal ratio: the error's energy relative to the target's.
 
     Formula: `Σ(t − p)² / (Σ t² + eps)` of a channel, mean over channels.
     Use: models of amplifiers and effects, with the same importance for quiet items as for loud ones.
 
-    A ratio of energies: 0 at identity, 1 for a silent prediction. Wright & Välimäki 2019; equal to auraloss with two
-    exceptions, without which one silent target would outweigh all others: Σ t² counts as at least that of −60 dBFS, and
-    a ratio r above 10 counts as `10 (1 + ln(r / 10))`.
+    A ratio of energies: 0 at identity, 1 for a silent prediction. Wright & Välimäki 2019, auraloss 0.4.
+
+    Args:
+        prediction: `[B, C, N]`.
+        target: as the prediction.
+        eps: energy that is added to the target's.
+        bounded: so that one silent target cannot outweigh all others: Σ t² counts as at least that of −60 dBFS, and a
+            ratio r above 10 as `10 (1 + ln(r / 10))`. Off by default, so that values are those that are published; on
+            in Encore's training.
     """
-    check_same_shape(prediction, target)
+    signal, error = target.square().sum(-1), (target - prediction).square().sum(-1)
+    if not bounded:
+        return (error / (signal + eps)).mean(1)
     floor = SILENCE_POWER * target.shape[-1]
-    signal = target.square().sum(-1).clamp_min(floor)
-    return _compressed((target - prediction).square().sum(-1) / (signal + eps)).mean(1)
+    return _compressed(error / (signal.clamp_min(floor) + eps)).mean(1)
 
 
-@register("dc")
-def dc(prediction: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
+@register("dc", training={"bounded": True})
+@full_precision
+def dc(prediction: Tensor, target: Tensor, eps: float = 1e-8, bounded: bool = False) -> Tensor:
     """Difference of the means (DC offset), relative to the target's power.
 
     Formula: `mean(t − p)² / (mean(t²) + eps)` of a channel, mean over channels.
     Use: beside `esr`, against an offset, which is all that it measures.
 
-    A ratio of energies: 0 wherever the means are equal. Wright & Välimäki 2019; equal to auraloss except for silent
-    targets, which are treated as in `esr`: mean(t²) counts as at least −60 dBFS, and a ratio r above 10 counts as
-    `10 (1 + ln(r / 10))`.
+    A ratio of energies: 0 wherever the means are equal. Wright & Välimäki 2019, auraloss 0.4.
+
+    Args:
+        prediction: `[B, C, N]`.
+        target: as the prediction.
+        eps: power that is added to the target's.
+        bounded: as in `esr`: mean(t²) counts as at least −60 dBFS, and a ratio r above 10 as `10 (1 + ln(r / 10))`.
     """
-    check_same_shape(prediction, target)
-    power = target.square().mean(-1).clamp_min(SILENCE_POWER)
-    return _compressed((target - prediction).mean(-1).square() / (power + eps)).mean(1)
+    power, offset = target.square().mean(-1), (target - prediction).mean(-1).square()
+    if not bounded:
+        return (offset / (power + eps)).mean(1)
+    return _compressed(offset / (power.clamp_min(SILENCE_POWER) + eps)).mean(1)
 
 
 @register("log_cosh")
+@full_precision
 def log_cosh(prediction: Tensor, target: Tensor, a: float = 1.0) -> Tensor:
     """Log-cosh of the error: square where it is small, absolute where it is large.
 
@@ -99,9 +114,7 @@ def log_cosh(prediction: Tensor, target: Tensor, a: float = 1.0) -> Tensor:
     Raises:
         ValueError: `a` is not above 0.
     """
-    check_same_shape(prediction, target)
-    if not a > 0:
-        raise ValueError(f"log-cosh needs a factor a above 0, got {a}")
+    check_factor(a)
     error = a * (prediction - target)
     # cosh x = 1 + 2 sinh²(x/2) keeps the digits of small errors; above 20, ln cosh grows as x does.
     near = error.clamp(-20, 20)
@@ -110,6 +123,7 @@ def log_cosh(prediction: Tensor, target: Tensor, a: float = 1.0) -> Tensor:
 
 
 @register("snr", minimum=None, metric="snr_db")
+@full_precision
 def snr(prediction: Tensor, target: Tensor, zero_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Minus the signal-to-noise ratio in dB.
 
@@ -126,6 +140,7 @@ def snr(prediction: Tensor, target: Tensor, zero_mean: bool = True, eps: float =
 
 
 @register("si_sdr", minimum=None, metric="si_sdr_db")
+@full_precision
 def si_sdr(prediction: Tensor, target: Tensor, zero_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Minus the scale-invariant signal-to-distortion ratio in dB.
 
@@ -142,6 +157,7 @@ def si_sdr(prediction: Tensor, target: Tensor, zero_mean: bool = True, eps: floa
 
 
 @register("sd_sdr", minimum=None, metric="sd_sdr_db")
+@full_precision
 def sd_sdr(prediction: Tensor, target: Tensor, zero_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Minus the scale-dependent signal-to-distortion ratio in dB.
 
@@ -162,8 +178,13 @@ def _compressed(ratio: Tensor) -> Tensor:
     return ratio.clamp_max(KNEE) + KNEE * (ratio / KNEE).clamp_min(1).log()
 
 
+def check_factor(a: float) -> None:
+    """Raises ValueError unless the factor of `log_cosh` is above 0."""
+    if not a > 0:
+        raise ValueError(f"log-cosh needs a factor a above 0, got {a}")
+
+
 def _signals(prediction: Tensor, target: Tensor, zero_mean: bool) -> tuple[Tensor, Tensor]:
-    check_same_shape(prediction, target)
     if not zero_mean:
         return prediction, target
     return prediction - prediction.mean(-1, keepdim=True), target - target.mean(-1, keepdim=True)
@@ -191,11 +212,17 @@ class RMSLoss(FunctionLoss):
 
     compare = staticmethod(rms)
 
+    def __init__(self, *, reduction: str = "mean"):
+        super().__init__(reduction=reduction)
+
 
 class WaveformL1Loss(FunctionLoss):
     """Mean absolute error of the waveform; see `waveform_l1`."""
 
     compare = staticmethod(waveform_l1)
+
+    def __init__(self, *, reduction: str = "mean"):
+        super().__init__(reduction=reduction)
 
 
 class WaveformMSELoss(FunctionLoss):
@@ -203,38 +230,60 @@ class WaveformMSELoss(FunctionLoss):
 
     compare = staticmethod(waveform_mse)
 
+    def __init__(self, *, reduction: str = "mean"):
+        super().__init__(reduction=reduction)
+
 
 class ESRLoss(FunctionLoss):
-    """Error-to-signal ratio; see `esr`."""
+    """Error-to-signal ratio; see `esr` for the settings."""
 
     compare = staticmethod(esr)
 
+    def __init__(self, eps: float = 1e-8, *, bounded: bool = False, reduction: str = "mean"):
+        super().__init__(eps=eps, bounded=bounded, reduction=reduction)
+
 
 class DCLoss(FunctionLoss):
-    """Difference of the means, relative to the target's power; see `dc`."""
+    """Difference of the means, relative to the target's power; see `dc` for the settings."""
 
     compare = staticmethod(dc)
 
+    def __init__(self, eps: float = 1e-8, *, bounded: bool = False, reduction: str = "mean"):
+        super().__init__(eps=eps, bounded=bounded, reduction=reduction)
+
 
 class LogCoshLoss(FunctionLoss):
-    """Log-cosh of the error; see `log_cosh`."""
+    """Log-cosh of the error; see `log_cosh` for the settings."""
 
     compare = staticmethod(log_cosh)
 
+    def __init__(self, a: float = 1.0, *, reduction: str = "mean"):
+        check_factor(a)
+        super().__init__(a=a, reduction=reduction)
+
 
 class SNRLoss(FunctionLoss):
-    """Minus the signal-to-noise ratio in dB; see `snr`."""
+    """Minus the signal-to-noise ratio in dB; see `snr` for the settings."""
 
     compare = staticmethod(snr)
 
+    def __init__(self, zero_mean: bool = True, eps: float = 1e-8, *, reduction: str = "mean"):
+        super().__init__(zero_mean=zero_mean, eps=eps, reduction=reduction)
+
 
 class SISDRLoss(FunctionLoss):
-    """Minus the scale-invariant signal-to-distortion ratio in dB; see `si_sdr`."""
+    """Minus the scale-invariant signal-to-distortion ratio in dB; see `si_sdr` for the settings."""
 
     compare = staticmethod(si_sdr)
 
+    def __init__(self, zero_mean: bool = True, eps: float = 1e-8, *, reduction: str = "mean"):
+        super().__init__(zero_mean=zero_mean, eps=eps, reduction=reduction)
+
 
 class SDSDRLoss(FunctionLoss):
-    """Minus the scale-dependent signal-to-distortion ratio in dB; see `sd_sdr`."""
+    """Minus the scale-dependent signal-to-distortion ratio in dB; see `sd_sdr` for the settings."""
 
     compare = staticmethod(sd_sdr)
+
+    def __init__(self, zero_mean: bool = True, eps: float = 1e-8, *, reduction: str = "mean"):
+        super().__init__(zero_mean=zero_mean, eps=eps, reduction=reduction)

@@ -55,7 +55,11 @@ def korvax() -> Any:
 
 
 def loss_named(name: str, **options: Any) -> losses.base.Loss:
-    """The registered loss at 24 kHz, one value per item; "embedding" in a small random encoder, always the same."""
+    """The registered loss at 24 kHz as training has it, one value per item.
+
+    "embedding" has a small random encoder, always the same.
+    """
+    options = {"reduction": "none", **losses.REGISTRY[name].training, **options}
     if name == "embedding" and "encoder" not in options:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of encodec's, about weight_norm

@@ -76,12 +76,12 @@ def test_a_codec_renders_latents_with_gains(starter: Codec) -> None:
     assert torch.equal(starter.render(latents), plain)
 
 
-def test_gains_rise_from_zero_at_the_end_of_what_came_before() -> None:
+def test_what_fades_in_before_a_block_has_its_first_gains() -> None:
     before, after = torch.randn(2, 5, 10), torch.randn(2, 5 + BANDS, 4)
     joined = join(before, after, 3)
     assert torch.equal(joined[:, :5], torch.cat([before, after[:, :5]], -1))
-    rise = torch.tensor([0.0] * 7 + [0.25, 0.5, 0.75])
-    assert torch.allclose(joined[:, 5:], torch.cat([after[:, 5:, :1] * rise, after[:, 5:]], -1))
+    begun = torch.tensor([0.0] * 7 + [1.0] * 3)
+    assert torch.equal(joined[:, 5:], torch.cat([after[:, 5:, :1] * begun, after[:, 5:]], -1))
     assert torch.equal(join(after, after), torch.cat([after, after], -1))
 
 

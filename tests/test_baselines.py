@@ -115,7 +115,7 @@ def test_shards_are_random_pieces_of_the_context(codec: Codec, data: EvalSet) ->
     class Kept:
         """A codec that decodes nothing and keeps the latents it is given."""
 
-        frame_rate, hop_length = codec.frame_rate, codec.hop_length
+        frame_rate, hop_length, segment_frames = codec.frame_rate, codec.hop_length, None
 
         def decode_continuation(self, context: Tensor, continuation: Tensor, margin: int, lead: int) -> Tensor:
             made.append(continuation)
@@ -145,7 +145,7 @@ def test_what_is_heard_before_goes_over_into_the_continuation(
     batch = data.load([0, 1])
     before, audio = continuers["replay"].hear(batch, 1, 0)
     lead = continuers["replay"].lead
-    assert lead == 4 * codec.hop_length and before.shape == batch.input_audio.shape
+    assert lead == 8 * codec.hop_length and before.shape == batch.input_audio.shape
     torch.testing.assert_close(before[..., :-lead], batch.input_audio[..., :-lead])
     assert not before[..., -lead:].allclose(batch.input_audio[..., -lead:], atol=1e-2)
     torch.testing.assert_close(audio, continuers["replay"].draw(batch, 1, 0))

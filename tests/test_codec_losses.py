@@ -27,7 +27,7 @@ def test_losses_come_in_the_registrys_order_and_are_those_of_the_registry(starte
     built, problems = build_losses(["mel", "rms", "spectral"], ObjectiveConfig(), starter, audio(24000))
     assert list(built) == [name for name in losses.REGISTRY if name in ("mel", "rms", "spectral")] and not problems
     for name, loss in built.items():
-        expected = losses.create(name, starter.sample_rate)(audio(24000), 0.5 * audio(24000))
+        expected = losses.create(name, starter.sample_rate, reduction="none")(audio(24000), 0.5 * audio(24000))
         assert torch.equal(loss(audio(24000), 0.5 * audio(24000)), expected) and expected.shape == (1,)
 
 
@@ -43,7 +43,7 @@ def test_a_loss_that_cannot_be_computed_is_named_with_the_reason(starter: Codec)
 
 def test_the_embedding_loss_gets_the_codecs_encoder_or_the_models_weights(starter: Codec) -> None:
     built, _ = build_losses(["embedding"], ObjectiveConfig(embedding_layers="last"), starter, audio(24000))
-    expected = losses.create("embedding", 24000, encoder=starter.feature_encoder(), layers="last")
+    expected = losses.create("embedding", 24000, reduction="none", encoder=starter.feature_encoder(), layers="last")
     assert torch.equal(built["embedding"](audio(24000), -audio(24000)), expected(audio(24000), -audio(24000)))
     missing = ObjectiveConfig(embedding_model="panns", embedding_weights=Path("nowhere.pth"))
     _, problems = build_losses(["embedding"], missing, starter, audio(24000))

@@ -39,7 +39,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def entry(function: Callable[[Tensor, Tensor], Tensor], minimum: float | None = 0.0) -> Entry:
-    return Entry("faulty", lambda sample_rate: Loss(function, "none"), minimum)
+    return Entry("faulty", lambda sample_rate: Loss(function), minimum)
 
 
 @pytest.mark.slow

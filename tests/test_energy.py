@@ -218,7 +218,7 @@ def test_the_adversary_gets_every_sample() -> None:
     audio.requires_grad_()
     torch.manual_seed(0)
     adversary = losses.Adversary(losses.discriminator("mpd", SAMPLE_RATE, 1, filters=2), lr=1e-3)
-    loss = losses.create("rms", SAMPLE_RATE)
+    loss = losses.create("rms", SAMPLE_RATE, reduction="none")
     components = [
         Component("rms", "rms", 1.0, False, loss, distance=True),
         Component("gan", "gan", 1.0, False, None),
@@ -254,7 +254,8 @@ def test_the_first_step_moves(prior: str) -> None:
     model.set_statistics(latents.std(1))
     synthesizer = Synthesizer(codec, GenerationConfig(30, True, prior), samples=2, margin=8, crop_frames=30)
     terms = objective(
-        synthesizer, Component("e", "e", 1.0, False, losses.create("spectral_energy", 24000), distance=True)
+        synthesizer,
+        Component("e", "e", 1.0, False, losses.create("spectral_energy", 24000, reduction="none"), distance=True),
     )
     optimizer, before = adamw(model, 1e-3, 0.01), synthesizer.sample(model, batch)
     for step in range(2):

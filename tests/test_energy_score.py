@@ -8,8 +8,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from encore.evaluation.metrics.energy_score import energy_score, skill
-from encore.statistics import Interval, bootstrap, group_mean, group_sums
+from encore.evaluation.metrics.energy_score import energy_score
+from encore.statistics import Interval, bootstrap, group_mean, group_sums, skill
 
 
 def rms(prediction: Tensor, target: Tensor) -> Tensor:

@@ -91,10 +91,10 @@ def test_full_wav_is_the_context_and_the_continuation(continued: tuple[Path, str
     assert len(continuation) == round(SECONDS * SAMPLE_RATE)
     assert len(full) == context + len(continuation)
     np.testing.assert_array_equal(full[context:], continuation)
-    # In front of it is the song itself, up to the cross-fade of two frames.
+    # In front of it is the song itself, up to the cross-fade of eight frames.
     end = round(START * SAMPLE_RATE)
     original = soundfile.read(song, dtype="int16")[0][end - context : end]
-    np.testing.assert_allclose(full[: context - 1280], original[:-1280], atol=1)
+    np.testing.assert_allclose(full[: context - 2560], original[:-2560], atol=1)
 
 
 def test_the_table_holds_the_runs_losses_against_the_truth(

@@ -61,8 +61,8 @@ def test_a_registered_function_gets_the_rate_and_its_settings() -> None:
     assert entry.origin.startswith("tests.test_loss_registry.") and entry.origin.endswith(".scaled")
     prediction, target = noise((2, 1, 100), 0)
     expected = 3 * 8000 * (prediction - target).abs().mean((1, 2))
-    assert torch.equal(losses.create("scaled", 8000, factor=3.0)(prediction, target), expected)
-    assert losses.create("scaled", 8000, reduction="mean")(prediction, target).dim() == 0
+    assert torch.equal(losses.create("scaled", 8000, reduction="none", factor=3.0)(prediction, target), expected)
+    assert losses.create("scaled", 8000)(prediction, target).dim() == 0
     assert list(REGISTRY)[-1] == "scaled"
 
 
@@ -81,7 +81,7 @@ def test_a_registered_class_is_built_with_the_rate_if_it_takes_one() -> None:
     assert REGISTRY["a_class"].summary == "one given by hand" and REGISTRY["a_function_loss"].summary == "L1 in hertz"
     pair = torch.ones(2, 1, 4), torch.zeros(2, 1, 4)
     for name, kind in (("a_class", Rated), ("a_function_loss", Derived)):
-        loss = losses.create(name, RATE)
+        loss = losses.create(name, RATE, reduction="none")
         assert isinstance(loss, kind) and loss(*pair).tolist() == [RATE, RATE]
 
 
@@ -118,7 +118,7 @@ def test_a_file_of_ones_own_is_a_loss_like_the_others(example: Path) -> None:
     assert re.search(r"^median_error +0\.09", result.output, re.MULTILINE)
     losses.load_plugins(f" {example}, ")  # again, which does nothing
     prediction, target = noise((2, 1, 101), 2)
-    value = losses.create("median_error", RATE)(prediction, target)
+    value = losses.create("median_error", RATE, reduction="none")(prediction, target)
     assert torch.equal(value, (prediction - target).abs().flatten(1).median(1).values)
     row = "| `median_error` | `median(\\|p − t\\|)` over channels and samples | when a few large errors do not matter |"
     assert row in docs.updated(PAGE, {})

@@ -116,7 +116,7 @@ def test_components_are_compared_with_their_references_and_weighted(codec: Codec
 def test_floor_and_copy(codec: Codec, batch: Batch) -> None:
     terms = objective(codec, *components_for(codec, objective="regression"))
     floor, copy = terms.floor(batch), terms.measure(batch.input_audio, batch)
-    rms = losses.create("rms", codec.sample_rate)
+    rms = losses.create("rms", codec.sample_rate, reduction="none")
     assert torch.allclose(floor["rms_target"], rms(codec.decode(batch.target_latents), batch.target_audio))
     assert torch.allclose(floor["rms_input"], rms(codec.decode(batch.context), batch.input_audio))
     assert copy["rms_input"].abs().max() == 0

@@ -91,7 +91,7 @@ def build(name: str) -> EmbeddingLoss:
         "codec, last": {"encoder": seanet(norm="none", causal=True), "layers": "last"},
         "crepe": {"model": "crepe"},
     }[name]
-    loss = REGISTRY["embedding"].build(24000, **options)
+    loss = REGISTRY["embedding"].build(24000, reduction="none", **options)
     assert isinstance(loss, EmbeddingLoss)
     return loss
 
@@ -157,7 +157,7 @@ def test_pesq_items_and_layout_are_independent_and_the_input_stays() -> None:
     prediction, target = signals(4, (3, 2, 8000))
     prediction[1] *= 1000
     before = prediction.clone()
-    loss = REGISTRY["pesq"].build(24000)
+    loss = REGISTRY["pesq"].build(24000, reduction="none")
     values = loss(prediction, target)
     assert torch.equal(prediction, before)
     for item in range(3):
@@ -323,7 +323,7 @@ def test_an_encoder_of_stereo_takes_both_channels() -> None:
 )
 def test_options_that_do_not_fit_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        REGISTRY["embedding"].build(24000, **options)
+        REGISTRY["embedding"].build(24000, reduction="none", **options)
 
 
 def test_weights_that_cannot_be_loaded_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

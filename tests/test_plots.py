@@ -12,7 +12,15 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from encore.reporting.spectrograms import MAX_FRAMES, log_spectrogram, peak, spectrograms
+from encore.reporting.spectrograms import (
+    MAX_FRAMES,
+    PANEL_ENDS,
+    log_frequency,
+    log_spectrogram,
+    peak,
+    row_frequencies,
+    spectrograms,
+)
 from tests.conftest import SAMPLE_RATE, Command
 
 
@@ -33,10 +41,10 @@ def levels_of(image: np.ndarray) -> np.ndarray:
 
 def test_levels_are_decibels_at_the_right_frequency_and_time() -> None:
     levels, seconds = log_spectrogram(torch.cat([torch.zeros(1, 24000), tone(3000, 1, 0.1)], dim=1), SAMPLE_RATE)
-    assert levels.shape == (513, 1 + 48000 // 256)
-    assert seconds == 256 / 24000
+    assert levels.shape == (1025, 1 + 48000 // 257)
+    assert seconds == 257 / 24000
     frame = round(1.5 / seconds)
-    assert levels[:, frame].argmax() == round(3000 / (24000 / 1024))
+    assert levels[:, frame].argmax() == round(3000 / (24000 / 2048))
     assert levels[:, frame].max() == pytest.approx(-6.02 - 20, abs=0.05)
     assert levels[:, round(0.5 / seconds)].max() == -200
 
@@ -45,6 +53,18 @@ def test_power_is_the_mean_over_channels() -> None:
     mono = tone(1000, 0.5)
     one_sided = torch.cat([mono, torch.zeros_like(mono)])
     assert peak(one_sided, SAMPLE_RATE) == pytest.approx(peak(mono, SAMPLE_RATE) - 3.01, abs=0.01)
+
+
+@pytest.mark.parametrize("hz", [55, 440, 3520])
+def test_octaves_are_equally_far_apart_on_the_frequency_axis(hz: int) -> None:
+    power = torch.zeros(1025, 1)
+    power[round(hz / (24000 / 2048))] = 1.0
+    rows, frequencies = log_frequency(power, SAMPLE_RATE)[:, 0], row_frequencies(SAMPLE_RATE)
+    assert float(frequencies[rows.argmax()]) == pytest.approx(hz, rel=0.12 if hz < 100 else 0.03)
+    octaves = torch.log2(frequencies).diff()
+    torch.testing.assert_close(octaves, torch.full_like(octaves, 1 / 18))
+    noise = log_frequency(torch.full((1025, 1), 0.25), SAMPLE_RATE)
+    torch.testing.assert_close(noise, torch.full_like(noise, 0.25))
 
 
 def test_a_long_signal_has_no_more_frames_than_a_png_can_show() -> None:
@@ -64,19 +84,17 @@ def test_panels_share_the_level_of_the_first_signal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_files_can_share_a_reference() -> None:
+def test_several_files_can_share_a_reference(tmp_path: Path) -> None:
     levels = []
     for reference_db in (None, 14.0):
-        content = io.BytesIO()
-        spectrograms({"": tone(6000, 1)}, SAMPLE_RATE, content, reference_db)
-        levels.append(np.max(levels_of(imread(io.BytesIO(content.getvalue())))))
+        spectrograms({"": tone(6000, 1)}, SAMPLE_RATE, tmp_path / "a.png", reference_db)
+        levels.append(np.max(levels_of(imread(tmp_path / "a.png"))))
     assert levels[0] - levels[1] == pytest.approx(14 + 6.02, abs=1.5)
 
 
-def test_time_runs_to_the_right_and_frequency_upwards() -> None:
-    content = io.BytesIO()
-    spectrograms({"": torch.cat([tone(9000, 1), tone(3000, 1)], dim=1)}, SAMPLE_RATE, content)
-    levels = levels_of(imread(io.BytesIO(content.getvalue())))
+def test_time_runs_to_the_right_and_frequency_upwards(tmp_path: Path) -> None:
+    spectrograms({"": torch.cat([tone(9000, 1), tone(500, 1)], dim=1)}, SAMPLE_RATE, tmp_path / "a.png")
+    levels = levels_of(imread(tmp_path / "a.png"))
     height, rows = len(levels), levels.argmax(0)
     assert set(np.abs(np.diff(rows)) > 0.3 * height) == {False, True}
     assert rows[:8].max() < 0.4 * height < rows[-8:].min()
@@ -90,6 +108,23 @@ def test_time_runs_to_the_right_and_frequency_upwards() -> None:
 def test_any_signal_can_be_drawn(tmp_path: Path, signal: torch.Tensor) -> None:
     spectrograms({"first": signal, "sound": tone(500, 0.2)}, SAMPLE_RATE, tmp_path / "any.png")
     assert imread(tmp_path / "any.png").shape[2] == 4
+
+
+def test_a_white_line_marks_where_a_continuation_begins(tmp_path: Path) -> None:
+    images = []
+    for begins in (None, 0.5):
+        spectrograms({"": tone(500, 1)}, SAMPLE_RATE, tmp_path / "a.png", begins=begins)
+        images.append(imread(tmp_path / "a.png")[..., :3])
+    without, marked = (image[:200].min(-1) > 0.95 for image in images)
+    columns = np.flatnonzero((marked & ~without).any(0)) / images[0].shape[1]
+    left, right = PANEL_ENDS
+    assert len(columns) and columns.mean() == pytest.approx((left + right) / 2, abs=0.01)
+
+
+def test_an_open_file_becomes_webp_which_is_small() -> None:
+    content = io.BytesIO()
+    spectrograms({"": 0.1 * torch.randn(1, 4 * SAMPLE_RATE, generator=torch.manual_seed(0))}, SAMPLE_RATE, content)
+    assert content.getvalue()[8:12] == b"WEBP" and len(content.getvalue()) < 60_000
 
 
 def test_titles_are_plain_text(tmp_path: Path) -> None:

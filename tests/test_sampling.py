@@ -21,17 +21,18 @@ from encore.inference.continuation import (
     Continuation,
     continue_latents,
     continue_song,
-    crossfade,
     reconstruct,
     stream_song,
 )
+from encore.models.generation import make_generators
 from encore.models.loading import Generator, build_model
+from encore.models.priors import crossfade, draw_lags
 from encore.models.transformer import KVCache
 from tests.conftest import SAMPLE_RATE, melody, random_seanet
 
 HOP = 320
 SEGMENT = 100  # frames
-FADE = 4 * HOP
+FADE = 8 * HOP
 TINY = TrainConfig.from_flags(d_model=16, nhead=2, num_layers=2, dropout=0.0)
 
 
@@ -124,7 +125,7 @@ def test_a_model_that_repeats_gives_the_decoding_of_repeated_latents(codec: Code
     assert relative_db(made.audio, whole[..., start:end]) < -50
     # Around the joins alone, as an error there would hardly change the whole.
     for joint in range(start + SEGMENT * HOP, end, SEGMENT * HOP):
-        around = slice(joint - FADE - 50, joint + FADE)
+        around = slice(joint - FADE - 50, min(joint + FADE, end))
         assert relative_db(made.full[..., around], whole[..., around]) < -50
 
 
@@ -139,7 +140,7 @@ def test_a_codec_with_independent_segments_is_joined_exactly(segmented: Codec, f
     whole = segmented.decode(latents.repeat(1, 1, 18))
     assert relative_db(made.audio, whole[..., kept * HOP :][..., :72000]) < -100
     through, joint = whole[0, :, kept * HOP - FADE : kept * HOP], made.full[0, :, kept * HOP - FADE : kept * HOP]
-    assert relative_db(joint, crossfade(made.context[:, -FADE:], through)) < -100
+    assert relative_db(joint, crossfade(made.context[None, :, -FADE:], through[None])[0]) < -100
 
 
 @pytest.mark.parametrize("frames", [10, 15, 40])
@@ -162,10 +163,22 @@ def test_the_true_latents_give_the_song_through_the_codec_without_a_discontinuit
         made = continue_song(generator, audio[:, :end], 3.0)
         assert relative_db(made.audio[0], through[:, end - start :][:, : 3 * SAMPLE_RATE]) < -50
         # The cross-fade from the song to its own reconstruction, sample by sample.
-        gain = torch.arange(1, FADE + 1) / (FADE + 1)
         joint = slice(end - start - FADE, end - start)
-        expected = (1 - gain) * audio[:, end - FADE : end] + gain * through[:, joint]
-        assert relative_db(made.full[0, :, joint], expected) < -50
+        expected = crossfade(audio[None, :, end - FADE : end], through[None, :, joint])
+        assert relative_db(made.full[:1, :, joint], expected) < -50
+
+
+def test_a_song_fades_into_what_lies_before_the_excerpt_that_follows(starter: Codec) -> None:
+    audio, seeds = song(SEGMENT * HOP), [1, 2, 5]
+    made = continue_song(drawing(starter, "replay"), audio, 1.0, seeds)
+    through = starter.decode(starter.encode(audio[None]))
+    lags = [int(draw_lags(1, SEGMENT, generator)) for generator in make_generators(seeds)]
+    assert max(lags) < SEGMENT - 8  # none begins so early that it has nothing before it
+    for row, lag in enumerate(lags):
+        before = through[..., : -lag * HOP][..., -FADE:]
+        expected = crossfade(audio[None, :, -FADE:], before)[0]
+        end = slice(audio.shape[1] - FADE, audio.shape[1])
+        assert relative_db(made.full[row, :, end], expected) < -40
 
 
 def test_blocks_may_be_shorter_than_a_cross_fade(codec: Codec) -> None:
@@ -269,9 +282,3 @@ def test_reconstruction_is_that_of_each_segment(codec: Codec, samples: int) -> N
     for piece in (slice(SEGMENT * HOP), slice(samples - last, samples)):
         alone = codec.decode(codec.encode(audio[None, :, piece]))[0]
         torch.testing.assert_close(made[:, piece], alone[:, : audio[:, piece].shape[1]])
-
-
-def test_crossfade_leaves_equal_signals_alone_and_is_linear_between_others() -> None:
-    same = torch.randn(2, 100)
-    torch.testing.assert_close(crossfade(same, same), same)
-    torch.testing.assert_close(crossfade(torch.zeros(1, 3), torch.ones(1, 3)), torch.tensor([[0.25, 0.5, 0.75]]))

@@ -49,7 +49,7 @@ def trained_on_two_futures(samples: int) -> tuple[Tensor, Tensor]:
     source = 0.4 * torch.randn(CONTEXT * HOP)  # of every frequency: what a model adds is as loud as its context
     generation = GenerationConfig(FRAMES, generative=samples > 1, prior="none")
     synthesizer = Synthesizer(codec, generation, samples=samples, margin=0, crop_frames=FRAMES)
-    rms = losses.create("rms", RATE)
+    rms = losses.create("rms", RATE, reduction="none")
     component = Component("rms_target", "rms", 1.0, False, rms, distance=losses.REGISTRY["rms"].distance)
     combiner = losses.WeightedGradient({component.name: component.weight})
     objective = Objective([component], synthesizer, combiner)

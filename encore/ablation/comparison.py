@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from encore.evaluation.baselines import MODEL, TRUTH, prior_name
+from encore.evaluation.headline import LOG_MEL
+from encore.evaluation.metrics.energy_score import SCORE
 from encore.evaluation.metrics.registry import MetricSpec
-from encore.evaluation.results import ARROWS, Results, best_of, format_value
+from encore.evaluation.results import ARROWS, Results, best_of, format_value, is_silence
 from encore.statistics import Interval
 
 TIME = MetricSpec("training_seconds", "training_seconds", "Training", "wall-clock time of training in seconds", None)
@@ -33,6 +35,8 @@ class Comparison:
         baselines: the same for the baselines, which are common to all runs.
         failures: why a run failed, by its name.
         warnings: why some values should not be trusted.
+        scores: of every pair, by run: the energy score by which runs are ranked (log-mel with a floor).
+        recordings: what each pair was cut from.
     """
 
     metrics: Sequence[MetricSpec]
@@ -40,12 +44,15 @@ class Comparison:
     baselines: Mapping[str, Values]
     failures: Mapping[str, str]
     warnings: Sequence[str]
+    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    recordings: Sequence[str] = ()
 
     def best(self, metric: MetricSpec) -> set[str]:
-        """The runs with the best value; none if the metric has no goal, or fewer than 2 runs have a value."""
+        """The run that is better than every other as far as the intervals tell, if there is one; not silence."""
+        ranked = {name: values for name, values in self.runs.items() if not is_silence(values)}
         if sum(metric.name in values for values in self.runs.values()) < 2:
             return set()
-        return best_of(metric, self.runs, self.baselines.get(TRUTH, {}).get(metric.name))
+        return best_of(metric, ranked, self.baselines.get(TRUTH, {}).get(metric.name))
 
 
 def compare(
@@ -74,7 +81,9 @@ def compare(
     groups = list(dict.fromkeys(spec.group for spec in rows))
     rows.sort(key=lambda spec: groups.index(spec.group))  # stable: brings the metrics of a group together
     warnings = dict.fromkeys(warning for results in evaluations.values() for warning in results.warnings)
-    return Comparison(rows, runs, baselines, failures, list(warnings))
+    scores = {name: results.per_item.get(SCORE + LOG_MEL, {}).get(MODEL, []) for name, results in evaluations.items()}
+    recordings = next((results.recordings for results in evaluations.values()), [])
+    return Comparison(rows, runs, baselines, failures, list(warnings), scores, recordings)
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:

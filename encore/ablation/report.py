@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from encore.ablation import verdict
 from encore.ablation.comparison import Comparison
 from encore.ablation.plan import Plan
 from encore.ablation.runner import AblationRun, duration
+from encore.ablation.verdict import RANKED_BY
 from encore.data import find_pairs
 from encore.errors import disk_space
+from encore.evaluation.baselines import TRUTH
+from encore.evaluation.dataset import song_name
 from encore.evaluation.metrics.registry import GOALS, MetricSpec
-from encore.evaluation.results import format_value
+from encore.evaluation.report import ASIDE, GAIN_NOTE, reference_of
 from encore.inference.continuation import continue_song
 from encore.models.loading import Generator, choose_device, load_generator
-from encore.reporting.html import AudioSample, Cell, SampleGroup, card_groups, render
+from encore.reporting.charts import Chart, Style, chart
+from encore.reporting.html import AudioSample, SampleGroup, card_groups, render
 
 MAX_PLAYERS, MAX_PAIRS = 40, 3  # on the page
-LEAD_SECONDS = 2.0  # of the input, before each continuation
+LEAD_SECONDS = 4.0  # of the input, before each continuation
 
 
 def write_json(comparison: Comparison, runs: Sequence[AblationRun], run_id: str, path: Path) -> None:
@@ -69,41 +74,52 @@ def write_page(
     metadata: Mapping[str, str],
     path: Path,
 ) -> None:
-    """Writes the page: warnings, the audio samples side by side, the table, the settings of each run, and metadata."""
-    columns = [
-        {"name": name, "class": "" if name in comparison.runs else "baseline", "failed": name in comparison.failures}
-        for name in [*comparison.runs, *comparison.baselines]
-    ]
+    """Writes the page: the ranking, the audio samples, a chart per metric, the settings of each run, and metadata."""
+    failures = [f"{name}: {reason}" for name, reason in comparison.failures.items()]
     page = render(
         "ablation.html.j2",
-        title="Side by side",
-        warnings=[*(f"{name}: {reason}" for name, reason in comparison.failures.items()), *comparison.warnings],
+        title="Which run is best?",
+        answer=verdict.sentences(comparison),
+        first=ranking_chart(comparison),
+        warnings=[*failures, *comparison.warnings],
         listening=card_groups(samples, sample_rate),
-        columns=columns,
         groups=[
-            {"title": group, "rows": [_row(comparison, metric) for metric in metrics]}
+            (group, [metric_chart(comparison, metric) for metric in metrics])
             for group, metrics in groupby(comparison.metrics, lambda metric: metric.group)
         ],
         settings=settings,
         metadata=metadata,
-        number=format_value,
     )
     with disk_space(path, "the page"):
         path.write_text(page, encoding="utf-8")
 
 
-def _row(comparison: Comparison, metric: MetricSpec) -> dict[str, Any]:
-    """A metric's row of the page's table, with a cell for every run and baseline."""
-    best = comparison.best(metric)
-    return {
-        "name": metric.name,
-        "note": metric.note,
-        "goal": GOALS.get(metric.goal or "", ""),
-        "cells": [
-            Cell(values.get(metric.name), name in best)
-            for name, values in {**comparison.runs, **comparison.baselines}.items()
-        ],
+def ranking_chart(comparison: Comparison) -> Chart | None:
+    """The runs from the best to the worst, then the baselines; None if no run can be ranked."""
+    order = verdict.ranking(comparison)
+    if not order:
+        return None
+    found = {name: comparison.runs[name][RANKED_BY] for name in order}
+    found |= {
+        name: values[RANKED_BY]
+        for name, values in comparison.baselines.items()
+        if RANKED_BY in values and name not in ASIDE
     }
+    style = Style(percent=True, reference=0.0, kinds=_kinds(comparison))
+    return chart("The runs, best first", GAIN_NOTE, "", found, style)
+
+
+def metric_chart(comparison: Comparison, metric: MetricSpec) -> Chart:
+    """A metric of every run and baseline that has it."""
+    systems = {**comparison.runs, **comparison.baselines}
+    estimates = {name: values[metric.name] for name, values in systems.items() if metric.name in values}
+    reference = reference_of(metric, comparison.baselines.get(TRUTH, {}).get(metric.name))
+    style = Style(reference=reference, best=comparison.best(metric), kinds=_kinds(comparison), aside=ASIDE)
+    return chart(metric.name, metric.note, GOALS.get(metric.goal or "", ""), estimates, style)
+
+
+def _kinds(comparison: Comparison) -> dict[str, str]:
+    return {**dict.fromkeys(comparison.runs, "model"), **dict.fromkeys(comparison.baselines, "baseline")}
 
 
 @torch.no_grad()
@@ -119,11 +135,13 @@ def continuations(runs: Sequence[AblationRun]) -> tuple[list[SampleGroup], int]:
         count = min(len(pairs), MAX_PAIRS, max(1, MAX_PLAYERS // len(runs)))
         for number in [turn * len(pairs) // count for turn in range(count)]:
             pair, (song, truth) = pairs[number], pairs.audio(number, rate, generator.codec.channels)
-            note = f"The input of every run, then its true continuation from {song.shape[-1] / rate:.2f} s on."
-            reference = AudioSample("Input and truth", note, torch.cat([song, truth], -1))
-            earlier = groups.get(pair.input, SampleGroup(pair.name, [reference]))
+            lead = min(song.shape[-1], round(LEAD_SECONDS * rate))
+            reference = AudioSample("truth", "", torch.cat([song[:, song.shape[-1] - lead :], truth], -1), lead / rate)
+            title = song_name(pair.recording or pair.name)
+            note = f"{pair.name}, after {lead / rate:.3g} s of the input"
+            earlier = groups.get(pair.input, SampleGroup(title, [reference], note))
             made = continuation(run.name, generator, song, truth.shape[-1] / rate)
-            groups[pair.input] = SampleGroup(pair.name, [*earlier.samples, made])
+            groups[pair.input] = replace(earlier, samples=[*earlier.samples, made])
     return list(groups.values()), rate
 
 
@@ -132,8 +150,7 @@ def continuation(title: str, generator: Generator, song: Tensor, seconds: float)
     made = continue_song(generator, song, seconds)
     rate, context = generator.codec.sample_rate, made.context.shape[-1]
     start = max(0, context - round(LEAD_SECONDS * rate))
-    note = f"The continuation begins at {(context - start) / rate:.2f} s."
-    return AudioSample(title, note, made.full[0, :, start:])
+    return AudioSample(title, "", made.full[0, :, start:], (context - start) / rate)
 
 
 def describe_settings(flags: Mapping[str, Any], run: AblationRun) -> str:

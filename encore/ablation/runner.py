@@ -21,6 +21,7 @@ from encore.config import cli
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError, disk_space, make_folder
 from encore.evaluation.results import Results
+from encore.training.pace import duration
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REASON_LENGTH = 200  # characters
@@ -249,10 +250,3 @@ def last_error(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error:")]
     return ([*lines[-1:], *errors[-1:]] or ["no output"])[-1][:REASON_LENGTH]
-
-
-def duration(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

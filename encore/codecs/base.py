@@ -155,13 +155,13 @@ class Codec(nn.Module):
 def join(first: Tensor, second: Tensor, lead: int = 0) -> Tensor:
     """Latents `[B, D, T]` and those after them, either of which may have gains (see `Codec.render`).
 
-    If only the second have gains, those of the first are 0, and rise to the second's within the last `lead` frames.
+    If only the second have gains, the last `lead` frames of the first have those of their first frame, the others 0.
     """
     if first.shape[1] == second.shape[1]:
         return torch.cat([first, second], -1)
     gains = second[:, first.shape[1] :, :1]
-    rise = torch.arange(1, lead + 1, device=gains.device) / (lead + 1)
-    gains = torch.cat([gains.new_zeros(*gains.shape[:2], first.shape[-1] - lead), gains * rise], -1)
+    none = gains.new_zeros(*gains.shape[:2], first.shape[-1] - lead)
+    gains = torch.cat([none, gains.expand(-1, -1, lead)], -1)
     return torch.cat([torch.cat([first, gains], 1), second], -1)
 
 

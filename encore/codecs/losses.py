@@ -14,10 +14,12 @@ from encore.config.schema import ObjectiveConfig
 
 
 def loss_options(objective: ObjectiveConfig, codec: Codec, name: str) -> dict[str, Any]:
-    """Keyword arguments for the loss registered as `name`, besides the sample rate."""
+    """Keyword arguments for the loss registered as `name`, besides the sample rate: one value per item, safely."""
+    options = {"reduction": "none", **losses.REGISTRY[name].training}
     if name != "embedding":
-        return {}
+        return options
     return {
+        **options,
         "model": objective.embedding_model,
         "encoder": codec.feature_encoder() if objective.embedding_model == "codec" else None,
         "weights": objective.embedding_weights,

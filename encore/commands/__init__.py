@@ -7,12 +7,15 @@ from importlib import import_module
 
 import typer
 
+from encore.startup import announce
+
 COMMANDS = {
     "demo": ("encore.commands.demo", "Continue a song with the model that Encore comes with."),
     "prepare": ("encore.commands.prepare", "Cut a folder of music into pairs to train on."),
     "train": ("encore.commands.train", "Train a model to continue music."),
     "sample": ("encore.commands.sample", "Continue a song with a trained model."),
     "export": ("encore.commands.export", "Write a model as a folder to pass on, as on the Hugging Face Hub."),
+    "app": ("encore.commands.app", "Continue songs on an interactive page."),
     "evaluate": ("encore.commands.evaluate", "Evaluate a model beside baselines."),
     "ablate": ("encore.commands.ablate", "Train with several weightings or objectives and compare them."),
     "losses": ("losses.__main__", "Examine the losses: values, safety, shortest input, cost."),
@@ -38,6 +41,7 @@ def _describe() -> None:
 
 def _forward(name: str, module: str) -> Callable[[typer.Context], None]:
     def forward(context: typer.Context) -> None:
+        announce()
         from encore.config import cli
 
         cli.run(import_module(module).app, context.args, f"encore {name}")

@@ -17,12 +17,14 @@ from encore.ablation.grid import Grid, read_grid
 from encore.ablation.plan import Plan, make_plan
 from encore.ablation.report import write_json, write_report
 from encore.ablation.runner import AblationRun, AblationRunner, open_runs
+from encore.ablation.verdict import sentences
 from encore.config import cli
 from encore.config.knobs import MAX_COUNT, knob, problems_of
 from encore.config.schema import MAX_PROCESSES
 from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import BASELINES, MODEL, prior_name
 from encore.evaluation.dataset import VAL
+from encore.evaluation.results import print_verdict
 from encore.tracking import NestedRuns
 
 FAILED = 1  # exit status if a run failed
@@ -139,6 +141,7 @@ def report(plan: Plan, runs: Sequence[AblationRun], tracked: NestedRuns, output:
     write_json(comparison, runs, tracked.run_id, data)
     write_report(comparison, plan, runs, page)
     print_comparison(comparison, console)
+    print_verdict(sentences(comparison), console)
     console.print(f"listen: {page}", markup=False, soft_wrap=True)
     failed = [str(run.state.run_id) for run in runs if run.failure is not None]
     tracked.close("FAILED" if failed else "FINISHED", failed, [page, data])

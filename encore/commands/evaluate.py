@@ -18,7 +18,8 @@ from encore.evaluation.dataset import VAL, EvalSet
 from encore.evaluation.evaluator import Evaluator, timed
 from encore.evaluation.metrics.embeddings import Embedding, load_embedding
 from encore.evaluation.report import write_report
-from encore.evaluation.results import print_tables, write_json
+from encore.evaluation.results import print_tables, print_verdict, write_json
+from encore.evaluation.verdict import sentences
 from encore.models.loading import Generator, choose_device, load_generator
 from encore.tracking import log_evaluation, open_run
 
@@ -40,7 +41,9 @@ def main(config: EvalConfig) -> None:
     results, samples = Evaluator(model, data, config, console, others, embeddings).run()
     write_json(results, config.output / "evaluation.json")
     write_report(results, samples, model.codec.sample_rate, config.output / "index.html")
-    print_tables(results, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH))
+    tables = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    print_tables(results, tables)
+    print_verdict(sentences(results), tables)
     console.print(f"listen and compare: {config.output / 'index.html'}", soft_wrap=True, markup=False)
     if run is not None:
         log_evaluation(run, results.tracked(), config.output, model.progress["step"])
@@ -66,7 +69,7 @@ def open_data(config: EvalConfig, model: Generator, device: torch.device) -> Eva
         EncoreError: there are no pairs that can be used, or none of --split.
     """
     dataset_format = config.dataset_format or model.config.data.dataset_format
-    cache_dir = config.cache_dir or config.dataset_folder / ".latents"
+    cache_dir = config.cache_dir or latents_of(config.dataset_folder)
     pairs = find_pairs(config.dataset_folder, model.codec.sample_rate, dataset_format, cache_dir)
     split = config.split or (TEST if len(pairs.get(TEST, ())) else VAL)
     if not len(pairs.get(split, ())):

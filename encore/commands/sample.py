@@ -17,7 +17,7 @@ from encore.errors import EncoreError, disk_space, make_folder
 from encore.inference.config import SampleConfig
 from encore.inference.continuation import Draws, stream_batch
 from encore.inference.folder import FolderContinuation, compared_signals, write_folder_page
-from encore.inference.presentation import describe, describe_candidates, print_table, titles
+from encore.inference.presentation import describe, describe_candidates, print_table, summary, titles
 from encore.inference.songs import SHOWN_SECONDS, Song, read_song
 from encore.inference.streaming import WavWriter, WrittenContinuation, write_stream
 from encore.inference.table import build_table_losses, loss_table
@@ -170,7 +170,7 @@ def write_report(
     table: Table | None,
 ) -> None:
     """Writes spectrogram.png and index.html to --output."""
-    from encore.reporting.html import write_page
+    from encore.reporting.html import Heading, write_page
     from encore.reporting.spectrograms import spectrograms
 
     assert config.input is not None
@@ -178,8 +178,8 @@ def write_report(
         spectrograms(signals, sample_rate, config.output / "spectrogram.png")
     samples = describe(written, signals, sample_rate)
     candidates = [] if config.candidates == 1 else describe_candidates(written, config.seeds, sample_rate)
-    title = f"{config.input.stem}, continued"
-    write_page(config.output / "index.html", title, metadata, samples, sample_rate, table, candidates)
+    heading = Heading(f"{config.input.stem}, continued", summary(table))
+    write_page(config.output / "index.html", heading, metadata, samples, sample_rate, table, candidates)
 
 
 app = cli.new_app()

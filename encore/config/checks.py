@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from encore.config.components import ADVERSARIAL
 from encore.config.knobs import problems_of
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError, make_folder
+from encore.registry import TRACKERS
 
 NODES = re.compile("[1-9][0-9]{0,3}")
 
@@ -20,7 +22,8 @@ def validate(config: TrainConfig) -> None:
     Raises:
         EncoreError: all problems together, a line each, with flag, value and remedy.
     """
-    problems = problems_of(config) + _losses(config) + _generation(config) + _optimisation(config) + _paths(config)
+    problems = problems_of(config) + _losses(config) + _generation(config) + _optimisation(config)
+    problems += _paths(config) + _tracking(config)
     if problems:
         raise EncoreError("\n".join(problems))
 
@@ -89,8 +92,8 @@ def _paths(config: TrainConfig) -> list[str]:
     folder, repository, resume = config.data.dataset_folder, config.codec.repository, config.run.resume
     if folder is None:
         problems.append("--dataset_folder: missing; name a folder that prepare_data.py made")
-    elif not folder.is_dir():
-        problems.append(f"--dataset_folder {folder}: no such folder; python prepare_data.py MUSIC --output {folder}")
+    elif not folder.exists():
+        problems.append(f"--dataset_folder {folder}: no such folder or manifest; python prepare_data.py MUSIC --output {folder}")
     if repository is not None and not repository.is_dir():
         problems.append(f"--codec_repository {repository}: no such folder")
     if resume not in (None, "auto") and not Path(str(resume)).is_file():
@@ -100,3 +103,11 @@ def _paths(config: TrainConfig) -> list[str]:
     except EncoreError as error:
         problems.append(str(error))
     return problems
+
+
+def _tracking(config: TrainConfig) -> list[str]:
+    name = config.tracking.tracker
+    needed = getattr(TRACKERS.get(name), "requires", ())  # a factory of trackers may be a function
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    how = "pip install -r requirements-trackers.txt"
+    return [f"--tracker {name}: needs {', '.join(missing)}, which is not installed: {how}"] if missing else []

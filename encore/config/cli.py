@@ -19,6 +19,7 @@ from encore.config.files import read_flags
 from encore.config.knobs import Knob, from_flags, knobs_of, listed
 from encore.errors import EncoreError
 from encore.registry import load_plugins
+from encore.startup import started
 
 USER_ERROR = 2
 # Of commands that do not keep it in their configuration; `run` loads the plugins of all commands.
@@ -65,6 +66,7 @@ def add_command(app: App, config_class: type[C], main: Callable[[C], None]) -> N
 
 def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = None) -> None:
     """Runs a command, called `name` in its help. What the user can put right ends in a line and exit status 2."""
+    started()
     argv = sys.argv[1:] if argv is None else list(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

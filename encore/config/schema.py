@@ -33,15 +33,23 @@ OBJECTIVES, GENERATIONS = ("regression", "energy"), ("blocks", "whole")
 PARALLELS = ("ddp", "fsdp")
 
 
+def latents_of(dataset: Path) -> Path:
+    """The folder for the encoded latents of a data set: in its folder, or beside its manifest."""
+    return (dataset.parent if dataset.is_file() else dataset) / ".latents"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The pairs to train on."""
 
     dataset_folder: Path | None = knob(
-        None, "folder with train/ and val/ pairs (prepare_data.py makes it)", DATA, common=True
+        None,
+        "folder with train/ and val/ pairs (prepare_data.py makes it), manifest of pairs (.jsonl, .csv), or folder of songs",
+        DATA,
+        common=True,
     )
     dataset_format: str = knob("pairs", "how the pairs are stored there", DATA, choices=DATASETS)
-    cache_dir: Path | None = knob(None, "folder for encoded latents; default DATASET_FOLDER/.latents", DATA)
+    cache_dir: Path | None = knob(None, "folder for encoded latents, and pairs cut from songs; default DATASET_FOLDER/.latents", DATA)
     num_workers: int = knob(2, "processes that read audio, per rank", DATA, minimum=0, maximum=MAX_PROCESSES)
     batch_size: int = knob(8, "pairs per step and rank", DATA, minimum=1, maximum=65536, common=True)
     global_batch_size: int | None = knob(
@@ -58,7 +66,7 @@ class DataConfig:
     @property
     def latent_folder(self) -> Path:
         assert self.dataset_folder is not None
-        return self.cache_dir or self.dataset_folder / ".latents"
+        return self.cache_dir or latents_of(self.dataset_folder)
 
 
 @dataclass(frozen=True)
@@ -310,13 +318,17 @@ class RunConfig:
 class TrackingConfig:
     """Where a run is logged."""
 
-    tracker: str = knob("mlflow", "what the run is logged to; none: only to its folder", TRACKING, choices=TRACKERS)
+    tracker: str = knob(
+        "mlflow", "what the run is logged to; none: only to its folder", TRACKING, choices=TRACKERS, common=True
+    )
     mlflow_uri: str = knob("sqlite:///mlflow.db", "MLflow tracking server or store", TRACKING, common=True)
-    experiment: str = knob("encore", "MLflow experiment", TRACKING)
-    run_name: str | None = knob(None, "name of the MLflow run", TRACKING, common=True)
+    experiment: str = knob("encore", "experiment of MLflow, project of wandb", TRACKING)
+    run_name: str | None = knob(
+        None, "name of the run; default: its objective, its losses and what else is not as usual", TRACKING, common=True
+    )
     artifact_every: int = knob(
         5,
-        "epochs between validation examples (audio and picture) in MLflow",
+        "epochs between validation examples (audio and picture) in the tracker",
         TRACKING,
         minimum=1,
         maximum=MAX_COUNT,

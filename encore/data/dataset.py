@@ -159,6 +159,9 @@ class BatchLoader:
             settings["batch_size"] = batch_size
         self.loader = DataLoader(data, collate_fn=collate_or_error, **settings)
 
+    def __len__(self) -> int:
+        return len(self.loader)
+
     def __iter__(self) -> Iterator[Batch]:
         # At once, not with the first batch: it draws from the generator that a training step seeds.
         return map(_batch_of, iter(self.loader))

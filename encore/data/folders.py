@@ -1,4 +1,4 @@
-"""The dataset format `pairs`: `FOLDER/{train,val,test}/pair_*_{input,output}.wav`, or shards."""
+"""The dataset format `pairs`: `FOLDER/{train,val,test}/pair_*_{input,output}.wav`, shards, or a manifest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from encore.data.pairs import SPLITS, TEST, Pairs, register_dataset
+from encore.data.manifest import find_listed
+from encore.data.pairs import SPLITS, TEST, Found, Pairs, register_dataset
 from encore.data.segments import ABSENT, AudioFiles
 from encore.data.shards import INDEX, find_shards
 from encore.errors import EncoreError, listing
@@ -19,8 +20,10 @@ ROLES = ("input", "output")
 
 
 @register_dataset("pairs")
-def find_prepared(folder: Path, sample_rate: int) -> dict[str, Pairs]:
-    """The pairs of a folder of shards, if it has an index of them, else those of a folder of wavs."""
+def find_prepared(folder: Path, sample_rate: int) -> Found:
+    """The pairs that a file lists; of a folder those of its shards, if it has an index of them, else those of wavs."""
+    if folder.is_file():
+        return find_listed(folder)
     return find_shards(folder) if (folder / INDEX).is_file() else find_wavs(folder)
 
 

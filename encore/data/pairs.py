@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from encore.audio import SHORTEST_SECONDS
+from encore.config.schema import latents_of
 from encore.data.index_files import Numbers
 from encore.data.segments import ABSENT, AudioFiles, Segments
 from encore.errors import EncoreError, listing
@@ -125,17 +126,18 @@ def find_pairs(
     """The pairs of a data set by split, checked: "train", "val", and "test" if it has pairs of that.
 
     Args:
-        folder: of the data set.
+        folder: of the data set, or a manifest (manifest.py).
         sample_rate: Hz, which all files must have.
         dataset_format: registered name. A format of your own is a function
             `find_pairs(folder, sample_rate) -> dict[str, list[Pair]]` with the decorator `register_dataset`.
-        cache_dir: folder with what earlier runs found out about the files; None for `folder/.latents`.
+        cache_dir: folder with what earlier runs found out about the files; None for `.latents` in it or
+            beside the manifest.
 
     Raises:
         EncoreError: no such format, no pairs in a split, or all problems of the files together, each with its remedy.
     """
     found = DATASETS.find(dataset_format)(folder, sample_rate)
-    return check_pairs(_as_arrays(folder, found), sample_rate, cache_dir or folder / ".latents")
+    return check_pairs(_as_arrays(folder, found), sample_rate, cache_dir or latents_of(folder))
 
 
 def check_pairs(found: Mapping[str, Pairs], sample_rate: int, cache_dir: Path) -> dict[str, Pairs]:

@@ -16,10 +16,10 @@ from encore.errors import EncoreError
 from encore.evaluation.dataset import EvalSet, partners_elsewhere
 from encore.evaluation.metrics.log_mel import power_spectrogram, window_length
 from encore.evaluation.metrics.repetition import best_lag
-from encore.inference.continuation import Contexts, continue_latents, crossfade, fade_frames
+from encore.inference.continuation import Contexts, continue_latents, fade_frames, lead_frames
 from encore.models.generation import make_generators
 from encore.models.loading import Generator
-from encore.models.priors import draw_lags, lead_into, preceding, take
+from encore.models.priors import crossfade, draw_lags, preceding, take
 from encore.models.priors import replay as repeat
 from encore.registry import PRIORS
 
@@ -211,8 +211,9 @@ class Baselines:
     def decode(self, context: Tensor, latents: Tensor, begin: Tensor) -> Tensor:
         """Audio of `latents`, which come from frames `begin [R]` of the context, joined as by `Sampler.lead_in`."""
         fade = fade_frames(self.codec)
-        joined = lead_into(context, preceding(context, begin.to(context.device), fade))
-        return self.codec.decode_continuation(joined, latents, self.margin, fade)
+        lead = lead_frames(self.codec, self.margin, context.shape[-1])
+        before = preceding(context, begin.to(context.device), lead)
+        return self.codec.decode_continuation(before, latents, self.margin, fade)
 
     def other_music(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
         assert self.partners is not None

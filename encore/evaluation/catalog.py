@@ -14,6 +14,7 @@ from encore.evaluation.metrics.energy_score import score_specs
 from encore.evaluation.metrics.losses import loss_specs
 from encore.evaluation.metrics.memorization import MEMORIZATION_SPEC
 from encore.evaluation.metrics.registry import METRICS, MetricSpec
+from encore.evaluation.metrics.repetition import REPETITION_SPEC
 
 
 def catalogue(
@@ -37,6 +38,7 @@ def catalogue(
         *CONTOUR_SPECS,
         *(metric.spec for metric in METRICS.values()),
         PULSE_SPEC,
+        REPETITION_SPEC,
         MEMORIZATION_SPEC,
         *drift_specs(seconds),
         *loss_specs(losses),

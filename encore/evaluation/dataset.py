@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from encore.audio import AUDIO_SUFFIXES
 from encore.codecs import Codec
 from encore.data import Pairs, segment_frames
 from encore.data.dataset import Batch, PairDataset, collate
@@ -108,6 +109,12 @@ class EvalSet:
             order.setdefault(recording, []).append(number)
         rounds = max(map(len, order.values()))
         return [numbers[turn] for turn in range(rounds) for numbers in order.values() if turn < len(numbers)][:count]
+
+
+def song_name(recording: str) -> str:
+    """What pages call a recording: its file's name without folder and suffix."""
+    path = PurePath(recording)
+    return path.stem if path.suffix.lower() in AUDIO_SUFFIXES else path.name
 
 
 def spread(entries: Sequence[T], count: int) -> list[T]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 import losses
@@ -24,26 +25,29 @@ from encore.evaluation.baselines import (
 )
 from encore.evaluation.catalog import catalogue
 from encore.evaluation.config import EvalConfig
-from encore.evaluation.dataset import EvalSet
+from encore.evaluation.dataset import EvalSet, song_name
 from encore.evaluation.headline import HEADLINE, PULSE, PULSE_DIFFERENCE, caption
 from encore.evaluation.metrics.critic import CRITIC, critic_values
 from encore.evaluation.metrics.distribution import RealMusic
 from encore.evaluation.metrics.drift import contours, drift, relative_contours
 from encore.evaluation.metrics.embeddings import Embedding, latent_patches
-from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR, skill
+from encore.evaluation.metrics.energy_score import SCORE, SKILL, SKILL_PRIOR
 from encore.evaluation.metrics.memorization import memorization
+from encore.evaluation.metrics.repetition import REPETITION, REPETITION_DIFFERENCE
 from encore.evaluation.per_item import DISTANCES, LATENTS, MetricAccumulator, make_metrics
 from encore.evaluation.results import Results
 from encore.evaluation.warnings import critic_warnings, dependence_warnings, warnings_of
 from encore.models.loading import Generator
 from encore.reporting.html import AudioSample, SampleGroup
-from encore.statistics import Interval, group_mean
+from encore.statistics import Interval, group_mean, skill
 
 REFERENCE = "replay"  # the continuer that skill is relative to
 SAMPLE_PAIRS = 3  # pairs whose audio is on the page
 NOT_ON_PAGE = ("silence", "noise", "shards", OTHER_MUSIC, "copy", CODEC)
+LEAD_SECONDS = 4.0  # of the input in front of each continuation on the page, at most
 TRAINING_HOP_SECONDS = 0.125  # from patch to patch of training music
 
+Advance = Callable[[str, int], None]  # is told what is being done, and how much has been done since
 Accumulators = Mapping[str, MetricAccumulator]
 Samples = dict[str, Tensor]  # by continuer, context and continuation, [C, K + M]
 
@@ -90,9 +94,10 @@ class Evaluator:
     def run(self) -> tuple[Results, list[SampleGroup]]:
         """Evaluates everything: the results, and audio samples to listen to."""
         accumulators: dict[str, MetricAccumulator] = {}
-        for continuer in self.continuers:
-            with timed(self.console, f"{continuer.name}, {len(self.data)} pairs"):
-                accumulators[continuer.name] = self.accumulate(continuer)
+        with progress(self.console, len(self.continuers) * len(self.data)) as advance:
+            for continuer in self.continuers:
+                with timed(self.console, f"{continuer.name}, {len(self.data)} pairs"):
+                    accumulators[continuer.name] = self.accumulate(continuer, advance)
         if self.config.critic and len(set(self.data.recordings)) > 1:
             self.ask_critic(accumulators)
         values = self.summaries(accumulators)
@@ -100,19 +105,17 @@ class Evaluator:
         if self.config.memorisation:
             self.add_memorization(values, accumulators)
         results = self.results(values, accumulators)
-        names, recordings = self.data.names, self.data.recordings
-        context = self.data.held_out.frames.context / self.model.codec.frame_rate
         groups = [
-            sample_group(f"{names[n]} ({recordings[n]}), continued from {context:.1f} s on", samples)
-            for n, samples in self.samples.items()
+            self.sample_group(number, samples, self.data.names[number]) for number, samples in self.samples.items()
         ]
         if self.config.long_items:
             groups.append(self.add_long_form(results))
         return results, groups
 
-    def accumulate(self, continuer: Continuer) -> MetricAccumulator:
+    def accumulate(self, continuer: Continuer, advance: Advance) -> MetricAccumulator:
         """Continues and measures all pairs; keeps the first candidate of those that are on the page."""
         accumulator = MetricAccumulator()
+        advance(continuer.name, 0)
         for first in range(0, len(self.data), self.config.batch_size):
             numbers = range(first, min(first + self.config.batch_size, len(self.data)))
             batch = self.data.load(numbers)
@@ -120,18 +123,22 @@ class Evaluator:
             is_truth = continuer.name == TRUTH
             accumulator.add(self.metrics.compute(audio, batch, before, is_truth, continuer.recorded))
             for number in self.samples.keys() & set(numbers):
-                self.samples[number][continuer.name] = with_context(before, audio, number - first)
+                self.samples[number][continuer.name] = with_context(before, audio, number - first, self.lead)
+            advance(continuer.name, len(numbers))
         return accumulator
 
     def ask_critic(self, accumulators: Accumulators) -> None:
         """Whether a critic tells the continuations of each continuer from those of its reference."""
-        for continuer in self.continuers:
-            if continuer.name != continuer.reference:
-                with timed(self.console, f"critic of {continuer.name}"):
+        judged = [continuer for continuer in self.continuers if continuer.name != continuer.reference]
+        with progress(self.console, len(judged)) as advance:
+            for continuer in judged:
+                advance(what := f"critic of {continuer.name}", 0)
+                with timed(self.console, what):
                     made, real = (accumulators[name].windows() for name in (continuer.name, continuer.reference))
                     accumulators[continuer.name].values[CRITIC] = critic_values(
                         real, made, self.data.recordings, self.config.seed
                     ).tolist()
+                advance(what, 1)
 
     def summaries(self, accumulators: Accumulators) -> dict[str, dict[str, Interval]]:
         """By continuer, the means over the pairs, and its skill against the replay and against its own prior."""
@@ -140,8 +147,9 @@ class Evaluator:
         for continuer in self.continuers:
             own = accumulators[continuer.name].values
             values = self.means(own, recordings)
-            differences = [mine - real for mine, real in zip(own[PULSE], truth[PULSE], strict=True)]
-            values[PULSE_DIFFERENCE] = group_mean(differences, recordings)
+            for name, difference in ((PULSE, PULSE_DIFFERENCE), (REPETITION, REPETITION_DIFFERENCE)):
+                differences = [mine - real for mine, real in zip(own[name], truth[name], strict=True)]
+                values[difference] = group_mean(differences, recordings)
             references = {SKILL: REFERENCE, SKILL_PRIOR: continuer.prior}
             for score in [name for name in own if name.startswith(SCORE)]:
                 for prefix, reference in references.items():
@@ -180,14 +188,17 @@ class Evaluator:
         numbers = self.data.one_of_each(self.config.long_items)
         seconds = self.config.long_seconds
         samples: Samples = {}
-        for continuer in self.continuers:
-            if continuer.long_form:
-                with timed(self.console, f"{continuer.name}, {len(numbers)} continuations of {seconds:g} s"):
+        long = [continuer for continuer in self.continuers if continuer.long_form]
+        with progress(self.console, len(long)) as advance:
+            for continuer in long:
+                advance(what := f"{continuer.name}, {len(numbers)} continuations of {seconds:g} s", 0)
+                with timed(self.console, what):
                     drifts, curves, samples[continuer.name] = self.continue_long(continuer, numbers)
+                advance(what, 1)
                 results.values[continuer.name] |= drifts
                 for title, curve in curves.items():
                     results.contours.setdefault(title, {})[continuer.name] = curve
-        return sample_group(f"{seconds:g} s on from {self.data.names[numbers[0]]}", samples)
+        return self.sample_group(numbers[0], samples, f"continued for {seconds:g} s")
 
     def continue_long(
         self, continuer: Continuer, numbers: list[int]
@@ -211,7 +222,7 @@ class Evaluator:
                 drifts.setdefault(name, []).extend(values.tolist())
             for title, curve in relative_contours(made, real).items():
                 curves.setdefault(title, []).append(curve)
-            samples.append(with_context(before, audio, 0))
+            samples.append(with_context(before, audio, 0, self.lead))
         recordings = [self.data.recordings[number] for number in numbers]
         means = {title: torch.tensor(lines).mean(0).tolist() for title, lines in curves.items()}
         return self.means(drifts, recordings), means, samples[0]
@@ -242,6 +253,20 @@ class Evaluator:
             caption=caption(self.codecs(), values),
         )
 
+    @property
+    def lead(self) -> int:
+        """Samples of the input in front of each continuation on the page."""
+        codec = self.model.codec
+        return min(self.data.held_out.frames.context * codec.hop_length, round(LEAD_SECONDS * codec.sample_rate))
+
+    def sample_group(self, number: int, samples: Samples, note: str) -> SampleGroup:
+        """What continued a pair, to listen to: the truth first."""
+        order = sorted((name for name in samples if name not in NOT_ON_PAGE), key=lambda name: name != TRUTH)
+        begins = self.lead / self.model.codec.sample_rate
+        note += f", after {begins:.3g} s of the input"
+        shown = [AudioSample(name, "", samples[name], begins) for name in order]
+        return SampleGroup(song_name(self.data.recordings[number]), shown, note)
+
     def codecs(self) -> dict[str, str]:
         """The name of each model's codec, by the row with the truth through it."""
         models = {CODEC: self.model, **{f"{name}_{CODEC}": other for name, other in self.others.items()}}
@@ -263,15 +288,20 @@ class Evaluator:
         }
 
 
-def with_context(before: Tensor, audio: Tensor, row: int) -> Tensor:
-    """A row of what is heard before, and its first continuation in `audio [B, N, C, S]`: `[C, K + S]`, on the CPU."""
-    return torch.cat([before[row], audio[row, 0]], dim=-1).cpu()
+def with_context(before: Tensor, audio: Tensor, row: int, lead: int) -> Tensor:
+    """The end of what is heard before, and the first continuation of a row of `audio [B, N, C, S]`: `[C, lead + S]`."""
+    return torch.cat([before[row, :, before.shape[-1] - lead :], audio[row, 0]], dim=-1).cpu()
 
 
-def sample_group(title: str, samples: Samples) -> SampleGroup:
-    """The audio samples to listen to, the truth first."""
-    order = sorted(samples, key=lambda name: name != TRUTH)
-    return SampleGroup(title, [AudioSample(name, "", samples[name]) for name in order if name not in NOT_ON_PAGE])
+@contextmanager
+def progress(console: Console, total: int) -> Iterator[Advance]:
+    """A bar on a terminal; gives a function that says what is being done, and how much of the total has been."""
+    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:.0f}%")
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what, done: bar.update(task, description=what, advance=done)
 
 
 @contextmanager

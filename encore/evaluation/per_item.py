@@ -175,7 +175,7 @@ def make_metrics(
     """
     codec = model.codec
     contexts = torch.stack([data.held_out[number][0] for number in range(len(data))])
-    distances = {name: losses.create(name, codec.sample_rate).to(data.device) for name in DISTANCES}
+    distances = {name: losses.create(name, codec.sample_rate, reduction="none").to(data.device) for name in DISTANCES}
     functions = choose_losses(model, config.metrics, data.load([0]).target_audio, console)
     deviation = latent_deviation(contexts).to(data.device)
     return Metrics(codec, deviation, distances, functions, embeddings, model.margin, config.critic)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from encore.errors import EncoreError, disk_space
 from encore.evaluation.baselines import MODEL
 from encore.evaluation.metrics.registry import MetricSpec
+from encore.reporting.terminal import Column, folded, narrowed, parts, table
+from encore.reporting.wording import is_even
 from encore.statistics import Interval
 
 ARROWS = {"low": " ↓", "high": " ↑", "zero": " →0", "one": " →1", "half": " →½", "truth": " →t"}
 HEADLINE_TITLE = "Headline"
-TOLERANCE = 1e-6  # values closer than this are equally good
-MOST_COLUMNS = 4  # of a table, readable at a width of 100 characters
+ABSENT = "–"  # in the place of a value that there is not
+LEVEL = "level_db"  # the metric of the level, less the truth's, in dB
+SILENT_DB = -30.0  # below it a continuation is as good as silence
 
 
 @dataclass
@@ -76,23 +77,23 @@ class Results:
         return found
 
     def best(self, spec: MetricSpec) -> set[str]:
-        """The ranked continuers with the best value; none if no value is better than another."""
-        ranked = {name: values for name, values in self.values.items() if name not in self.unranked}
+        """The ranked continuer that is better than every other as far as the intervals tell, if there is one."""
+        ranked = {
+            name: values for name, values in self.values.items() if name not in self.unranked and not is_silence(values)
+        }
         return best_of(spec, ranked, self.values.get("truth", {}).get(spec.name))
 
     def tracked(self) -> dict[str, float]:
-        """All finite values, for MLflow: `eval_<continuer>_<metric>`, and the model's headline as `headline_<metric>`.
+        """The model's finite values, for MLflow; what else was found is in `evaluation.json`.
 
-        The ends of the headline's intervals are `headline_<metric>_low` and `headline_<metric>_high`.
+        They are `eval_model_<metric>`, and those of the headline as `eval/<metric>`, which MLflow's charts show in a
+        group, and as `headline_<metric>`, with the ends of the interval as `headline_<metric>_low` and `_high`.
         """
-        tracked = {
-            f"eval_{name}_{metric}": interval.value
-            for name, values in self.values.items()
-            for metric, interval in values.items()
-        }
+        values = self.values.get(MODEL, {})
+        tracked = {f"eval_{MODEL}_{metric}": interval.value for metric, interval in values.items()}
         for metric in self.headline:
-            if (found := self.values.get(MODEL, {}).get(metric)) is not None:
-                tracked[f"headline_{metric}"] = found.value
+            if (found := values.get(metric)) is not None:
+                tracked[f"eval/{metric}"] = tracked[f"headline_{metric}"] = found.value
                 ends = {f"headline_{metric}_low": found.low, f"headline_{metric}_high": found.high}
                 tracked |= {name: end for name, end in ends.items() if end is not None}
         return {name: value for name, value in tracked.items() if math.isfinite(value)}
@@ -123,8 +124,15 @@ class Results:
             raise EncoreError(f"{path}: not an evaluation ({error}); evaluate again") from error
 
 
+def is_silence(values: Mapping[str, Interval]) -> bool:
+    """Whether what has these metrics is silence, which is the best at nothing."""
+    return LEVEL in values and values[LEVEL].value < SILENT_DB
+
+
 def best_of(spec: MetricSpec, values: Mapping[str, Mapping[str, Interval]], truth: Interval | None) -> set[str]:
-    """The names with the best value of a metric, of those that have one; none if no value is better than another.
+    """The name with the best value of a metric, of those that have one, if no other's interval overlaps with its own.
+
+    Where values have no intervals there is nothing that tells which is better, and so there is no best one.
 
     Args:
         values: by name and metric.
@@ -132,9 +140,13 @@ def best_of(spec: MetricSpec, values: Mapping[str, Mapping[str, Interval]], trut
     """
     if spec.goal is None or (spec.goal == "truth" and truth is None):
         return set()
-    errors = {name: _error(spec.goal, own[spec.name].value, truth) for name, own in values.items() if spec.name in own}
-    finite = {name: error for name, error in errors.items() if math.isfinite(error)}
-    return {name for name, error in finite.items() if error <= min(finite.values()) + TOLERANCE}
+    errors = {name: _errors(spec.goal, own[spec.name], truth) for name, own in values.items() if spec.name in own}
+    finite = {name: error for name, error in errors.items() if math.isfinite(error[0])}
+    if len(finite) < 2:
+        return set()
+    first = min(finite, key=lambda name: finite[name])
+    others = min(least for name, (_, least, _) in finite.items() if name != first)
+    return {first} if finite[first][2] < others else set()
 
 
 def write_json(results: Results, path: Path) -> None:
@@ -167,27 +179,33 @@ def write_json(results: Results, path: Path) -> None:
 
 
 def print_tables(results: Results, console: Console) -> None:
-    """The headline, then a table per group of metrics: continuers as rows, the best in bold, with ★."""
+    """The headline, then a table per group of metrics: continuers as rows, the best in bold, with ★.
+
+    Tables are as wide as the console; columns that do not fit stand in a further table.
+    """
     headline = results.headline_specs()
     groups = {HEADLINE_TITLE: headline} if headline else {}
     for group, specs in {**groups, **results.groups()}.items():
-        tables = math.ceil(len(specs) / MOST_COLUMNS)
-        width = math.ceil(len(specs) / tables)
-        for first in range(0, len(specs), width):
-            part = specs[first : first + width]
-            table = Table("", title=group if first == 0 else f"{group}, continued", box=box.SIMPLE_HEAD)
-            table.title_justify = "left"
-            for spec in part:
-                table.add_column(spec.title + ARROWS.get(spec.goal or "", ""), justify="right")
-            best = {spec.name: results.best(spec) for spec in part}
-            for name, values in results.values.items():
-                if any(spec.name in values for spec in part):
-                    table.add_row(name, *(_cell(values.get(s.name), name in best[s.name]) for s in part))
-            console.print(table)
+        title = group
+        names = [name for name, values in results.values.items() if any(spec.name in values for spec in specs)]
+        label = narrowed(Column("", names, left=True), console.width)
+        for columns in parts(label, [_column(results, spec, names) for spec in specs], console.width):
+            rows = [row for row in range(len(names)) if any(column.cells[row] != ABSENT for column in columns)]
+            console.print(table(label.of(rows), [column.of(rows) for column in columns], title))
+            console.print()
+            title = f"{group}, continued"
         if group == HEADLINE_TITLE:
             console.print(results.caption, markup=False)
+            console.print()
     for warning in results.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def print_verdict(sentences: Sequence[str], console: Console) -> None:
+    """What was found, in words, below all tables."""
+    if sentences:
+        console.print()
+        console.print(" ".join(sentences), style="bold", markup=False)
 
 
 def format_value(value: float) -> str:
@@ -197,6 +215,17 @@ def format_value(value: float) -> str:
     if abs(value) < 5e-5:
         return "0"
     return f"{value:.{min(4, max(0, 2 - math.floor(math.log10(abs(value)))))}f}".replace("-", "−")
+
+
+def _errors(goal: str, interval: Interval, truth: Interval | None) -> tuple[float, float, float]:
+    """How far a value is from the best one, and the least and the greatest that its interval allows."""
+    value, low, high = interval.value, interval.low, interval.high
+    if low is None or high is None:
+        return _error(goal, value, truth), -math.inf, math.inf
+    aims = {"zero": 0.0, "one": 1.0, "half": 0.5, "truth": truth.value if truth is not None else value}
+    nearest = min(max(aims.get(goal, value), low), high) if goal in aims else value
+    found = [_error(goal, each, truth) for each in (low, high, nearest)]
+    return _error(goal, value, truth), min(found), max(found)
 
 
 def _error(goal: str, value: float, truth: Interval | None) -> float:
@@ -231,12 +260,21 @@ def _finite(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
+def _column(results: Results, spec: MetricSpec, names: Sequence[str]) -> Column:
+    """A metric's column of a table with these continuers as rows."""
+    best = results.best(spec)
+    cells = [_cell(results.values[name].get(spec.name), name in best) for name in names]
+    heading = folded(spec.title + ARROWS.get(spec.goal or "", ""))
+    return Column(heading, cells, styles={row: "bold" for row, name in enumerate(names) if name in best})
+
+
 def _cell(interval: Interval | None, best: bool) -> str:
+    """A value with its interval: ± half of it, or where its sides differ, from which to which value."""
     if interval is None:
-        return "–"
+        return ABSENT
     text = ("★ " if best else "") + format_value(interval.value)
-    text = f"[bold]{text}[/]" if best else text
     if interval.low is None or interval.high is None:
         return text
-    half = (interval.high - interval.low) / 2
-    return f"{text} [dim]±{format_value(half)}[/]"
+    if is_even(interval):
+        return f"{text} ±{format_value((interval.high - interval.low) / 2)}"
+    return f"{text} [{format_value(interval.low)}, {format_value(interval.high)}]"

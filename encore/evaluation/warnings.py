@@ -12,9 +12,9 @@ from encore.evaluation.dataset import VAL, EvalSet
 from encore.evaluation.independence import candidates_depend
 from encore.evaluation.metrics.critic import CRITIC
 from encore.evaluation.metrics.distribution import frechet_warning
-from encore.statistics import Interval
+from encore.statistics import ENOUGH_RECORDINGS, Interval
 
-ENOUGH_PAIRS, ENOUGH_RECORDINGS = 50, 8
+ENOUGH_PAIRS = 50
 
 
 def warnings_of(data: EvalSet, features: Mapping[str, Tensor]) -> list[str]:

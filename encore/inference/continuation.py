@@ -14,9 +14,9 @@ from encore.codecs.base import join
 from encore.errors import EncoreError
 from encore.models.generation import Sampler, generate, generate_blocks, generate_prior, make_generators
 from encore.models.loading import Generator
-from encore.models.priors import Context
+from encore.models.priors import Context, crossfade
 
-FADE_SECONDS = 0.05
+FADE_SECONDS = 0.1
 LEAST_SECONDS = 1.0  # of a song
 DECODED_SECONDS = 1.0  # at once, at least: shorter pieces cost more for what is decoded in front of each
 BATCH_SIZE = 8  # songs
@@ -28,8 +28,8 @@ class Continuation:
 
     Attributes:
         context: the end of the song, which the model was given, `[C, K]`.
-        full: the context followed by each continuation, `[S, C, K + M]`. Its last 50 ms differ from `context`, where it
-            fades into the codec's reconstruction of itself.
+        full: the context followed by each continuation, `[S, C, K + M]`. Its last 0.1 s differs from `context`: it
+            fades into what lies before the continuation.
     """
 
     context: Tensor
@@ -91,8 +91,9 @@ def continue_latents(
         made = generate_prior(sampler, frames)
     else:
         made = generate(generator.model, sampler, frames, generator.precision)
-    fade = fade_frames(generator.codec)
-    return generator.codec.decode_continuation(sampler.lead_in(fade), made, generator.margin, fade)
+    codec, fade = generator.codec, fade_frames(generator.codec)
+    past = sampler.lead_in(lead_frames(codec, generator.margin, latents.shape[-1]))
+    return codec.decode_continuation(past, made, generator.margin, fade)
 
 
 def fade_frames(codec: Codec) -> int:
@@ -150,10 +151,9 @@ def stream_song(
     the song. The pieces concatenated are context and continuation; the first piece is the context. Memory and time per
     piece are constant; a piece is at least a second long, if the continuation is.
 
-    What is generated is decoded with the latents before it in front, so that its audio also covers the last 50 ms
-    before it. There the earlier audio fades out and the new one fades in, with gains that add up to one, as both are
-    decoded from the same latents. The first piece fades in over the end of the song itself, where its latents go over
-    from the song's to what lay before the prior's first guess (`Sampler.lead_in`).
+    What is generated is decoded with the latents before it in front, so that its audio also covers the last 0.1 s
+    before it. There the earlier audio fades out and the new one fades in. The first piece fades in over the end of the
+    song itself, and begins with what lies before the prior's first guess where that was taken from (`Sampler.lead_in`).
 
     Raises:
         EncoreError: the song is shorter than one second (or a context of training, if that is less).
@@ -176,13 +176,13 @@ def stream_batch(generator: Generator, contexts: Tensor, draws: Draws) -> Iterat
     generators = make_generators([*draws.seeds] * len(contexts))
     sampler = Sampler(generator.generation, context, generators, draws.temperature)
     fade = min(fade_frames(codec), generator.generation.block_frames)
-    lead = _lead_frames(codec, generator.margin + fade, latents.shape[-1])
+    lead = lead_frames(codec, generator.margin, latents.shape[-1], fade)
     blocks = generate_blocks(generator.model, sampler, generator.precision)
     unit = codec.segment_frames or 1
     frames = math.ceil(remaining / hop / unit) * unit
     for number, made in enumerate(_joined(blocks, math.ceil(DECODED_SECONDS * codec.frame_rate), frames)):
         if number == 0:
-            past = sampler.lead_in(fade)[..., -lead:]
+            past = sampler.lead_in(lead)
         past = join(past, made, fade)
         audio = codec.render(past).cpu()
         before, audio = audio[..., (lead - fade) * hop : lead * hop], audio[..., lead * hop :]
@@ -208,12 +208,6 @@ def _joined(blocks: Iterator[Tensor], least: int, frames: int) -> Iterator[Tenso
             parts.append(next(blocks))
         yield torch.cat(parts, -1)[..., :frames]
         frames -= length
-
-
-def crossfade(first: Tensor, second: Tensor) -> Tensor:
-    """Equal-gain cross-fade of signals `[..., N]`: `(1 − g) · first + g · second`, g rising linearly from 0 to 1."""
-    gain = torch.linspace(0, 1, first.shape[-1] + 2, dtype=first.dtype, device=first.device)[1:-1]
-    return torch.lerp(first, second, gain)
 
 
 @torch.no_grad()
@@ -247,8 +241,15 @@ def context_of(generator: Generator, song: Tensor) -> Tensor:
     return song[..., song.shape[-1] - codec.hop_length * frames :]
 
 
-def _lead_frames(codec: Codec, lead: int, context: int) -> int:
-    """Frames to decode in front of a piece, at least `lead` if the context has as many."""
+def lead_frames(codec: Codec, margin: int, context: int, fade: int | None = None) -> int:
+    """Frames to decode in front of a piece: for the cross-fade and the decoder's margin, at most `context`.
+
+    Args:
+        margin: see `Codec.measure_margin`.
+        context: frames of the context.
+        fade: frames of the cross-fade; default `fade_frames(codec)`.
+    """
+    lead = margin + (fade_frames(codec) if fade is None else fade)
     if codec.segment_frames is not None:
         lead = math.ceil(lead / codec.segment_frames) * codec.segment_frames
     return min(lead, context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -119,18 +119,18 @@ class FolderContinuation:
         return {one.name: self._result(one, each) for one, each in zip(batch, written, strict=True)}
 
     def _result(self, one: Waiting, written: WrittenContinuation) -> SongResult:
-        from encore.reporting.html import audio_cards
+        from encore.reporting.html import audio_card
         from encore.reporting.spectrograms import peak
 
         rate, truth = self.generator.codec.sample_rate, one.song.truth
         samples = describe_files(written, self.config.seeds, truth, rate)
         if truth is not None:
             write_wav(self.config.output / one.name / TRUTH, truth, rate)
-        cards = audio_cards(list(samples.values()), rate, peak(one.song.context, rate))
+        reference_db = peak(one.song.context, rate)
         # The page would hold hundreds of megabytes if the audio was within it.
         cards = [
-            replace(card, audio=quote(os.fsencode(f"{one.name}/{file}")))
-            for file, card in zip(samples, cards, strict=True)
+            audio_card(sample, rate, reference_db, quote(os.fsencode(f"{one.name}/{file}")))
+            for file, sample in samples.items()
         ]
         table = None
         if truth is not None:
@@ -150,7 +150,7 @@ def write_folder_page(
     path: Path, title: str, metadata: Mapping[str, str], results: list[SongResult], problems: Mapping[Path, str]
 ) -> Table | None:
     """Writes the listening page of a folder; returns the table of mean losses, None if no song has a truth."""
-    from encore.reporting.html import Table, render
+    from encore.reporting.html import CardGroup, Table, render
 
     tables = {result.name: result.table for result in results if result.table is not None}
     mean = mean_table(tables) if tables else None
@@ -163,7 +163,7 @@ def write_folder_page(
         title=title,
         metadata=metadata,
         tables=shown,
-        groups=[(result.name, result.cards) for result in results],
+        groups=[CardGroup(result.name, "", result.cards) for result in results],
         problems=[f"{song}: {problem}" for song, problem in problems.items()],
     )
     with disk_space(path, "the page"):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LEAD_SECONDS = 2.0  # of the song in front of each candidate on the page
 CODEC = "Truth through the codec"
+COPY = "Copy of the input"
 TRUTH = "truth.wav"
 
 
@@ -45,7 +46,7 @@ def describe(written: WrittenContinuation, signals: Mapping[str, Tensor], sample
     if "Continuation" in signals:
         seconds = written.beginning.context.shape[-1] / sample_rate
         note = f"The continuation begins at {seconds:.2f} s."
-        samples.insert(0, AudioSample("The song, then its continuation", note, written.beginning.full[0]))
+        samples.insert(0, AudioSample("The song, then its continuation", note, written.beginning.full[0], seconds))
     return samples
 
 
@@ -59,7 +60,8 @@ def describe_candidates(written: WrittenContinuation, seeds: Sequence[int], samp
     for number, (title, seed) in enumerate(zip(titles(len(seeds)), seeds, strict=True)):
         name = wav_name(CONTINUATION, number)
         note = f"Seed {seed}, {name}; it begins at {lead / sample_rate:.2f} s, after the song."
-        samples.append(AudioSample(title, note + _extent(written, sample_rate), full[number, :, context - lead :]))
+        audio = full[number, :, context - lead :]
+        samples.append(AudioSample(title, note + _extent(written, sample_rate), audio, lead / sample_rate))
     return samples
 
 
@@ -75,7 +77,7 @@ def describe_files(
         note = f"Seed {seed}; the continuation begins at {begins:.2f} s, after the song." + _extent(
             written, sample_rate
         )
-        samples[wav_name(FULL, number)] = AudioSample(title, note, written.beginning.full[number])
+        samples[wav_name(FULL, number)] = AudioSample(title, note, written.beginning.full[number], begins)
     if truth is not None:
         samples[TRUTH] = AudioSample("Truth", "How the music really continues.", truth)
     return samples
@@ -87,6 +89,19 @@ def _extent(written: WrittenContinuation, sample_rate: int) -> str:
     if shown == written.samples:
         return ""
     return f" These are the first {shown / sample_rate:.0f} s of {written.samples / sample_rate:.0f} s."
+
+
+def summary(table: Table | None) -> str:
+    """Which continuation is the closest to the truth, in a sentence; empty without a truth to compare with."""
+    if table is None:
+        return ""
+    continuations, copy = table.columns[: table.ranked], table.columns.index(COPY)
+    best = [table.best(name) for name in table.rows] if table.ranked > 1 else [0] * len(table.rows)
+    first = max(range(table.ranked), key=best.count)
+    closer = sum(values[first] < values[copy] for values in table.rows.values())
+    count = f"{len(table.rows)} losses"
+    ahead = f"is the closest to the truth by {best.count(first)} of {count}, and " if table.ranked > 1 else "is "
+    return f"{continuations[first]} {ahead}closer than a copy of the input by {closer} of {count}."
 
 
 def print_table(console: Console, table: Table) -> None:

@@ -14,7 +14,7 @@ import losses
 from encore.codecs.losses import build_losses
 from encore.config.knobs import listed
 from encore.errors import EncoreError
-from encore.inference.presentation import CODEC
+from encore.inference.presentation import CODEC, COPY
 from encore.models.loading import Generator
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def loss_table(
     samples = truth.shape[-1]
     copy = context.repeat(1, math.ceil(samples / context.shape[-1]))
     continuations = {title: audio for title, audio in signals.items() if title not in REFERENCES}
-    columns = {**continuations, CODEC: signals[CODEC], "Copy of the input": copy}
+    columns = {**continuations, CODEC: signals[CODEC], COPY: copy}
     compared = [audio[None, :, :samples].to(device) for audio in columns.values()]
     rows = {name: [float(loss(audio, truth[None])) for audio in compared] for name, loss in table_losses.items()}
     caption = f"Against the truth, over {samples / sample_rate:.2f} s; lower is better."

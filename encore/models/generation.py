@@ -12,7 +12,7 @@ from torch import Tensor
 from encore.codecs.bands import band_powers
 from encore.models.band_levels import MATCHED_SECONDS, BandLevels
 from encore.models.precision import FP32, autocast
-from encore.models.priors import Context, Generators, lead_into, take
+from encore.models.priors import Context, Generators, take
 from encore.models.transformer import NOISE_CHANNELS, PER_BLOCK, PER_CONTINUATION, ContinuationTransformer, KVCache
 from encore.registry import PRIORS
 
@@ -118,12 +118,13 @@ class Sampler:
         return self._prior.frames(start, steps, history)
 
     def lead_in(self, frames: int) -> Tensor:
-        """The contexts `[R, D, T]`, whose last `frames` go over into what lay before the prior's first guess.
+        """What to decode in front of the first block, `[R, D, frames]`: what lies before the prior's first guess.
 
-        So the sound changes within the end of the context and not at a point. Called after the first `prior`.
+        The end of the recording fades into it, so that the first block begins as it does where it was taken from. A
+        deterministic model, or one without a prior, goes on from the contexts. Called after the first `prior`.
         """
-        context, before = self.context.latents, self._prior.lead_in(frames)
-        return context if before is None else lead_into(context, before)
+        before = self._prior.lead_in(frames) if self.config.generative else None
+        return self.context.latents[..., -frames:] if before is None else before
 
     def recent(self, history: Tensor) -> Tensor:
         """The end of `history [R, D, F]`, as much as the prior looks at."""

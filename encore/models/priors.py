@@ -73,9 +73,9 @@ class Prior(ABC):
         return Replay(context, torch.full((rows,), frames, device=context.latents.device))
 
     def lead_in(self, frames: int) -> Tensor | None:
-        """Where the first guess was taken from, the `frames` frames before it, `[R, D, frames]`; None if it has none.
+        """What lies before the first guess where it was taken from, `[R, D, frames]`; None if it has no such place.
 
-        The contexts' ends are cross-faded with it. Called after `frames`.
+        The end of the recording is cross-faded with its audio. Called after `frames`.
         """
         return None
 
@@ -121,13 +121,13 @@ def take(context: Tensor, index: Tensor) -> Tensor:
 
 
 def preceding(context: Tensor, begin: Tensor, frames: int) -> Tensor:
-    """The `frames` frames before frames `begin [R]` of `context [R, D, T]`; of a row without as many, its last ones."""
-    before = torch.where(begin >= frames, begin, context.shape[-1])
-    return take(context, before[:, None] + torch.arange(-frames, 0, device=begin.device))
+    """The `frames` frames before frames `begin [R]` of `context [R, D, T]`, which is mirrored at its first frame."""
+    index = (begin[:, None] + torch.arange(-frames, 0, device=begin.device)).abs()
+    return take(context, index.clamp_max(context.shape[-1] - 1))
 
 
-def crossfade(old: Tensor, new: Tensor, centre: Tensor) -> Tensor:
-    """From `old [R, D, F]` to `new`, both relative to `centre [R, D, 1]`, at a steady level.
+def crossfade(old: Tensor, new: Tensor, centre: Tensor | float = 0.0) -> Tensor:
+    """From `old` to `new`, audio `[R, C, N]` or latents `[R, D, F]` around `centre [R, D, 1]`, at a steady level.
 
     With the weight g rising linearly and ρ the correlation of the two (at least 0), their sum `(1 − g) old + g new` is
     divided by `√((1 − g)² + g² + 2 g (1 − g) ρ)`, the level that it would otherwise have.
@@ -139,13 +139,6 @@ def crossfade(old: Tensor, new: Tensor, centre: Tensor) -> Tensor:
     correlation = ((old * new).flatten(1).sum(1) / norms.clamp_min(1e-9)).clamp(0, 1)[:, None, None]
     level = ((1 - gain) ** 2 + gain**2 + 2 * gain * (1 - gain) * correlation).sqrt()
     return ((1 - gain) * old + gain * new) / level + centre
-
-
-def lead_into(context: Tensor, before: Tensor) -> Tensor:
-    """`context [R, D, T]`, whose last frames go over into `before [R, D, F]`: see `crossfade`."""
-    frames = before.shape[-1]
-    end = crossfade(context[..., -frames:], before, context.mean(-1, keepdim=True))
-    return torch.cat([context[..., :-frames], end], -1)
 
 
 def draw_lags(count: int, frames: int, generator: torch.Generator | None = None) -> Tensor:

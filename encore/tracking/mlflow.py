@@ -6,6 +6,9 @@ import importlib
 import logging
 import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,11 @@ from encore.config.schema import TrackingConfig
 from encore.tracking.sender import Destination, Refused, reason
 from encore.tracking.spool import Record
 
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # its page then opens on runs and charts, not on chats
+# An experiment's page then opens on its runs, not on chats. Versions that go by what was last looked at (3.17) need an
+# address that says so.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+TRAINING_PAGES = "workflowType=machine_learning"
+UI = "http://127.0.0.1:5000"  # where `mlflow ui` is
 RUN_TAG = "encore.run"  # what Encore calls a run, so that it has a name before MLflow can be reached
 ID = re.compile("[0-9a-f]{32}")  # of a run
 MAX_PARAMS, MAX_METRICS = 100, 1000  # MLflow's limits for one request
@@ -34,6 +41,7 @@ def connect(uri: str, retries: int = 1, timeout: int = 10) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `page` has better ones
     from mlflow.tracking import MlflowClient  # takes seconds to import, so only those who log import it
 
     if _is_database(uri):
@@ -52,6 +60,31 @@ def experiment_id(client: Any, name: str) -> str:
     """The id of an experiment, which is created if it is missing."""
     found = client.get_experiment_by_name(name)
     return found.experiment_id if found else client.create_experiment(name, tags=KIND)
+
+
+def page(uri: str, experiment_id: str, run_id: str = "") -> list[str]:
+    """Lines that say how to see the charts of an experiment's runs side by side, and of one run.
+
+    Args:
+        uri: tracking server or store; for a store, a command that shows it comes first.
+        experiment_id: MLflow's.
+        run_id: MLflow's; "" for none.
+    """
+    served = uri.startswith(("http:", "https:"))
+    runs = f"{uri.rstrip('/') if served else UI}/#/experiments/{experiment_id}/runs"
+    lines = [] if served else [f"to see charts: {ui_command(uri)}"]
+    lines.append(f"charts of all runs: {runs}?{TRAINING_PAGES}&compareRunsMode=CHART")
+    return lines + ([f"charts of this run: {runs}/{run_id}/model-metrics?{TRAINING_PAGES}"] if run_id else [])
+
+
+def ui_command(uri: str) -> str:
+    """The command that shows a store, for the folder that this process is in."""
+    python = sys.executable
+    if shutil.which("python") == python:
+        python = "python"
+    elif Path(python).is_relative_to(Path.cwd()):
+        python = str(Path(python).relative_to(Path.cwd()))
+    return f"{shlex.quote(python)} -m mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(uri)}"
 
 
 def log_metrics(client: Any, run_id: str, values: Mapping[str, float], step: int, milliseconds: int) -> None:
@@ -98,7 +131,7 @@ class MlflowRun(Destination):
 
     def __init__(self, settings: TrackingConfig, run_id: str, folder: Path, running: bool = True):
         self.settings, self.run_id, self.folder, self.running = settings, run_id, folder, running
-        self.mlflow_id = ""
+        self.mlflow_id = self.experiment_id = ""
         self._client: Any = None
         self._monitor: Any = None
         self._steps: dict[str, int] = {}  # the last one of each metric
@@ -110,7 +143,7 @@ class MlflowRun(Destination):
         if run is None:
             number = experiment_id(self._client, self.settings.experiment)
             run = self._client.create_run(number, run_name=self.settings.run_name, tags={RUN_TAG: self.run_id})
-        self.mlflow_id = run.info.run_id
+        self.mlflow_id, self.experiment_id = run.info.run_id, run.info.experiment_id
         self._steps = {metric.key: metric.step for metric in run.to_proto().data.metrics}
         if self.running:
             if run.info.status != "RUNNING":
@@ -141,6 +174,10 @@ class MlflowRun(Destination):
         kind = record["kind"]
         if kind == "params":
             self._send_params(record["values"])
+        elif kind == "tags":
+            from mlflow.entities import RunTag
+
+            self._client.log_batch(self.mlflow_id, tags=[RunTag(*item) for item in record["values"].items()])
         elif kind == "metrics":
             step = record["step"]
             values = {name: value for name, value in record["values"].items() if step > self._steps.get(name, -1)}

@@ -13,7 +13,9 @@ from typing import Any
 
 from encore.config.schema import TrackingConfig
 from encore.errors import EncoreError
-from encore.tracking.mlflow import ID, MlflowRun
+from encore.tracking.description import mlflow_tags
+from encore.tracking.groups import first_screen
+from encore.tracking.mlflow import ID, MlflowRun, page
 from encore.tracking.sender import Sender, reason
 from encore.tracking.spool import Record, Spool, is_open, read_spool
 from encore.tracking.tracker import Tracker, register_tracker
@@ -45,7 +47,8 @@ class MlflowTracker(Tracker):
         self.run_id: str = next((str(one) for one in ids if _is_id(one)), uuid.uuid4().hex)
         records = [record for record in records if record["kind"] != "status"]  # it goes on
         self._spool = Spool(path, _header(settings, self.run_id), records, log)
-        self._sender = Sender(self._spool, MlflowRun(settings, self.run_id, folder), log)
+        self._run = MlflowRun(settings, self.run_id, folder)
+        self._sender = Sender(self._spool, self._run, log)
         self._sender.start()
 
     @staticmethod
@@ -56,8 +59,12 @@ class MlflowTracker(Tracker):
     def params(self, values: Mapping[str, Any]) -> None:
         self._spool.append({"kind": "params", "values": {name: str(value) for name, value in values.items()}})
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._spool.append({"kind": "tags", "values": mlflow_tags(values)})
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         now, numbers = int(time.time() * 1000), {name: float(value) for name, value in values.items()}
+        numbers |= first_screen(numbers)
         self._spool.append({"kind": "metrics", "values": numbers, "step": step, "time": now})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -71,7 +78,10 @@ class MlflowTracker(Tracker):
     def close(self, status: str) -> None:
         """Ends the run. Waits for the rest to be sent: at most 300 s if MLflow answers, 30 s if it does not."""
         self._spool.append({"kind": "status", "status": status})
-        if not self._sender.close():
+        if self._sender.close():
+            for line in page(self._run.settings.mlflow_uri, self._run.experiment_id, self._run.mlflow_id):
+                self._log(line)
+        else:
             self._log(f"MLflow has not got all of the run; send the rest with: {upload_command(self.folder)}")
 
 

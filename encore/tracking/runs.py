@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.errors import EncoreError
+from encore.tracking.description import mlflow_tags, source
 from encore.tracking.mlflow import connect, experiment_id, find_run, log_metrics
 from encore.tracking.sender import reason
 
@@ -55,7 +56,8 @@ def open_run(uri: str, experiment: str, run_id: str | None, trained: str | None)
     if run_id is not None:
         raise EncoreError(f"--run_id {run_id}: not in --mlflow_uri {uri}; MLflow's page of the run shows its id")
     with failing_with(f"--mlflow_uri {uri}: cannot create a run"):
-        created = client.create_run(experiment_id(client, experiment), run_name="evaluation")
+        tags = mlflow_tags({"kind": "evaluation"} | source())
+        created = client.create_run(experiment_id(client, experiment), run_name="evaluation", tags=tags)
     return EvaluationRun(client, uri, created.info.run_id, True)
 
 
@@ -94,7 +96,7 @@ class NestedRuns:
     def open(self, name: str, run_id: str | None) -> str:
         """Continues the parent run `run_id`, or creates one; returns its id."""
         with failing_with(self._failure):
-            self.run_id = self._find_or_create(name, run_id, {})
+            self.run_id = self._find_or_create(name, run_id, mlflow_tags({"kind": "ablation"} | source()))
             self._client.update_run(self.run_id, status="RUNNING")
         return self.run_id
 

@@ -19,9 +19,11 @@ class Tracker(Protocol):
     cannot be reached: training must continue. `encore.tracking.sender.Sender` sends to a slow server on a thread.
 
     Attributes:
+        requires: optional packages that it cannot do without.
         run_id: what the tracker calls this run; saved in checkpoints and given back when the run is resumed.
     """
 
+    requires: tuple[str, ...] = ()
     run_id: str | None = None
 
     @staticmethod
@@ -31,6 +33,9 @@ class Tracker(Protocol):
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Records the settings of the run."""
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Records what runs are filtered by: codec, objective, prior, …; who runs which program of which commit."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Records metrics at a step (an epoch; 0 for what is measured before training)."""
@@ -57,7 +62,7 @@ def register_tracker(name: str) -> Callable[[F], F]:
 
 
 def build_tracker(settings: TrackingConfig, run_id: str | None, folder: Path, log: Callable[[str], None]) -> Tracker:
-    """The tracker of `--tracker`.
+    """The tracker of `--tracker`; what it raises later is printed and does not end training.
 
     Args:
         settings: the tracking flags.
@@ -68,8 +73,9 @@ def build_tracker(settings: TrackingConfig, run_id: str | None, folder: Path, lo
     Raises:
         EncoreError: no such tracker.
     """
-    tracker: Tracker = TRACKERS.find(settings.tracker)(settings, run_id, folder, log)
-    return tracker
+    from encore.tracking.guarded import GuardedTracker  # a tracker itself
+
+    return GuardedTracker(TRACKERS.find(settings.tracker)(settings, run_id, folder, log), settings.tracker, log)
 
 
 @contextlib.contextmanager

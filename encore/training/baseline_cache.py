@@ -14,14 +14,17 @@ import losses
 from encore.codecs.base import hash_tensors
 from encore.config.schema import ObjectiveConfig
 from encore.registry import LOADED
+from encore.training.console import TrainConsole
 from encore.training.data import PairData
 from encore.training.distributed import Ranks
 from encore.training.objective import Objective
 from encore.training.stored import read, write
-from encore.training.validation import Values, measure_baselines
+from encore.training.validation import Validation, measure_baselines
 
 
-def baselines(objective: Objective, settings: ObjectiveConfig, data: PairData, ranks: Ranks) -> dict[str, Values]:
+def baselines(
+    objective: Objective, settings: ObjectiveConfig, data: PairData, ranks: Ranks, console: TrainConsole
+) -> dict[str, Validation]:
     """`measure_baselines` on the validation pairs, or what it returned for an equal key before.
 
     With --plugins they are measured every time: code outside Encore may change without a trace.
@@ -33,12 +36,14 @@ def baselines(objective: Objective, settings: ObjectiveConfig, data: PairData, r
     with ranks.agree():
         known = read(path) if ranks.is_main and not LOADED else None
     known = ranks.broadcast_from_main(lambda: known)
-    if known is None:
-        known = measure_baselines(objective, data.val_loader, ranks)
-        with ranks.agree():
-            if ranks.is_main and not LOADED:
-                write(path, known)
-    return dict(known)
+    if known is not None:
+        return {name: Validation(**found) for name, found in known.items()}
+    with console.task("baselines", len(data.val_loader)) as advance:
+        measured = measure_baselines(objective, data.val_loader, ranks, advance)
+    with ranks.agree():
+        if ranks.is_main and not LOADED:
+            write(path, {name: asdict(found) for name, found in measured.items()})
+    return measured
 
 
 def key(objective: Objective, settings: ObjectiveConfig, data: PairData, device: torch.device) -> str:

@@ -42,6 +42,7 @@ class Progress:
     skipped: int = 0  # steps skipped because something was not finite, in all
     skipped_in_a_row: int = 0
     best: float = math.inf  # lowest validation loss
+    best_totals: list[float] = field(default_factory=list)  # that of each pair, which it is the mean of
     waited: int = 0  # epochs since then
     run_id: str | None = None  # of the tracker
     sums: dict[str, float] = field(default_factory=dict)  # of the current epoch's training metrics, over all ranks
@@ -59,15 +60,17 @@ class Progress:
         self.epoch_step = self.epoch_samples = self.epoch_skipped = 0
         self.sums = {}
 
-    def validated(self, loss: float) -> bool:
-        """Counts a validation, whose loss may not be finite; whether it is the best so far."""
+    def validated(self, loss: float, totals: list[float]) -> bool:
+        """Counts a validation, whose loss, the mean of `totals`, may not be finite; whether it is the best so far."""
         better = loss < self.best and math.isfinite(loss)
-        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
+        if better:
+            self.best, self.best_totals = loss, totals
+        self.waited = 0 if better else self.waited + 1
         return better
 
     def forget_best(self) -> None:
         """Validation losses from now on cannot be compared with earlier ones, or the best model is not there."""
-        self.best, self.waited = math.inf, 0
+        self.best, self.best_totals, self.waited = math.inf, [], 0
 
 
 @dataclass

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
+from encore.reporting.terminal import Column, table, that_fit
 from encore.training.objective import ATTRACTION, REPULSION, Component
+from encore.training.pace import Memory, duration
 
 Values = Mapping[str, float]
 GRADIENT = "grad_"  # prefix of metrics of the gradient
 SHARE = GRADIENT + "share_"
 PRIOR = "prior"
+LINE_SECONDS = 60.0  # between two lines of progress in a log
+WIDE, WIDE_BAR, NARROW_BAR = 100, 40, 20  # characters: of a terminal, and of the bars on it and on narrower ones
 NAMES = {"floor": "Codec floor", "copy": "Copy baseline", "replay": "Replay baseline", PRIOR: "Prior alone"}
 
 
@@ -35,10 +40,13 @@ class EpochMetrics:
     skipped: int  # steps of the whole run
     val: Values = field(default_factory=dict)
     best: bool = False
+    seconds_left: float | None = None  # of the whole run
+    memory: Memory | None = None  # of the GPU
 
     def by_name(self, components: Sequence[Component]) -> dict[str, float]:
         """All of them, by their names in the tracker."""
         named = {"learning_rate": self.lr, "throughput": self.throughput, "skipped_steps": self.skipped}
+        named |= {"gpu_memory_gb": self.memory.most} if self.memory is not None else {}
         gradients = {name: value for name, value in self.train.items() if name.startswith(GRADIENT)}
         trained = {name: value for name, value in self.train.items() if name not in gradients}
         return (
@@ -61,20 +69,11 @@ class TrainConsole:
 
     def __init__(self, active: bool):
         self.active = active
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False)
         self.live = active and self.console.is_terminal
         self.log: TextIO | None = None
         self.unlogged: list[str] = []  # lines from before there was a log file
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            disable=not self.live,
-            transient=True,
-        )
+        self.progress = Bars(self.console, self.live)
         self.progress.start()
         self.components: Sequence[Component] = ()
         self.measured: Mapping[str, Values] = {}
@@ -93,18 +92,35 @@ class TrainConsole:
             self.log.close()
             self.log = None
 
-    def print(self, line: str, style: str | None = None) -> None:
-        """Writes a line to the terminal and the log."""
+    def print(self, line: str, style: str | None = None, whole: bool = False) -> None:
+        """Writes a line to the terminal, there wrapped between words unless `whole`, and to the log."""
         self._write(line)
         if self.active:
-            self.console.print(line, style=style, markup=False)
+            self.console.print(line, style=style, markup=False, soft_wrap=whole or not self.live)
             sys.stdout.flush()
 
     @contextmanager
     def task(self, description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-        """A progress bar; gives a function that advances it by one step and sets its note."""
+        """A progress bar; gives a function that advances it by one step and sets its note, which stands below it.
+
+        In a log and a pipe there is a line instead, every minute.
+        """
         task = self.progress.add_task(description, total=total, completed=done, note="")
-        yield lambda note="": self.progress.update(task, advance=1, note=note)
+        said = time.monotonic()
+
+        def advance(note: str = "") -> None:
+            nonlocal done, said
+            done += 1
+            self.progress.update(task, advance=1, note=note)
+            if self.active and time.monotonic() - said >= LINE_SECONDS:
+                said = time.monotonic()
+                line = f"{description}: {done} of {total}{', ' * bool(note)}{note}"
+                if self.live:
+                    self._write(line)
+                else:
+                    self.print(line)
+
+        yield advance
         self.progress.remove_task(task)
 
     def epoch(self, metrics: EpochMetrics) -> None:
@@ -114,6 +130,7 @@ class TrainConsole:
             f"  Train Loss: {metrics.train.get('loss', math.nan):.4f} ({self._parts(metrics.train)})",
             f"  Val Loss:   {metrics.val['loss']:.4f} ({self._parts(metrics.val)})",
             f"  LR: {metrics.lr:.2e}",
+            f"  {_pace(metrics)}",
         ]
         if PRIOR in self.measured and metrics.val["loss"] > (prior := self.measured[PRIOR]["loss"]):
             lines.append(f"  Above the prior alone, {prior:.4f}: worse than without training so far")
@@ -122,6 +139,8 @@ class TrainConsole:
         if self.live:
             self._write("\n".join(lines))
             self.console.print(self._table(metrics))
+            for line in lines[5:]:  # what is unusual
+                self.console.print(line, style="yellow", markup=False)
         else:
             self.print("\n".join(lines))
 
@@ -150,40 +169,100 @@ class TrainConsole:
                 parts.append(f"{c.metric}: {-values[c.name]:.4f}")
         return ", ".join(parts)
 
-    def _table(self, metrics: EpochMetrics) -> Table:
-        note = f"  {metrics.skipped} steps skipped" if metrics.skipped else ""
-        norm = metrics.train.get("grad_norm", 0.0)
-        table = Table(
-            title=f"Epoch {metrics.epoch}/{metrics.epochs}{'  ★ best' if metrics.best else ''}",
-            caption=f"lr {metrics.lr:.2e}  grad norm {norm:.3g}  {metrics.throughput:.1f} s/s{note}",
-            title_justify="left",
-            caption_justify="left",
-        )
-        table.add_column("component")
-        for name in ("weight", "train", "val", "share", "gradient", *self.measured):
-            table.add_column(name, justify="right")
+    def _table(self, metrics: EpochMetrics) -> Group:
+        """The components as rows; of the baselines, which are above the first epoch, as many as there is space for."""
+        rows = self._rows(metrics)
+        label = Column("component", [row.name for row in rows], left=True)
+        texts = {
+            "weight": [row.weight for row in rows],
+            "train": [_value(metrics.train, row) for row in rows],
+            "val": [_value(metrics.val, row) for row in rows],
+            "share": [row.share for row in rows],
+            "gradient": [row.gradient for row in rows],
+        }
+        known = {name: self.measured[name] for name in sorted(self.measured, key=lambda name: name != PRIOR)}
+        texts |= {name: [_value(values, row) for row in rows] for name, values in known.items()}
+        styles = {number: row.style for number, row in enumerate(rows) if row.style}
+        label.styles = styles
+        columns = {name: Column(name, cells, styles=styles) for name, cells in texts.items()}
+        needed = [columns[name] for name in ("train", "val")]
+        rest = [column for column in columns.values() if column not in needed]
+        chosen = that_fit(label, needed, rest, self.console.width)
+        shown = [column for column in columns.values() if column in chosen]
+        title = f"Epoch {metrics.epoch}/{metrics.epochs}{'  ★ best' if metrics.best else ''}"
+        grid = table(label, shown, title, ends=[len(rows) - 2])
+        return Group(grid, Text(f"learning rate {metrics.lr:.2e}, {_pace(metrics)}", style="dim"))
+
+    def _rows(self, metrics: EpochMetrics) -> list[Row]:
         several = any(name.endswith(REPULSION) for name in metrics.val)
+        rows = []
         for c in self.components:
             share = c.weight * metrics.val.get(c.name, math.nan) / (metrics.val["loss"] or math.nan)
-            parts = [_percent(share), _percent(metrics.train.get(SHARE + c.name, math.nan))]
-            table.add_row(c.name, f"{c.weight:g}", *self._row(c.name, metrics, parts))
+            gradient = metrics.train.get(SHARE + c.name, math.nan)
+            rows.append(Row(c.name, c.name, f"{c.weight:g}", _percent(share), _percent(gradient)))
             for part in (ATTRACTION, REPULSION):
                 if c.name + part in metrics.val:
-                    table.add_row(f"  {part[1:]}", "", *self._row(c.name + part, metrics, ["", ""]), style="dim")
+                    rows.append(Row(f"  {part[1:]}", c.name + part, style="dim"))
             if several and not c.distance:
-                table.add_row("  no repulsion", style="dim")
+                rows.append(Row("  no repulsion", "", style="dim"))
             if c.metric is not None:
-                table.add_row(f"  {c.metric}", "", *self._row(c.name, metrics, ["", ""], sign=-1), style="dim")
-        table.add_section()
-        table.add_row("total", "", *self._row("loss", metrics, ["100%", "100%"]), style="bold")
-        return table
+                rows.append(Row(f"  {c.metric}", c.name, sign=-1, style="dim"))
+        return [*rows, Row("total", "loss", "", "100%", "100%", style="bold")]
 
-    def _row(self, name: str, metrics: EpochMetrics, parts: list[str], sign: int = 1) -> list[str]:
-        train, val, *known = (
-            f"{sign * values[name]:.4f}" if name in values else "–"
-            for values in (metrics.train, metrics.val, *self.measured.values())
+
+@dataclass(frozen=True)
+class Row:
+    """A row of an epoch's table.
+
+    Attributes:
+        name: as it is shown.
+        metric: whose values are in it; empty for none.
+        weight, share, gradient: as they are shown.
+        sign: 1, or −1 for what is minus a loss.
+    """
+
+    name: str
+    metric: str
+    weight: str = ""
+    share: str = ""
+    gradient: str = ""
+    sign: int = 1
+    style: str = ""
+
+
+class Bars(Progress):
+    """Progress bars, each with a line below it that is wrapped rather than cut."""
+
+    def __init__(self, console: Console, live: bool):
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=WIDE_BAR if console.width >= WIDE else NARROW_BAR),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not live,
+            transient=True,
         )
-        return [train, val, *parts, *known]
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if note := task.fields["note"]:
+                yield Text("  " + note, style="dim", no_wrap=False)
+
+
+def _value(values: Values, row: Row) -> str:
+    if not row.metric:
+        return ""
+    return f"{row.sign * values[row.metric]:.4f}" if row.metric in values else "–"
+
+
+def _pace(metrics: EpochMetrics) -> str:
+    """What else there is to say of an epoch."""
+    parts = [f"gradient norm {metrics.train.get('grad_norm', 0.0):.3g}", f"{metrics.throughput:.1f} s of audio per s"]
+    parts += [str(metrics.memory)] if metrics.memory is not None else []
+    parts += [f"the run ends in {duration(metrics.seconds_left)}"] if metrics.seconds_left else []
+    return ", ".join(parts)
 
 
 def _percent(share: float) -> str:

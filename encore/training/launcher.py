@@ -25,7 +25,7 @@ from encore.config import cli
 from encore.config.schema import TrainConfig
 from encore.errors import EncoreError
 from encore.training import slurm
-from encore.training.agent import FINAL, Agent, Machines, Signals, say
+from encore.training.agent import FINAL, Agent, Machines, Signals, counted, say
 
 WORKER = "encore.commands.rank"
 LAUNCHER = "ENCORE_LAUNCHER"  # environment variable for the workers: this process's id
@@ -116,9 +116,12 @@ def run_agent(config: TrainConfig, machines: Machines) -> dict[int, ProcessFailu
         last_call_timeout=LAST_CALL,
         read_timeout=CONNECT,
     )
+    ranks = ranks_here(config)
+    if sys.stderr.isatty():  # for the seconds in which they load PyTorch
+        say(f"starting {counted(ranks, 'rank')} on this machine …")
     spec = WorkerSpec(
         role="rank",
-        local_world_size=ranks_here(config),
+        local_world_size=ranks,
         rdzv_handler=get_rendezvous_handler(parameters),
         entrypoint=sys.executable,
         args=("-u", "-m", WORKER, *config.to_argv()),

@@ -26,8 +26,9 @@ from encore.training.distributed import Ranks
 LAST, BEST, IDENTITY, LOCK = "last.pt", "best_model.pt", "run.json", ".lock"
 AUTO = "auto"  # --resume
 UNSENT = "mlflow_*.jsonl"  # what the tracker could not send; a pattern
+TRACKED = ("tensorboard", "wandb")  # folders of trackers
 # What `move_aside` moves; patterns. Anything else in the folder is the user's.
-RUN_FILES = ("last.pt", "last_*.pt", BEST, IDENTITY, "config.json", "train.log", "examples", UNSENT)
+RUN_FILES = ("last.pt", "last_*.pt", BEST, IDENTITY, "config.json", "train.log", "examples", UNSENT, *TRACKED)
 LEFTOVERS = ("*.pt.tmp", "*.json.*.tmp")  # of files that were being written when their process was killed
 LOCK_SECONDS = 3.0  # that a run whose ranks are being ended gets to let go of its folder
 TOLERANCE = 5.0  # seconds by which the start of one process may seem to move when the clock is put right
@@ -183,7 +184,7 @@ def number_of(path: Path) -> float:
 
 def move_aside(folder: Path) -> None:
     """Moves the files of an earlier run to `earlier_<n>/`."""
-    if not checkpoints(folder) and not any(folder.glob(UNSENT)):
+    if not checkpoints(folder) and not any(found for name in (UNSENT, *TRACKED) for found in folder.glob(name)):
         return
     number = next(n for n in itertools.count(1) if not (folder / f"earlier_{n}").exists())
     (folder / f"earlier_{number}").mkdir()

@@ -16,6 +16,7 @@ from encore.config.checks import validate
 from encore.config.schema import TrainConfig
 from encore.errors import disk_space
 from encore.tracking import Tracker, build_tracker
+from encore.tracking.description import named, source, tags
 from encore.training.baseline_cache import baselines
 from encore.training.build import build_run
 from encore.training.checkpoint import TrainState
@@ -24,11 +25,13 @@ from encore.training.console import PRIOR, EpochMetrics, TrainConsole, named_met
 from encore.training.data import PairData
 from encore.training.distributed import AgreedError, Ranks
 from encore.training.meters import WeightedMean, means
+from encore.training.pace import Pace, duration, gpu_memory
 from encore.training.parallel import whole, wrap
 from encore.training.run_folder import BEST, LAST, RunFolder
 from encore.training.step import Diverged, Request, Step
 from encore.training.stop_signal import StopSignal
-from encore.training.validation import Values, validate_model, write_example
+from encore.training.validation import Validation, validate_model, write_example
+from encore.training.verdict import data_warnings, next_command, verdict
 from encore.training.watch import SAVING
 
 
@@ -57,6 +60,8 @@ class Trainer:
         self.step = Step(config, ranks, console, data, state, self.model)
         self.writer = CheckpointWriter()
         self.saved = time.monotonic()  # when the last checkpoint was
+        self.pace = Pace()
+        self.measured: dict[str, Validation] = {}
         self.tracker: Tracker | None = None
         self.tracker_opened = False
         self.status = "FAILED"
@@ -88,19 +93,23 @@ class Trainer:
                 with disk_space(path, "the settings"):
                     path.write_text(json.dumps(flags, indent=2) + "\n")
                 self.console.open_log(self.folder / "train.log")
-        measured = baselines(objective, self.config.objective, self.data, self.ranks)
+        self.measured = baselines(objective, self.config.objective, self.data, self.ranks, self.console)
+        measured = {name: found.values for name, found in self.measured.items()}
         self.console.baselines(objective.components, measured)
+        for warning in data_warnings(self.recordings):
+            self.console.print(f"warning: {warning}", style="yellow")
         if self.source is not None:
             place = f"epoch {progress.epoch + 1}, step {progress.epoch_step}"
             self.console.print(f"resumed from {self.source} at {place}")
         if self.ranks.is_main:
-            self.tracker = build_tracker(self.config.tracking, progress.run_id, self.folder, self.console.print)
+            self.tracker = build_tracker(named(self.config), progress.run_id, self.folder, self.console.print)
             self.tracker.params(self.config.to_dict())
+            self.tracker.tags(tags(self.config) | source())
             for kind, values in measured.items():
                 self.tracker.metrics(named_metrics(kind, values, objective.components), step=0)
             self.tracker.artifact(self.folder / "config.json")
         if self.source is None and PRIOR in measured and math.isfinite(measured[PRIOR]["loss"]):
-            self.start_from(measured[PRIOR])
+            self.start_from(self.measured[PRIOR])
 
     def open_tracker(self) -> None:
         """Has the tracker send what it was given, once: opening a store delays a step that runs beside it."""
@@ -108,11 +117,11 @@ class Trainer:
             self.tracker.flush()
             self.tracker_opened = True
 
-    def start_from(self, prior: Values) -> None:
+    def start_from(self, prior: Validation) -> None:
         """Takes the untrained model, whose continuations are the prior's, for the best one until another is better."""
-        self.state.progress.best = prior["loss"]
+        self.state.progress.best, self.state.progress.best_totals = prior.values["loss"], prior.totals
         if self.tracker is not None:
-            self.tracker.metrics(named_metrics("val", prior, self.state.objective.components), step=0)
+            self.tracker.metrics(named_metrics("val", prior.values, self.state.objective.components), step=0)
         self.save(BEST)
 
     @property
@@ -158,6 +167,21 @@ class Trainer:
         self.status = "FINISHED"
         note = "; it is the prior's, on which training has not improved" if best >= prior else ""
         self.console.print(f"best validation loss {best:.4f}, in {self.folder / BEST}{note}")
+        for line in self.verdict():
+            self.console.print(line, style="bold")
+        if not self.config.data.unity_test:
+            self.console.print(f"next: {next_command(self.config, self.folder / BEST)}", whole=True)
+
+    def verdict(self) -> list[str]:
+        """What the run has come to, in sentences."""
+        best = Validation({"loss": self.state.progress.best}, self.state.progress.best_totals)
+        return verdict(best, self.measured, self.recordings, self.config)
+
+    @property
+    def recordings(self) -> list[str | None]:
+        """What each validation pair was cut from, as far as it is known."""
+        pairs = self.data.pairs["val"]
+        return [pairs.recordings[number] for number in range(len(pairs))]
 
     def explain_end(self) -> None:
         """Says why nothing is trained.
@@ -182,6 +206,7 @@ class Trainer:
         start, taken, request, lr = time.monotonic(), 0, 0, 0.0
         seconds = pairs * self.data.frames.target / self.data.codec.frame_rate  # of audio in a step
         self.model.train()
+        self.pace.begin()
         title, total = f"epoch {progress.epoch + 1}/{epochs}", progress.epoch_step + left
         with self.console.task(title, total, progress.epoch_step) as advance:
             while taken < left and request != Request.STOP:
@@ -192,7 +217,8 @@ class Trainer:
                 running, taken = step.running if step.finite else running, taken + 1
                 request = step.request()
                 self.answer(request, running)
-                advance(f"loss {step.loss:.4f}  {taken * seconds / (time.monotonic() - start):.1f} s/s")
+                self.pace.stepped()
+                advance(self.note(step.loss, taken * seconds / (time.monotonic() - start)))
         progress.sums = running.sum_over(self.ranks)
         if request == Request.STOP and progress.samples < schedule.total:  # after its last step a run is validated
             return None
@@ -202,7 +228,24 @@ class Trainer:
                 f"steps, so training ends. Lower --lr ({self.config.optim.lr:g}), or look at the pairs named above"
             )
         throughput = taken * seconds / (time.monotonic() - start)
-        return EpochMetrics(progress.epoch + 1, epochs, means(progress.sums), lr, throughput, progress.skipped)
+        memory = gpu_memory(self.ranks.device)
+        return EpochMetrics(
+            progress.epoch + 1, epochs, means(progress.sums), lr, throughput, progress.skipped, memory=memory
+        )
+
+    def note(self, loss: float, throughput: float) -> str:
+        """What stands below the bar: the loss of a step, the speed, the time left for the whole run, GPU memory."""
+        left, memory = self.seconds_left, gpu_memory(self.ranks.device)
+        parts = [f"loss {loss:.4f}", f"{throughput:.1f} s of audio per s"]
+        parts += [f"the run ends in {duration(left)}"] if left is not None else []
+        return ", ".join(parts + ([str(memory)] if memory is not None else []))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that the rest of the run is going to take, with its validations; None before it can be told."""
+        steps = (self.state.schedule.total - self.state.progress.samples) // self.state.division.pairs
+        epoch = max(1, self.data.sampler.steps(0))
+        return self.pace.left(steps, -(-steps // epoch))
 
     @property
     def steps_left(self) -> int:
@@ -229,23 +272,27 @@ class Trainer:
             self.state.progress.sums = running.sum_over(self.ranks)
             self.save(LAST)
 
-    def validate(self) -> Values:
+    def validate(self) -> Validation:
         """The components over all validation pairs."""
-        with whole(self.state.evaluated):
+        loader, start = self.data.val_loader, time.monotonic()
+        with whole(self.state.evaluated), self.console.task("validation", len(loader)) as advance:
             self.ranks.at("validation", self.state.progress.step)
-            return validate_model(self.state.objective, self.state.evaluated, self.data.val_loader, self.ranks)
+            found = validate_model(self.state.objective, self.state.evaluated, loader, self.ranks, advance)
+        self.pace.validated(time.monotonic() - start)
+        return found
 
-    def end_epoch(self, metrics: EpochMetrics, validation: Values) -> None:
+    def end_epoch(self, metrics: EpochMetrics, validation: Validation) -> None:
         """Counts the epoch, adapts the schedule, prints, tracks and saves."""
         progress = self.state.progress
         self.ranks.at(SAVING, progress.step)
-        metrics.val = validation
-        metrics.best = progress.validated(validation["loss"])
+        metrics.val = values = validation.values
+        metrics.best = progress.validated(values["loss"], validation.totals)
         if not self.data.sampler.steps(progress.epoch_samples):  # otherwise --max_steps has ended it early
             progress.epoch_done()
-            self.state.schedule.epoch_ended(validation["loss"])
+            self.state.schedule.epoch_ended(values["loss"])
+        metrics.seconds_left = 0.0 if self.finished else self.seconds_left
         self.console.epoch(metrics)
-        broken = [name for name, value in validation.items() if not math.isfinite(value)]
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
             self.console.print(f"validation is not finite: {', '.join(broken)}", style="yellow")
         with self.ranks.agree():

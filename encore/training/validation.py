@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,16 +21,35 @@ from encore.training.objective import Objective
 
 Values = dict[str, float]
 Loader = Iterable[Batch]
+Advance = Callable[[], object]  # called after each batch
 
 
-def validate_model(objective: Objective, model: nn.Module, loader: Loader, ranks: Ranks) -> Values:
-    """Means of all components over every validation pair of all ranks, each counted once."""
+@dataclass(frozen=True)
+class Validation:
+    """What was found on all validation pairs, of all ranks.
+
+    Attributes:
+        values: means of all components, and of the weighted total as "loss".
+        totals: the weighted total of each pair, in the order of the pairs.
+    """
+
+    values: Values
+    totals: list[float]
+
+
+def validate_model(
+    objective: Objective, model: nn.Module, loader: Loader, ranks: Ranks, advance: Advance = lambda: None
+) -> Validation:
+    """All components over every validation pair of all ranks, each counted once; `advance` is called for each batch."""
     model.eval()
     sample = objective.synthesizer.sample
-    return _means(objective, loader, ranks, {"": lambda batch: objective.measure(sample(model, batch), batch)})[""]
+    measures = {"": lambda batch: objective.measure(sample(model, batch), batch)}
+    return _measure(objective, loader, ranks, measures, advance)[""]
 
 
-def measure_baselines(objective: Objective, loader: Loader, ranks: Ranks) -> dict[str, Values]:
+def measure_baselines(
+    objective: Objective, loader: Loader, ranks: Ranks, advance: Advance = lambda: None
+) -> dict[str, Validation]:
     """The same for the "floor", the "copy" and, for an objective of several samples, the "replay" and the "prior".
 
     The floor is the codec's own error, the copy takes the end of the input for the prediction, the replay repeats the
@@ -41,21 +62,35 @@ def measure_baselines(objective: Objective, loader: Loader, ranks: Ranks) -> dic
         measures["replay"] = lambda batch: objective.measure(synthesizer.replay(batch), batch)
         if not PRIORS.find(synthesizer.generation.prior).empty:
             measures[PRIOR] = lambda batch: objective.measure(synthesizer.prior_alone(batch), batch)
-    return _means(objective, loader, ranks, measures)
+    return _measure(objective, loader, ranks, measures, advance)
 
 
 @torch.no_grad()
-def _means(
-    objective: Objective, loader: Loader, ranks: Ranks, measures: Mapping[str, Callable[[Batch], dict[str, Tensor]]]
-) -> dict[str, Values]:
+def _measure(
+    objective: Objective,
+    loader: Loader,
+    ranks: Ranks,
+    measures: Mapping[str, Callable[[Batch], dict[str, Tensor]]],
+    advance: Advance,
+) -> dict[str, Validation]:
     running = {name: WeightedMean() for name in measures}
+    pairs: dict[str, dict[int, float]] = {name: {} for name in measures}  # totals by the number of the pair
     for batch in loader:
         ranks.move()
         batch = batch.to(ranks.device)
+        numbers = batch.number.tolist()
         for name, measure in measures.items():
             values = measure(batch)
-            running[name].add(values, objective.total(values))
-    return {name: means(mean.sum_over(ranks)) for name, mean in running.items()}
+            total = objective.total(values)
+            running[name].add(values, total)
+            pairs[name] |= dict(zip(numbers, total.tolist(), strict=True))
+        advance()
+    gathered = ranks.gather(pairs)
+    every = {name: dict(ChainMap(*(found[name] for found in gathered))) for name in measures}
+    return {
+        name: Validation(means(mean.sum_over(ranks)), [every[name][number] for number in sorted(every[name])])
+        for name, mean in running.items()
+    }
 
 
 @torch.no_grad()

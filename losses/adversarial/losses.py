@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from losses.base import check_same_shape
+from losses.base import check_signals
 
 FEATURE_FLOOR = 1e-4  # least divisor of relative feature matching, so that dead features cannot outweigh all others
 
@@ -188,7 +188,7 @@ class Adversary(nn.Module):
         Raises:
             ValueError: shapes that differ, are not `[B, C, N]`, or are too short for the discriminator.
         """
-        check_same_shape(prediction, target)
+        check_signals(prediction, target)
         if not self.started:
             return {name: self._zeros(prediction) for name in ("gan", "feature_matching")}
         # On detached weights; their requires_grad stays, so the discriminator can be trained at any time.
@@ -211,7 +211,7 @@ class Adversary(nn.Module):
         Raises:
             ValueError: as the adversary's call.
         """
-        check_same_shape(prediction, target)
+        check_signals(prediction, target)
         if not self.due:
             return self._zeros(prediction)
         with torch.autocast(prediction.device.type, enabled=False):

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from losses.balancer import WeightedSum
 from losses.doctor.cases import NEEDS_ENCODEC, Material, noise
 from losses.registry import REGISTRY, Entry
+from losses.weighted_sum import WeightedSum
 
 TOLERANCE = 1e-6  # of the value at identity
 REPEATS, PATIENCE = 5, 1.0  # a step is timed so many times, or until so many seconds have passed

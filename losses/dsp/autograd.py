@@ -3,7 +3,8 @@
 Faster than `torch.stft`: frames are the last axis but one, so nothing is transposed; only the window's length is
 multiplied; the gradient takes one inverse transform of the half spectrum. A spectrum is a real tensor `[2, …]` of its
 real and then its imaginary parts, since arithmetic on the parts of interleaved complex numbers is three times as slow.
-Clamped values have no gradient, where that of torch is not finite.
+Clamped values have no gradient, where that of torch is not finite. `compute` of each function is what to call: it takes
+the same function of `losses.dsp.plain` where hand-written gradients will not do.
 """
 
 from __future__ import annotations
@@ -13,30 +14,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from losses.dsp.norms import item_mean
+from losses.dsp import plain
+from losses.dsp.compilation import plain_only
+from losses.dsp.plain import item_mean
 
 
 class Transform(torch.autograd.Function):
     """Rows of samples `[R, N]` to the real and imaginary parts of their spectra, `[2, R, frames, bins]`."""
+
+    @classmethod
+    def compute(cls, *inputs: Any) -> Tensor:
+        value: Tensor = plain.transform(*inputs) if plain_only() else cls.apply(*inputs)
+        return value
 
     @staticmethod
     def forward(ctx: Any, signal: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode: str) -> Tensor:
         ctx.save_for_backward(window)
         ctx.settings = n_fft, hop, pad_mode, signal.shape[-1]
         length, left = len(window), (n_fft - len(window)) // 2
-        padded = _padded(signal, n_fft // 2, n_fft - n_fft // 2, pad_mode)
+        padded = plain.padded(signal, n_fft // 2, n_fft - n_fft // 2, pad_mode)
         inner = padded[:, left : padded.shape[-1] - (n_fft - length - left)]
         spectrum = torch.fft.rfft(inner.unfold(-1, length, hop) * window, n=n_fft)
         return torch.view_as_real(spectrum).movedim(-1, 0).contiguous()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (window,) = ctx.saved_tensors
         n_fft, hop, pad_mode, samples = ctx.settings
+        if torch.is_grad_enabled():  # the gradient is to be differentiated
+            anywhere = gradient.new_zeros(gradient.shape[1], samples).requires_grad_()  # as the transform is linear
+            inputs = anywhere, window, n_fft, hop, pad_mode
+            return plain.gradients(plain.transform, inputs, gradient, (True, False, False, False, False))
         bins = torch.complex(gradient[0], gradient[1])
         # An inverse real transform counts every bin twice, except the first and (of an even size) the last.
         bins[..., 0] *= 2
@@ -45,13 +54,6 @@ class Transform(torch.autograd.Function):
         frames = torch.fft.irfft(bins, n=n_fft, norm="forward")[..., : len(window)].mul_(window / 2)
         padded = _overlap_add(frames, hop, (n_fft - len(window)) // 2, samples + n_fft)
         return _unpadded(padded, n_fft // 2, n_fft - n_fft // 2, pad_mode), None, None, None, None
-
-
-def _padded(signal: Tensor, before: int, after: int, pad_mode: str) -> Tensor:
-    if pad_mode == "constant":
-        return F.pad(signal, (before, after))
-    # A seventh of the time of F.pad, which reflects sample by sample.
-    return torch.cat([signal[:, 1 : before + 1].flip(-1), signal, signal[:, -after - 1 : -1].flip(-1)], dim=1)
 
 
 def _unpadded(gradient: Tensor, before: int, after: int, pad_mode: str) -> Tensor:
@@ -79,6 +81,11 @@ def _overlap_add(frames: Tensor, hop: int, left: int, samples: int) -> Tensor:
 class Magnitude(torch.autograd.Function):
     """`sqrt(max(|X|², eps))` from parts `[2, …]` of X or, with others Y, of X − Y; no gradient below eps or at 0."""
 
+    @classmethod
+    def compute(cls, *inputs: Any) -> Tensor:
+        value: Tensor = plain.magnitude(*inputs) if plain_only() else cls.apply(*inputs)
+        return value
+
     @staticmethod
     def forward(ctx: Any, parts: Tensor, other: Tensor | None, eps: float) -> Tensor:
         real, imag = parts if other is None else parts - other
@@ -88,9 +95,10 @@ class Magnitude(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         parts, other, value = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return plain.gradients(plain.magnitude, (parts, other, ctx.eps), gradient, ctx.needs_input_grad)
         factor = _above(gradient / value, value, ctx.eps)
         slope = parts * factor if other is None else (parts - other).mul_(factor)
         return slope if ctx.needs_input_grad[0] else None, -slope if ctx.needs_input_grad[1] else None, None
@@ -105,21 +113,32 @@ def _above(values: Tensor, magnitude: Tensor, eps: float) -> Tensor:
 class LogRatio(torch.autograd.Function):
     """`ln(prediction / target)` of positive values."""
 
+    @classmethod
+    def compute(cls, *inputs: Any) -> Tensor:
+        value: Tensor = plain.log_ratio(*inputs) if plain_only() else cls.apply(*inputs)
+        return value
+
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, target: Tensor) -> Tensor:
         ctx.save_for_backward(prediction, target)
         return (prediction / target).log_()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         prediction, target = ctx.saved_tensors
         needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return plain.gradients(plain.log_ratio, (prediction, target), gradient, needed)
         return gradient / prediction if needed[0] else None, -gradient / target if needed[1] else None
 
 
 class Angle(torch.autograd.Function):
     """Angles of a spectrum from its parts `[2, …]` and its magnitudes clamped at √eps; no gradient where they are."""
+
+    @classmethod
+    def compute(cls, *inputs: Any) -> Tensor:
+        value: Tensor = plain.angle(*inputs) if plain_only() else cls.apply(*inputs)
+        return value
 
     @staticmethod
     def forward(ctx: Any, parts: Tensor, magnitude: Tensor, eps: float) -> Tensor:
@@ -128,9 +147,10 @@ class Angle(torch.autograd.Function):
         return torch.atan2(parts[1], parts[0])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         parts, magnitude = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return plain.gradients(plain.angle, (parts, magnitude, ctx.eps), gradient, ctx.needs_input_grad)
         return _turned(parts, gradient, gradient.new_ones(()), magnitude, ctx.eps), None, None
 
 
@@ -150,6 +170,11 @@ class PhaseDistance(torch.autograd.Function):
     magnitudes are clamped, and has no gradient at a spectrum where its own is. All slopes are ±1 and known in the
     forward pass, so one tensor is saved for the backward pass instead of ten.
     """
+
+    @classmethod
+    def compute(cls, *inputs: Any) -> Tensor:
+        value: Tensor = plain.phase_distance(*inputs) if plain_only() else cls.apply(*inputs)
+        return value
 
     @staticmethod
     def forward(
@@ -176,10 +201,12 @@ class PhaseDistance(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         prediction, target, magnitude, wanted_magnitude, slope = ctx.saved_tensors
         share, needed = gradient[:, None, None, None], ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            inputs = prediction, target, magnitude, wanted_magnitude, ctx.eps
+            return plain.gradients(plain.phase_distance, inputs, gradient, needed)
         return (
             _turned(prediction, slope, share, magnitude, ctx.eps) if needed[0] else None,
             _turned(target, slope, -share, wanted_magnitude, ctx.eps) if needed[1] else None,

@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from losses.dsp.compilation import constant, eager
+from losses.dsp import plain
+from losses.dsp.compilation import constant, constant_tensor, plain_only
 
 FILTERS_AT_ONCE = 16
 ERB_HZ, ERB_SLOPE = 24.7, 4.37e-3  # Glasberg & Moore 1990: ERB(f) = 24.7 Hz (1 + 4.37e-3 f / Hz)
 MEL_BREAK, MEL_HZ, MEL_RATIO = 15.0, 200 / 3, 6.4 ** (1 / 27)  # Slaney: 66.7 Hz a mel below 1 kHz, then exponential
 
 
-@constant
+@constant_tensor
 def mel_filters(
     sample_rate: int,
     n_fft: int,
     n_mels: int,
     f_min: float,
     f_max: float | None,
+    unit_area: bool,
     device: torch.device,
     dtype: torch.dtype,
-    unit_area: bool = True,
 ) -> Tensor:
     """Mel filter bank `[n_mels, n_fft // 2 + 1]`: Slaney's scale, triangles of unit area in Hz (librosa's default).
 
@@ -59,7 +59,6 @@ def mel_filters(
     return torch.from_numpy(bank).to(device=device, dtype=dtype)
 
 
-@eager
 def mel_spectrogram(
     magnitudes: Tensor,
     sample_rate: int,
@@ -71,7 +70,9 @@ def mel_spectrogram(
 ) -> Tensor:
     """The mel filters applied to `[…, frames, n_fft // 2 + 1]`: `[…, frames, n_mels]`; see `mel_filters`."""
     settings = sample_rate, n_fft, n_mels, f_min, f_max
-    filters = mel_filters(*settings, magnitudes.device, magnitudes.dtype, unit_area)
+    filters = mel_filters(*settings, unit_area, magnitudes.device, magnitudes.dtype)
+    if plain_only():
+        return plain.product(magnitudes, filters)
     value: Tensor = _Product.apply(magnitudes, filters, _mel_groups(*settings))
     return value
 
@@ -86,7 +87,6 @@ def erb_frequencies(sample_rate: int, n_fft: int) -> tuple[float, ...]:
     return tuple(_erb_points(sample_rate, n_fft)[1:-1])
 
 
-@eager
 def erb_spectrogram(spectrogram: Tensor, sample_rate: int, n_fft: int) -> Tensor:
     """Sums over bands of hearing of `[…, frames, n_fft // 2 + 1]`: `[…, frames, bands]`.
 
@@ -94,11 +94,13 @@ def erb_spectrogram(spectrogram: Tensor, sample_rate: int, n_fft: int) -> Tensor
     first and the last of them is shared out between two bands, so no power is lost.
     """
     filters = _erb_filters(sample_rate, n_fft, spectrogram.device, spectrogram.dtype)
+    if plain_only():
+        return plain.product(spectrogram, filters)
     value: Tensor = _Product.apply(spectrogram, filters, _erb_groups(sample_rate, n_fft))
     return value
 
 
-@constant
+@constant_tensor
 def _erb_filters(sample_rate: int, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(_erb_triangles(sample_rate, n_fft)).to(device=device, dtype=dtype)
 
@@ -140,9 +142,10 @@ class _Product(torch.autograd.Function):
         return result.unflatten(0, magnitudes.shape[:-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (filters,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated
+            return plain.product(gradient, filters.T), None, None
         rows = gradient.flatten(0, -2)
         result = rows.new_zeros(len(rows), filters.shape[1])
         for bands, bins in ctx.groups:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d
 
-from losses.dsp.compilation import constant
+from losses.dsp.compilation import constant, constant_tensor
 
 FILTER_TYPES = ("hp", "fd", "aw")
 # IEC 61672's A-weighting: corner frequencies in Hz (the first and the last twice), and the gain for 0 dB at 1 kHz.
@@ -118,7 +118,7 @@ class FIRFilter(nn.Module):
         return fir_filter(signal, _taps(*self.settings, signal.device, signal.dtype))
 
 
-@constant
+@constant_tensor
 def _taps(
     filter_type: str, coef: float, sample_rate: int, ntaps: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:

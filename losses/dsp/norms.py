@@ -6,28 +6,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from losses.dsp.compilation import eager
+from losses.dsp import plain
+from losses.dsp.compilation import plain_only
+from losses.dsp.plain import item_mean
 
-
-def item_mean(values: Tensor) -> Tensor:
-    """Mean per item, `[B, …] → [B]`; first along the last axis, which keeps float32 sums exact to 1e-6."""
-    return values.sum(-1).flatten(1).mean(1) / values.shape[-1]
+BLOCK = 4096
 
 
-@eager
 def mean_abs(values: Tensor, other: Tensor | None = None) -> Tensor:
     """Mean magnitude per item of the values, or of `values − other`, `[B, …] → [B]`; its gradient at 0 is 0."""
-    result: Tensor = _MeanAbs.apply(values, other)
+    result: Tensor = plain.mean_abs(values, other) if plain_only() else _MeanAbs.apply(values, other)
     return result
 
 
-@eager
 def norm_along_bins(values: Tensor, other: Tensor | None = None) -> Tensor:
     """Euclidean norm along the last axis of the values, or of `values − other`; its gradient at 0 is 0."""
-    result: Tensor = _NormAlongBins.apply(values, other)
+    result: Tensor = plain.norm_along_bins(values, other) if plain_only() else _NormAlongBins.apply(values, other)
     return result
+
+
+def row_norm(rows: Tensor) -> Tensor:
+    """Euclidean norm of each row `[R, N] → [R]`, by blocks, so that float32 is exact to 1e-6 however long they are."""
+    blocks = rows.shape[1] // BLOCK
+    if blocks < 2:
+        return norm_along_bins(rows)
+    whole, rest = rows[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)), rows[:, blocks * BLOCK :]
+    return row_norm(torch.cat([norm_along_bins(whole), norm_along_bins(rest)[:, None]], dim=1))
 
 
 class _MeanAbs(torch.autograd.Function):
@@ -37,9 +42,10 @@ class _MeanAbs(torch.autograd.Function):
         return item_mean(_difference(values, other).abs())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, other = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated
+            return plain.gradients(plain.mean_abs, (values, other), gradient, ctx.needs_input_grad)
         share = (gradient / values[0].numel()).view(-1, *[1] * (values.dim() - 1))
         return _to_both(_difference(values, other).sgn().mul_(share), ctx.needs_input_grad)
 
@@ -52,9 +58,10 @@ class _NormAlongBins(torch.autograd.Function):
         return norm
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, other, norm = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return plain.gradients(plain.norm_along_bins, (values, other), gradient, ctx.needs_input_grad)
         share = (gradient / norm).masked_fill_(norm == 0, 0)
         return _to_both(_difference(values, other) * share[..., None], ctx.needs_input_grad)
 

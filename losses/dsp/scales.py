@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losses.dsp.compilation import constant
+from losses.dsp.compilation import constant_tensor
 from losses.dsp.stft import log_ratio
 
 SONES, COMPRESSION = 0.047, 0.2  # of specific loudness: sone per ERB, and the exponent (Moore, Glasberg & Baer 1997)
@@ -110,7 +110,7 @@ class AWeighted:
         return self.decibels(spectrogram) + _a_weights(self.frequencies, spectrogram.device, spectrogram.dtype)
 
 
-@constant
+@constant_tensor
 def _a_weights(frequencies: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     level = a_weighting(torch.tensor(frequencies, dtype=torch.float64))
     return level.to(device=device, dtype=dtype)
@@ -161,13 +161,13 @@ class SpecificLoudness:
         return SONES * ((heard + floor) ** COMPRESSION - floor**COMPRESSION)
 
 
-@constant
+@constant_tensor
 def _hearing(
     frequencies: tuple[float, ...], playback_db: float, full_scale: float, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Factors from a band's power to the power heard, and the threshold of that; both relative to 0 dB SPL."""
+) -> Tensor:
+    """`[2, bands]`: factors from a band's power to that heard, and the threshold of it; both relative to 0 dB SPL."""
     hertz = torch.tensor(frequencies, dtype=torch.float64)
     level = a_weighting(hertz)
     weights = 10 ** ((level + playback_db) / 10) / full_scale
     threshold = 10 ** ((level + hearing_threshold(hertz)) / 10)
-    return weights.to(device=device, dtype=dtype), threshold.to(device=device, dtype=dtype)
+    return torch.stack([weights, threshold]).to(device=device, dtype=dtype)

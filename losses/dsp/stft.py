@@ -14,7 +14,7 @@ from torch import Tensor
 
 from losses.dsp.autograd import Angle, LogRatio, Magnitude, PhaseDistance, Transform
 from losses.dsp.bank import origin, shared
-from losses.dsp.compilation import constant, eager
+from losses.dsp.compilation import constant_tensor
 
 POWER_FLOOR = 1e-8  # keeps the gradients of root and logarithm finite on silence
 PAD_MODES = ("reflect", "constant")
@@ -55,7 +55,6 @@ class Resolution:
             raise ValueError(f"pad_mode must be one of {', '.join(PAD_MODES)}, got {self.pad_mode!r}")
 
 
-@eager
 def spectrum(signal: Tensor, resolution: Resolution) -> Tensor:
     """Short-time Fourier transform of a real `signal [B, C, N]`, complex `[B, C, frames, n_fft // 2 + 1]`.
 
@@ -67,7 +66,6 @@ def spectrum(signal: Tensor, resolution: Resolution) -> Tensor:
     return torch.complex(*_centred(signal, resolution))
 
 
-@eager
 def spectrum_parts(signal: Tensor, resolution: Resolution) -> Tensor:
     """Real and imaginary parts `[2, B, C, frames, n_fft // 2 + 1]` of the `spectrum`, turned if the window is short.
 
@@ -82,13 +80,12 @@ def spectrum_parts(signal: Tensor, resolution: Resolution) -> Tensor:
             check_long_enough(signal, resolution.n_fft)
         window = window_values(resolution.window, resolution.win_length, signal.device, signal.dtype)
         sizes = resolution.n_fft, resolution.hop_length, resolution.pad_mode
-        parts: Tensor = Transform.apply(signal.flatten(0, 1), window, *sizes)
+        parts = Transform.compute(signal.flatten(0, 1), window, *sizes)
         return parts.unflatten(1, signal.shape[:2])
 
     return shared(("spectrum", resolution), (signal,), compute)
 
 
-@eager
 def magnitude(signal: Tensor, resolution: Resolution, eps: float = POWER_FLOOR) -> Tensor:
     """`sqrt(max(|X|², eps))` of the `spectrum` X, `[B, C, frames, n_fft // 2 + 1]`; no gradient below eps or at 0."""
 
@@ -100,19 +97,16 @@ def magnitude(signal: Tensor, resolution: Resolution, eps: float = POWER_FLOOR) 
     return shared(("magnitude", resolution, eps), (signal,), compute)
 
 
-@eager
 def phase(signal: Tensor, resolution: Resolution, eps: float = POWER_FLOOR) -> Tensor:
     """Angle of the `spectrum`, radians in (−π, π]; no gradient where the power is below eps."""
 
     def compute() -> Tensor:
         level = magnitude(signal, resolution, eps).detach()
-        value: Tensor = Angle.apply(_centred(signal, resolution), level, eps)
-        return value
+        return Angle.compute(_centred(signal, resolution), level, eps)
 
     return shared(("phase", resolution, eps), (signal,), compute)
 
 
-@eager
 def anti_wrapped_distance(
     prediction: Tensor, target: Tensor, resolution: Resolution, eps: float = POWER_FLOOR
 ) -> Tensor:
@@ -123,26 +117,18 @@ def anti_wrapped_distance(
     """
     parts = [spectrum_parts(signal, resolution) for signal in (prediction, target)]
     levels = [magnitude(signal, resolution, eps).detach() for signal in (prediction, target)]
-    value: Tensor = PhaseDistance.apply(*parts, *levels, eps)
-    return value
+    return PhaseDistance.compute(*parts, *levels, eps)
 
 
-@eager
 def absolute(parts: Tensor, other: Tensor | None = None, eps: float = 0.0) -> Tensor:
     """`sqrt(max(|X|², eps))` from the parts `[2, …]` of X, or of X − `other`; no gradient below eps or at 0."""
-    result: Tensor = Magnitude.apply(parts, other, eps)
-    return result
+    return Magnitude.compute(parts, other, eps)
 
 
-@eager
 def log_ratio(prediction: Tensor, target: Tensor) -> Tensor:
     """`ln P − ln T` of two positive spectrograms, such as `magnitude`s, with one logarithm for both."""
 
-    def compute() -> Tensor:
-        value: Tensor = LogRatio.apply(prediction, target)
-        return value
-
-    return shared(("log ratio",), (prediction, target), compute)
+    return shared(("log ratio",), (prediction, target), lambda: LogRatio.compute(prediction, target))
 
 
 def check_long_enough(signal: Tensor, n_fft: int) -> None:
@@ -158,7 +144,7 @@ def check_long_enough(signal: Tensor, n_fft: int) -> None:
         )
 
 
-@constant
+@constant_tensor
 def window_values(window: Window, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A periodic window by name, `[length]`; see `Resolution`."""
     if isinstance(window, str) and window.endswith("_window") and hasattr(torch, window):
@@ -179,14 +165,16 @@ def _centred(signal: Tensor, resolution: Resolution) -> Tensor:
     left = (resolution.n_fft - resolution.win_length) // 2
     if left == 0:
         return parts
-    shifted = torch.complex(*parts) * _shift(resolution.n_fft, left, parts.device, parts.dtype)
-    return torch.stack([shifted.real, shifted.imag])
+    (real, imag), (cosine, sine) = parts.unbind(), _shift(resolution.n_fft, left, parts.device, parts.dtype).unbind()
+    return torch.stack([real * cosine - imag * sine, real * sine + imag * cosine])
 
 
-@constant
+@constant_tensor
 def _shift(n_fft: int, samples: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Cosine and sine of the angles by which bins turn in so many samples, `[2, n_fft // 2 + 1]`."""
     turns = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * samples / n_fft
-    factors = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
+    factors = torch.stack([(-2 * math.pi * turns).cos(), (-2 * math.pi * turns).sin()])
     if n_fft % 2 == 0:
-        factors[-1] = (-1) ** samples  # exactly real, or rounding would decide the sign of a real bin's angle π
-    return factors.to(device=device, dtype=dtype.to_complex())
+        # Exactly real, or rounding would decide the sign of a real bin's angle π.
+        factors[:, -1] = torch.tensor([(-1.0) ** samples, 0.0])
+    return factors.to(device=device, dtype=dtype)

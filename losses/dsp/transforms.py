@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.dsp.compilation import constant
+from losses.dsp.compilation import constant_tensor
 from losses.dsp.filterbanks import erb_frequencies, erb_spectrogram, mel_spectrogram
 from losses.dsp.stft import POWER_FLOOR, Resolution, Window, magnitude, window_values
 
 
-@constant
+@constant_tensor
 def chroma_filters(sample_rate: float, n_fft: int, n_chroma: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Chroma filter bank `[n_chroma, n_fft // 2 + 1]`, the first row is C.
 
@@ -191,7 +191,10 @@ class VQT:
 
     def __call__(self, signal: Tensor) -> Tensor:
         powers = []
-        for kernels in _constant_q_kernels(self, signal.device, signal.dtype):
+        for first in range(0, self.n_bins, self.bins_per_octave):
+            octave = self.frequencies[first : first + self.bins_per_octave]
+            settings = self.sample_rate, octave, self.bins_per_octave, self.gamma, self.window
+            kernels = _constant_q_kernels(*settings, signal.device, signal.dtype)
             half = len(kernels) // 2
             # A product of matrices, not a convolution: cuDNN would compute that in TF32.
             frames = F.pad(signal, (half, half)).unfold(-1, 2 * half, self.hop_length)
@@ -208,21 +211,25 @@ class CQT(VQT):
     gamma: float = field(default=0.0, init=False)
 
 
-@constant
-def _constant_q_kernels(transform: VQT, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Per octave, from the lowest: kernels `[width, 2 bins]`, real parts then imaginary ones, n = 0 at `width / 2`."""
-    q = 1 / (2 ** (1 / transform.bins_per_octave) - 1)
-    octaves = []
-    for first in range(0, transform.n_bins, transform.bins_per_octave):
-        frequencies = transform.frequencies[first : first + transform.bins_per_octave]
-        lengths = [math.ceil(q * transform.sample_rate / (f + transform.gamma * q)) for f in frequencies]
-        half = (lengths[0] + 1) // 2
-        kernels = torch.zeros(2 * half, len(lengths), dtype=torch.complex128)
-        for column, (frequency, length) in enumerate(zip(frequencies, lengths, strict=True)):
-            window = window_values(transform.window, length, torch.device("cpu"), torch.float64)
-            start = -((length + 1) // 2)
-            turns = torch.arange(start, start + length, dtype=torch.float64) * frequency / transform.sample_rate
-            wave = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
-            kernels[half + start : half + start + length, column] = wave * window * length**0.5 / window.abs().sum()
-        octaves.append(torch.cat([kernels.real, kernels.imag], dim=1).to(device=device, dtype=dtype))
-    return tuple(octaves)
+@constant_tensor
+def _constant_q_kernels(
+    sample_rate: int,
+    frequencies: tuple[float, ...],
+    bins_per_octave: int,
+    gamma: float,
+    window: Window,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Kernels of an octave's bins, `[width, 2 bins]`, real parts then imaginary ones, n = 0 at `width / 2`."""
+    q = 1 / (2 ** (1 / bins_per_octave) - 1)
+    lengths = [math.ceil(q * sample_rate / (frequency + gamma * q)) for frequency in frequencies]
+    half = (lengths[0] + 1) // 2
+    kernels = torch.zeros(2 * half, len(lengths), dtype=torch.complex128)
+    for column, (frequency, length) in enumerate(zip(frequencies, lengths, strict=True)):
+        values = window_values(window, length, torch.device("cpu"), torch.float64)
+        start = -((length + 1) // 2)
+        turns = torch.arange(start, start + length, dtype=torch.float64) * frequency / sample_rate
+        wave = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
+        kernels[half + start : half + start + length, column] = wave * values * length**0.5 / values.abs().sum()
+    return torch.cat([kernels.real, kernels.imag], dim=1).to(device=device, dtype=dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchaudio.functional import resample
 
-from losses.base import Loss, check_same_shape
+from losses.base import Loss, full_precision
 from losses.dsp.compilation import eager
 from losses.embedding.networks import NETWORKS, Network
 from losses.registry import register
@@ -20,6 +20,7 @@ from losses.registry import register
 FLOOR_SHARE = 0.1  # a target counts as at least this share of a layer's mean magnitude on white noise of −20 dBFS
 
 
+@full_precision
 @eager  # compiling an LSTM unrolls its steps and takes minutes
 def embedding(
     prediction: Tensor, target: Tensor, sample_rate: int, network: Network, floors: Sequence[float], layers: str = "all"
@@ -43,7 +44,6 @@ def embedding(
     Raises:
         ValueError: shapes that differ, or too few samples.
     """
-    check_same_shape(prediction, target)
     start = 0 if layers == "all" else -1
     predicted = _activations(prediction, sample_rate, network)[start:]
     # Not under no_grad, where an LSTM rounds differently, so that identity would not be 0. Nothing is recorded anyway.

@@ -15,7 +15,7 @@ import torch
 from encore.codecs.starter.weights import STARTER_WEIGHTS, load_codec_file, save_codec
 from encore.config import cli
 from encore.errors import EncoreError
-from encore.reporting.html import AudioSample, write_page
+from encore.reporting.html import AudioSample, Heading, write_page
 from tests.conftest import Command, largest_file, melody
 from tests.faults.small import checkpoint_content
 
@@ -90,7 +90,7 @@ def test_pages_and_codecs_that_find_no_space(tmp_path: Path) -> None:
     weights = load_codec_file(STARTER_WEIGHTS)
     with largest_file(20_000):
         with pytest.raises(EncoreError, match=f"^{tmp_path}/index.html: no space for the page .File too large.; make"):
-            write_page(tmp_path / "index.html", "title", {}, [sample], 24000)
+            write_page(tmp_path / "index.html", Heading("title"), {}, [sample], 24000)
         with pytest.raises(EncoreError, match=f"^{tmp_path}/codec.safetensors: cannot be written .*File too large"):
             save_codec(tmp_path / "codec.safetensors", *weights)
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from encore.evaluation.metrics.registry import MetricSpec, short_name
-from encore.statistics import Interval, bootstrap, group_sums
 
 SCORE, SKILL, SKILL_PRIOR, DIVERSITY = "energy_score_", "skill_", "skill_prior_", "diversity_"
 GROUPS = {
@@ -91,18 +89,3 @@ def score_values(
     if candidates.shape[1] > 1:
         values[DIVERSITY + name] = found.repulsion
     return values
-
-
-def skill(score: Iterable[float], reference: Iterable[float], recordings: Sequence[str]) -> Interval:
-    """`1 − mean(score) / mean(reference)`: 1 is perfect, 0 as good as the reference, below 0 worse; without a unit.
-
-    Args:
-        score, reference: one value per item, of the same items.
-        recordings: the recording of each item; the bootstrap draws recordings. Not a number where the mean of the
-            reference is 0.
-    """
-
-    def statistic(ours: NDArray, theirs: NDArray) -> float:
-        return 1 - float(ours.sum() / theirs.sum()) if theirs.any() else float("nan")
-
-    return bootstrap(statistic, group_sums([*score], recordings), group_sums([*reference], recordings))

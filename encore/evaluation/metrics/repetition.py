@@ -10,17 +10,25 @@ from torch import Tensor
 
 from encore.errors import EncoreError
 from encore.evaluation.metrics.log_mel import log_mel, signal, window_length
-from encore.evaluation.metrics.registry import Item, metric
+from encore.evaluation.metrics.registry import Item, MetricSpec, metric
 
 WINDOW_SECONDS = 0.08
 FRAMES_PER_SECOND = 150
 LEAST_LAG_SECONDS = 0.2
 LEAST_LOOP_SECONDS = 0.5
+REPETITION, REPETITION_DIFFERENCE = "repetition", "repetition_difference"
+REPETITION_SPEC = MetricSpec(
+    REPETITION_DIFFERENCE,
+    "repetition − truth’s",
+    "Music",
+    "Repetition, less the truth’s of the same pairs; above 0 is more repetitive than the music.",
+    "zero",
+)
 LEAST_CHANGE = 1e-4  # dB², the mean square over frames and bands: below it counts as no change over time
 
 
 @metric(
-    "repetition",
+    REPETITION,
     title="repetition",
     group="Music",
     note="Greatest similarity with the context repeated at one lag: 1 for a loop.",
