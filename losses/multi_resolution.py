@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,7 +66,7 @@ def multi_resolution_stft_terms(prediction: Tensor, target: Tensor, settings: Se
     if longest.perceptual_weighting:  # once for all resolutions
         assert longest.sample_rate is not None
         prediction, target = (a_weighted(signal, longest.sample_rate) for signal in (prediction, target))
-    terms = [stft_terms(prediction, target, replace(one, perceptual_weighting=False)) for one in settings]
+    terms = [stft_terms(prediction, target, one, weighted=True) for one in settings]
     loss, *parts = zip(*terms, strict=True)
     return MultiSTFTTerms(torch.stack(loss).mean(0), *parts)
 

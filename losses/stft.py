@@ -39,9 +39,9 @@ class STFTTerms(NamedTuple):
 
 
 @sharing_spectra
-def stft_terms(prediction: Tensor, target: Tensor, settings: STFTSettings) -> STFTTerms:
-    """The terms of `stft`, which explains them; each `[B]`."""
-    if settings.perceptual_weighting:
+def stft_terms(prediction: Tensor, target: Tensor, settings: STFTSettings, weighted: bool = False) -> STFTTerms:
+    """The terms of `stft`, which explains them; each `[B]`. `weighted`: perceptual weighting is done already."""
+    if settings.perceptual_weighting and not weighted:
         assert settings.sample_rate is not None
         prediction, target = (a_weighted(signal, settings.sample_rate) for signal in (prediction, target))
     predicted, wanted = settings.transform(prediction), settings.transform(target)
@@ -81,9 +81,11 @@ def stft(
     an angle passes π (`losses.phase` does not). Arik et al. 2018, Yamamoto et al. 2020; options and defaults of
     auraloss 0.4's `STFTLoss`, to whose value and gradient it is equal for one item, and with `batch` for several (the
     gradient of ln|X| is ill-conditioned in float32: at bins near 0 either is as far from the exact one).
-    Differences: SC is per item, so that its mean does not depend on how a batch is divided among ranks; the chroma
-    scale works (auraloss registers a NumPy array as a buffer and fails); scale invariance works for several items
-    (auraloss multiplies them into each other's bins); a mel filter without bins does not give ln 0.
+    Differences: PHS has no gradient at bins whose power is at most `eps`, where auraloss's has no bound, and where
+    frames at reflected ends are symmetric, rounding decides in both between the angles π and −π; SC is per item, so
+    that its mean does not depend on how a batch is divided among ranks; the chroma scale works (auraloss registers a
+    NumPy array as a buffer and fails); scale invariance works for several items (auraloss multiplies them into each
+    other's bins); a mel filter without bins does not give ln 0.
 
     Args:
         prediction: `[B, C, N]`.

@@ -164,7 +164,7 @@ def test_every_function_has_korvax_arguments_in_their_order_with_their_defaults(
     assert set(dir(package.loss)) - set(dir(ours.loss)) <= {name for name in dir(package.loss) if "loss" not in name}
 
 
-def test_arrays_give_arrays_of_their_package() -> None:
+def test_arrays_give_arrays_of_their_package_and_conversions_are_right() -> None:
     power: Any = np.array([[1.0, 1e-3], [1e-20, 10.0]])
     level: Any = ours.power_to_db(power, ref=lambda values: values.max(), top_db=50.0)
     assert isinstance(level, np.ndarray)
@@ -172,6 +172,9 @@ def test_arrays_give_arrays_of_their_package() -> None:
     amplitude = ours.amplitude_to_db(torch.tensor([1.0, 0.1, 0.0]), ref=0.1)
     assert amplitude.tolist() == pytest.approx([20, 0, -60])
     assert ours.db_to_power(torch.tensor([20.0])) == pytest.approx([100]) == ours.db_to_amplitude(torch.tensor([40.0]))
+    bins = torch.rand(257, 3)
+    filters = ours.mel_filterbank(sr=RATE, n_fft=512, n_mels=20, fmax=6000.0)
+    assert torch.allclose(filters @ bins, ours.to_mel_scale(bins, RATE, 512, 20, 0.0, 6000.0), atol=1e-6)
     assert ours.cqt_frequencies(13, fmin=55.0)[-1].item() == pytest.approx(110)
 
 

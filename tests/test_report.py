@@ -192,7 +192,11 @@ def test_the_page_shows_it_all_and_needs_no_network(results: Results, tmp_path: 
 def test_the_answer_and_its_chart_come_first_and_players_before_all_other_charts(
     results: Results, tmp_path: Path
 ) -> None:
-    gains = {"model": Interval(0.08, 0.05, 0.11), "replay": Interval(0.0, 0.0, 0.0), "noise": Interval(-9.0, -9.5, -8.5)}
+    gains = {
+        "model": Interval(0.08, 0.05, 0.11),
+        "replay": Interval(0.0, 0.0, 0.0),
+        "noise": Interval(-9.0, -9.5, -8.5),
+    }
     for name, gain in gains.items():
         results.values[name] = {"skill_floored_mel": gain}
     sample = AudioSample("truth", "", 0.1 * torch.randn(1, RATE), 0.5)

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from encore.config import cli
+from encore.config.schema import latents_of
 from encore.data import find_pairs
 from encore.data.pairs import TEST
 from encore.errors import EncoreError, make_folder

@@ -93,7 +93,9 @@ def _paths(config: TrainConfig) -> list[str]:
     if folder is None:
         problems.append("--dataset_folder: missing; name a folder that prepare_data.py made")
     elif not folder.exists():
-        problems.append(f"--dataset_folder {folder}: no such folder or manifest; python prepare_data.py MUSIC --output {folder}")
+        problems.append(
+            f"--dataset_folder {folder}: no such folder or manifest; python prepare_data.py MUSIC --output {folder}"
+        )
     if repository is not None and not repository.is_dir():
         problems.append(f"--codec_repository {repository}: no such folder")
     if resume not in (None, "auto") and not Path(str(resume)).is_file():

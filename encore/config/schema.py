@@ -44,12 +44,15 @@ class DataConfig:
 
     dataset_folder: Path | None = knob(
         None,
-        "folder with train/ and val/ pairs (prepare_data.py makes it), manifest of pairs (.jsonl, .csv), or folder of songs",
+        "folder with train/ and val/ pairs (prepare_data.py makes it), a manifest of pairs (.jsonl, .csv), or a folder "
+        "of songs",
         DATA,
         common=True,
     )
     dataset_format: str = knob("pairs", "how the pairs are stored there", DATA, choices=DATASETS)
-    cache_dir: Path | None = knob(None, "folder for encoded latents, and pairs cut from songs; default DATASET_FOLDER/.latents", DATA)
+    cache_dir: Path | None = knob(
+        None, "folder for encoded latents, and pairs cut from songs; default DATASET_FOLDER/.latents", DATA
+    )
     num_workers: int = knob(2, "processes that read audio, per rank", DATA, minimum=0, maximum=MAX_PROCESSES)
     batch_size: int = knob(8, "pairs per step and rank", DATA, minimum=1, maximum=65536, common=True)
     global_batch_size: int | None = knob(

@@ -96,7 +96,8 @@ def _evaluation(evaluation: str | Path | Mapping[str, Any]) -> Iterator[str]:
         count, songs = content["items"], len(set(content["recordings"]))
         yield (
             f"`evaluate.py` on {count} pairs from {songs} recordings that it was not trained on, "
-            f"continuations of {content['seconds']:g} s (candidates: {content['facts']['Candidates']}), with 95% intervals:"
+            f"continuations of {content['seconds']:g} s (candidates: {content['facts']['Candidates']}), with 95% "
+            "intervals:"
         )
         yield from ("", "| | " + " | ".join(headings.values()) + " |", "|---" * (len(headings) + 1) + "|")
         for name in ("model", *COMPARED):

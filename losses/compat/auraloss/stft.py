@@ -17,16 +17,13 @@ from torch.nn.functional import mse_loss
 from losses.base import full_precision
 from losses.compat.auraloss.perceptual import FIRFilter
 from losses.compat.auraloss.utils import apply_reduction
-from losses.dsp.bank import shared_spectra
-from losses.dsp.filterbanks import mel_filters
+from losses.dsp.bank import sharing_spectra
 from losses.dsp.scales import Log, difference
 from losses.dsp.stft import POWER_FLOOR, window_values
-from losses.dsp.transforms import STFT, Chroma, Mel, chroma_filters
+from losses.dsp.transforms import STFT, Chroma, Mel
 from losses.stft import checked_output
 from losses.stft_settings import DISTANCES, LEAST
 from losses.time_frequency import spectral_convergence
-
-CPU = torch.device("cpu")
 
 Term = Tensor | float
 Terms = tuple[Term, Term, Term, Term, Term]  # the loss, spectral convergence, log magnitude, magnitude, phase
@@ -163,7 +160,7 @@ class STFTLoss(nn.Module):
             prediction, target = self.prefilter(prediction, target)
         return self.terms(prediction, target)
 
-    @shared_spectra()
+    @sharing_spectra
     def terms(self, prediction: Tensor, target: Tensor) -> Terms:
         """The loss and its terms, of signals that are A-weighted already if they are to be."""
         predicted, wanted = (self._frames(self.transform(signal), signal) for signal in (prediction, target))
@@ -200,15 +197,12 @@ class STFTLoss(nn.Module):
             raise ValueError(f"scale must be None, 'mel' or 'chroma', got {self.scale!r}")
         rate = self._rate()
         if self.scale == "mel":
-            bands = self.n_bins or 128
-            filters = mel_filters(rate, self.fft_size, bands, 0.0, None, CPU, torch.float32)
-            transform: STFT = Mel(*sizes, sample_rate=rate, n_mels=bands)
+            transform: STFT = Mel(*sizes, sample_rate=rate, n_mels=self.n_bins or 128)
         else:
-            bands = self.n_bins or 12
-            filters = chroma_filters(rate, self.fft_size, bands, CPU, torch.float32)
-            transform = Chroma(*sizes, sample_rate=rate, n_chroma=bands)
+            transform = Chroma(*sizes, sample_rate=rate, n_chroma=self.n_bins or 12)
         # Not computed with, but part of a model's state, as with auraloss.
-        self.register_buffer("fb", filters[None].clone().to(self.device))
+        filters = transform.bands(torch.eye(self.fft_size // 2 + 1)).T
+        self.register_buffer("fb", filters[None].contiguous().to(self.device))
         return transform
 
     def _rate(self) -> Any:

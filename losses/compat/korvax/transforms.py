@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from losses.compat.korvax.arrays import as_tensor, takes_arrays
-from losses.dsp.filterbanks import mel_filters
-from losses.dsp.filterbanks import mel_spectrogram as to_mel
 from losses.dsp.stft import PAD_MODES, absolute, window_values
-from losses.dsp.transforms import STFT, VQT
+from losses.dsp.transforms import STFT, VQT, Mel
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
@@ -104,7 +102,8 @@ def mel_filterbank(
             "only Slaney's filters of unit area are here; torchaudio.functional.melscale_fbanks has others"
         )
     rate: Any = sr
-    return mel_filters(rate, n_fft, n_mels, fmin, fmax, torch.device("cpu"), dtype or torch.get_default_dtype())
+    bins = torch.eye(n_fft // 2 + 1, dtype=dtype)
+    return Mel(n_fft, sample_rate=rate, n_mels=n_mels, f_min=fmin, f_max=fmax).bands(bins).T
 
 
 @takes_arrays
@@ -113,7 +112,8 @@ def to_mel_scale(
 ) -> Tensor:
     """Mel bands `[…, n_mels, frames]` of a spectrogram; `sr`, `fmin` and `fmax` in Hz."""
     rate: Any = sr
-    return to_mel(S.transpose(-1, -2), rate, n_fft, n_mels, fmin, fmax).transpose(-1, -2)
+    mel = Mel(n_fft, sample_rate=rate, n_mels=n_mels, f_min=fmin, f_max=fmax)
+    return mel.bands(S.transpose(-1, -2)).transpose(-1, -2)
 
 
 @takes_arrays
