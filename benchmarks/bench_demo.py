@@ -1,8 +1,8 @@
 """What to expect of Encore on this machine: the figures of README.md's table for a CPU.
 
-`python -m benchmarks.bench_demo` clones this repository, continues a song with the model that Encore comes with, and runs
-the demonstration `./run_train.sh`. It uses this repository's `.venv`, or with `--install` a new one, whose installation it
-measures as well (that needs the network and 14 GB of disk).
+`python -m benchmarks.bench_demo` clones this repository, continues a song with the model that Encore comes with, and
+runs the demonstration `./run_train.sh`. It uses this repository's `.venv`, or with `--install` a new one, whose
+installation it measures as well (that needs the network and 14 GB of disk).
 """
 
 from __future__ import annotations
