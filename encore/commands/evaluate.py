@@ -47,7 +47,7 @@ def main(config: EvalConfig) -> None:
     print_verdict(sentences(results), tables)
     console.print(f"listen and compare: {config.output / 'index.html'}", soft_wrap=True, markup=False)
     if run is not None:
-        log_evaluation(run, results.tracked(), config.output, model.progress["step"])
+        log_evaluation(run, results.tracked(), config.output, model.progress.get("step", 0))
         console.print(f"logged to run {run.run_id}", markup=False)
 
 
