@@ -58,8 +58,6 @@ class AppConfig:
 
     def check(self) -> None:
         """Raises EncoreError with everything that is wrong with the settings, one line each."""
-        from encore.models.model_folder import is_model  # imports torch, which takes seconds
-
         problems = [
             f"--{flag} {path}: no such file; training writes CHECKPOINT_DIR/best_model.pt"
             for flag, path in self.paths.items()
