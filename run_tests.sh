@@ -13,6 +13,7 @@ $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy
 .venv/bin/lint-imports
-# The documentation as a site; a link that leads nowhere is an error. The variable keeps an advertisement away.
-NO_MKDOCS_2_WARNING=1 $python -m mkdocs --quiet build --strict
+# The documentation as a site; a link that leads nowhere is an error. The variable keeps an advertisement
+# away; --quiet would keep warnings from being errors.
+NO_MKDOCS_2_WARNING=1 $python -m mkdocs build --strict
 exec $python -m pytest "$@"

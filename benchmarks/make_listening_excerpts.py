@@ -80,9 +80,9 @@ def write_piece(folder: Path, piece: Piece, song: Tensor, model: ContinuationPip
     for kind, audio in signals.items():
         path = folder / f"{piece.name}_{kind}.ogg"
         soundfile.write(path, audio.T.numpy(), rate, format="OGG", subtype="VORBIS", compression_level=QUALITY)
-    titles = (f"{piece.title}: from 8 s on continued by the model", "the piece itself")
+    titles = (f"{piece.title}, continued by the model", f"{piece.title}, as it is")
     picture = folder / f"{piece.name}.png"
-    spectrograms(dict(zip(titles, signals.values(), strict=True)), rate, picture)
+    spectrograms(dict(zip(titles, signals.values(), strict=True)), rate, picture, begins=SHOWN_SECONDS)
     Image.open(picture).convert("RGB").quantize(COLOURS).save(picture, optimize=True)  # a third of the size
 
 

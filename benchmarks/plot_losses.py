@@ -165,7 +165,9 @@ def curve(entry: Entry, sweep: Sweep) -> Curve:
     """Value and gradients of a loss along a sweep."""
     channels = entry.channels or 1
     prediction = sweep.predictions[:, :channels].clone().requires_grad_()
-    value = entry.build(RATE)(prediction, target()[:, :channels].float().repeat(len(prediction), 1, 1))
+    loss = entry.build(RATE)
+    loss.reduction = "none"
+    value = loss(prediction, target()[:, :channels].float().repeat(len(prediction), 1, 1))
     (gradient,) = torch.autograd.grad(value.sum(), prediction)
     slope = torch.cosine_similarity(gradient.flatten(1), sweep.derivatives[:, :channels].flatten(1))
     return Curve(value.detach(), gradient.flatten(1).norm(dim=1), slope)

@@ -89,7 +89,7 @@ def test_what_leads_away_from_the_target_is_marked() -> None:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as run_tests.sh does."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "--quiet", "build", "--strict", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     result = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
     )

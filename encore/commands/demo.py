@@ -11,8 +11,8 @@ from encore.config.knobs import MAX_SECONDS, MAX_SEED, knob
 from encore.inference.config import MAX_TEMPERATURE, SampleConfig
 from encore.models.model_folder import PRETRAINED
 
-# At 1, as in training, continuations are 1.2 dB louder than the music before them in the mean, at 0.5 it is 0.2 dB
-# (four of each of the nine test recordings), and they are nearer to it in tone colour.
+# On the five validation recordings (four continuations each) the music goes on 0.2 dB louder than it was; at 1, as in
+# training, continuations were 1.3 dB louder, at 0.5 0.8 dB, and nearer to the truth (log-mel 0.744 against 0.757).
 PRETRAINED_TEMPERATURE = 0.5
 
 

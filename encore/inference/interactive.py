@@ -26,6 +26,7 @@ CSS = """
 .sound audio { width: 100%; }
 .dark audio { color-scheme: dark; }
 .sound p { margin: 0 0 0.3rem; display: flex; justify-content: space-between; gap: 1rem; }
+.sound:not(:has(audio)), .picture:not(:has(img)) { display: none !important; }
 .picture img { width: 100%; border-radius: 0.4rem; }
 """
 Updates = dict[Any, Any]  # values by component
@@ -40,8 +41,8 @@ class Column:
         self.status = gr.Markdown(describe(generator))
         self.sounds, self.pictures = [], []
         for _ in range(MAX_CANDIDATES):
-            self.sounds.append(gr.HTML(visible=False, elem_classes="sound"))
-            self.pictures.append(gr.HTML(visible=False, elem_classes="picture"))
+            self.sounds.append(gr.HTML(elem_classes="sound"))
+            self.pictures.append(gr.HTML(elem_classes="picture"))
 
     @property
     def outputs(self) -> list[Any]:
@@ -49,8 +50,7 @@ class Column:
 
     def clear(self) -> Updates:
         """Removes what there was before."""
-        gone = {one: gr.update(value="", visible=False) for one in (*self.sounds, *self.pictures)}
-        return {**gone, self.status: "waiting …"}
+        return {**dict.fromkeys([*self.sounds, *self.pictures], ""), self.status: "waiting …"}
 
     def generate(self, wish: Wish, store: LiveSounds, autoplay: bool) -> Iterator[Updates]:
         """Players at once, then pictures as the continuations grow; players are set once, lest they begin again.
@@ -64,20 +64,24 @@ class Column:
             player(f"{self.name}, {title}", url, autoplay and number == 0)
             for number, (title, url) in enumerate(zip(titles, take.urls, strict=True))
         ]
-        yield {self.status: "generating …"} | _shown(self.sounds, players)
+        yield {self.status: progress(0, wish.seconds, 0), **dict(zip(self.sounds, players, strict=False))}
         began, pictured = time.monotonic(), 0.0
         for made in take.pieces():
             now = time.monotonic()
-            update: Updates = {self.status: progress(made, wish.seconds, now - began)} if made else {}
+            update: Updates = {self.status: progress(made, wish.seconds, now - began)}
             if made and now - pictured > PICTURE_SECONDS:
-                update |= _shown(self.pictures, [picture(source) for source in take.pictures()])
+                update |= self.draw(take)
                 pictured = time.monotonic()
             yield update
-        yield _shown(self.pictures, [picture(source) for source in take.pictures()])
+        yield self.draw(take)
+
+    def draw(self, take: Take) -> Updates:
+        """Spectrograms of what there is."""
+        return dict(zip(self.pictures, map(picture, take.pictures()), strict=False))
 
 
-def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) -> gr.Blocks:
-    """The page, with a column for each model by its name."""
+def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds, temperature: float) -> gr.Blocks:
+    """The page, with a column for each model by its name; `temperature` is the one that is set at first."""
     generative = any(generator.generation.generative for generator in models.values())
     with gr.Blocks(title="Encore", analytics_enabled=False) as page:
         gr.Markdown("# Encore\nDrop a song, choose where it ends, and listen to how it could go on.")
@@ -86,7 +90,7 @@ def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) ->
                 song = gr.Audio(label="Song", sources=["upload"], type="filepath", editable=False, buttons=[])
                 about = gr.Markdown("wav, flac, ogg or mp3")
             with gr.Column():
-                end, *_ = inputs = settings(limits, generative)
+                end, *_ = inputs = settings(limits, generative, temperature)
         with gr.Row():
             start = gr.Button("Continue", variant="primary", interactive=False)
             stop = gr.Button("Stop")
@@ -99,7 +103,7 @@ def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) ->
         def opened(path: str | None) -> Updates:
             if path is None:
                 return {start: gr.update(interactive=False), end: gr.update(interactive=False), about: ""}
-            with told():
+            with told(path):
                 length = song_seconds(Path(path), limits)
             return {
                 start: gr.update(interactive=True),
@@ -114,7 +118,7 @@ def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) ->
             wish = Wish(Path(path), end, min(seconds, limits.seconds), seeds, temperature)
             yield {component: value for column in columns for component, value in column.clear().items()}
             for number, column in enumerate(columns):
-                with told():
+                with told(path):
                     yield from column.generate(wish, store, autoplay=number == 0)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -125,14 +129,14 @@ def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) ->
     return page
 
 
-def settings(limits: Limits, generative: bool) -> list[Any]:
+def settings(limits: Limits, generative: bool, temperature: float) -> list[Any]:
     """Where the song ends, and the settings of what is generated, in the order of `run`'s arguments."""
     return [
         gr.Slider(0, 1, 1, step=0.01, label="Continue from", info="second of the song", interactive=False),
         gr.Slider(1, limits.seconds, min(16, limits.seconds), step=1, label="Seconds to generate"),
         gr.Slider(1, MAX_CANDIDATES, 1, step=1, label="Candidates", visible=generative),
         gr.Slider(
-            *(0, MAX_TEMPERATURE, 1),
+            *(0, MAX_TEMPERATURE, temperature),
             step=0.05,
             label="Temperature",
             info="scale of the noise that the model draws from; 1 is that of training",
@@ -143,12 +147,12 @@ def settings(limits: Limits, generative: bool) -> list[Any]:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """What the user can put right is shown on the page."""
+def told(path: str) -> Iterator[None]:
+    """What the user can put right is shown on the page, without the folder that the server keeps the song in."""
     try:
         yield
     except EncoreError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(str(error).replace(path, Path(path).name), print_exception=False) from error
 
 
 def player(title: str, url: str, autoplay: bool) -> str:
@@ -166,7 +170,9 @@ def picture(source: str) -> str:
 
 def progress(made: float, seconds: float, took: float) -> str:
     """How much has been generated, and how fast."""
-    return f"{made:.1f} of {seconds:g} s, {made / max(took, 1e-3):.1f} times real time"
+    if not made:
+        return "generating …"
+    return f"{made:.1f} of {seconds:g} s, {made / took:.1f} times real time"
 
 
 def describe(generator: Generator) -> str:
@@ -175,7 +181,3 @@ def describe(generator: Generator) -> str:
     made = "several candidates" if generative else "one continuation"
     seconds = generator.context_frames / codec.frame_rate
     return f"makes {made} from the last {seconds:.0f} s; codec {generator.config.codec.name}, {codec.sample_rate} Hz"
-
-
-def _shown(slots: list[gr.HTML], contents: list[str]) -> Updates:
-    return {slot: gr.update(value=content, visible=True) for slot, content in zip(slots, contents, strict=False)}

@@ -126,7 +126,7 @@ def song_seconds(song: Path, limits: Limits) -> float:
         raise EncoreError(f"{song.name} is {seconds:.2f} s long; at least {LEAST_SECONDS:g} s are needed")
     if seconds > 60 * limits.song_minutes:
         raise EncoreError(
-            f"{song.name} is {seconds / 60:.1f} minutes long, and at most {limits.song_minutes:g} are taken; cut it, "
+            f"{song.name} is {seconds / 60:.2f} minutes long, and at most {limits.song_minutes:g} are taken; cut it, "
             "or start the app with a larger --max_minutes"
         )
     return seconds

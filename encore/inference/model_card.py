@@ -95,9 +95,8 @@ def _evaluation(evaluation: str | Path | Mapping[str, Any]) -> Iterator[str]:
         headings, systems = content["headline"]["measures"], content["headline"]["systems"]
         count, songs = content["items"], len(set(content["recordings"]))
         yield (
-            f"`evaluate.py` on {count} pairs from {songs} recordings that it was not trained on, "
-            f"continuations of {content['seconds']:g} s (candidates: {content['facts']['Candidates']}), with 95% "
-            "intervals:"
+            f"`evaluate.py` on {count} pairs from {songs} recordings that it was not trained on, with 95% intervals; "
+            f"continuations of {content['seconds']:g} s, candidates: {content['facts']['Candidates']}."
         )
         yield from ("", "| | " + " | ".join(headings.values()) + " |", "|---" * (len(headings) + 1) + "|")
         for name in ("model", *COMPARED):
