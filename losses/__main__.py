@@ -26,6 +26,8 @@ from losses.registry import Entry, load_plugins
 USER_ERROR = 2
 WIDTH = 120  # columns of output that goes to a file or pipe
 NARROW = 100  # below so many columns long names are broken into two lines
+ONE_TABLE = 80  # below so many columns there are two tables
+LONGEST = 18  # characters of a line of a name
 SAMPLE_RATE, SECONDS = 24000, 1.0
 MOST_SECONDS, MOST_HERTZ = 86_400, 1_000_000
 MOST_SAMPLES = 10_000_000  # fits into the memory of a small machine, whatever the loss
@@ -52,9 +54,7 @@ def main(
         float | None, typer.Option("--seconds", help="length of the signals; default: 1, or the whole files")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
-    plugins: Annotated[
-        str, typer.Option("--plugins", help="modules with losses of your own: my_module,path/to/my_loss.py")
-    ] = "",
+    plugins: Annotated[str, typer.Option("--plugins", help="modules or files with losses of your own: a,b.py")] = "",
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     entries = selected(only, plugins)
@@ -165,24 +165,19 @@ def print_table(console: Console, reports: list[Report], material: Material, dev
         material.channels == 1
     )
     title = f"Losses at {material.sample_rate} Hz on {device.type}, {shape}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for column in ("loss", *material.pairs, "itself", "safe", "least", "ch.", "ms", "MB", "gradient"):
-        left = column in ("loss", "ch.", "safe")
-        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=column != "loss")
-    for report in reports:
-        name = folded(report.name) if console.width < NARROW else report.name
-        table.add_row(
-            name + (f"\n[dim]{report.note}[/]" if report.note else ""),
-            *(number(report.values.get(pair, math.nan)) for pair in material.pairs),
-            f"{mark(report.at_minimum)} {number(round(report.identity, 6) + 0.0)}".strip(),
-            "".join(map(mark, report.safe)) or "–",
-            str(report.shortest or "–"),
-            report.channels or "–",
-            number(report.milliseconds),
-            "–" if math.isnan(report.megabytes) else f"{report.megabytes:.1f}",
-            number(report.gradient),
-        )
-    console.print(table)
+    console.print(title)
+    values, costs = (*material.pairs, "itself", "safe"), ("least", "ch.", "ms", "MB", "gradient")
+    for columns in [(*values, *costs)] if console.width >= ONE_TABLE else [values, costs]:
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column("loss", overflow="fold", min_width=min(LONGEST, console.width // 2))
+        for column in columns:
+            table.add_column(column, justify="left" if column in ("ch.", "safe") else "right", no_wrap=True)
+        for report in reports:
+            name = folded(report.name) if console.width < NARROW else report.name
+            cells = cells_of(report, material)
+            note = f"\n[dim]{report.note}[/]" if report.note else ""
+            table.add_row(name + note, *(cells[column] for column in columns))
+        console.print(table)
     console.print(
         f"{', '.join(material.pairs)}: value, prediction against target. itself: value of the target against itself, "
         "✓ if that is its minimum.\n"
@@ -191,6 +186,20 @@ def print_table(console: Console, reports: list[Report], material: Material, dev
         "one item.\n",
         style="dim",
     )
+
+
+def cells_of(report: Report, material: Material) -> dict[str, str]:
+    """A loss's row of the table, by column."""
+    return {
+        **{pair: number(report.values.get(pair, math.nan)) for pair in material.pairs},
+        "itself": f"{mark(report.at_minimum)} {number(round(report.identity, 6) + 0.0)}".strip(),
+        "safe": "".join(map(mark, report.safe)) or "–",
+        "least": str(report.shortest or "–"),
+        "ch.": report.channels or "–",
+        "ms": number(report.milliseconds),
+        "MB": "–" if math.isnan(report.megabytes) else f"{report.megabytes:.1f}",
+        "gradient": number(report.gradient),
+    }
 
 
 def print_notes(console: Console, reports: list[Report]) -> bool:
@@ -213,7 +222,7 @@ def mark(good: bool | None) -> str:
 
 def folded(name: str) -> str:
     """A long name on two lines, broken after an underscore."""
-    lines = textwrap.wrap(name.replace("_", "_ "), 18)
+    lines = textwrap.wrap(name.replace("_", "_ "), LONGEST)
     return "\n".join(line.replace(" ", "") for line in lines)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, wraps
 from inspect import Parameter, signature
+from types import FunctionType
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -67,6 +68,13 @@ def _in_full_precision(
         return function(prediction, target, *settings, **named)
 
 
+def _copied(function: AnyFunction) -> AnyFunction:
+    """A copy with a code object of its own."""
+    code = cast(FunctionType, function)
+    copy = FunctionType(code.__code__.replace(), code.__globals__, code.__name__, code.__defaults__, code.__closure__)
+    return cast(AnyFunction, wraps(function)(copy))
+
+
 def _widened(signal: Tensor) -> Tensor:
     if signal.dtype not in (torch.float16, torch.bfloat16):
         return signal
@@ -98,6 +106,12 @@ class Loss(Summand):
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
         self.function, self.reduction = function, reduction
+
+    def __init_subclass__(cls, **named: Any):
+        super().__init_subclass__(**named)
+        # The compiler allows eight versions of one code, which must not be shared by all kinds of losses.
+        if "forward" not in vars(cls):
+            cls.forward = _copied(cls.forward)  # type: ignore[method-assign]
 
     def forward(self, prediction: Tensor, target: Tensor) -> Any:
         return self.reduced(_in_full_precision(self.function, prediction, target))

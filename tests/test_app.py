@@ -179,7 +179,6 @@ def test_only_the_latest_sounds_are_kept() -> None:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ((), "--checkpoint: missing"),
         (("--checkpoint", "nowhere.pt", "--against", "b.pt"), "--against b.pt: no such file"),
         (("--port", "99999"), "--port 99999: must be"),
         ((), "pip install 'encore[app]'"),

@@ -170,8 +170,20 @@ def test_the_discriminator_learns_and_its_state_holds_the_optimiser() -> None:
     assert resumed.train_adv(fake, real).item() == loss.train_adv(fake, real).item()
 
 
-def test_encodecs_discriminator_has_audiocrafts_arguments() -> None:
+def test_discriminators_have_audiocrafts_weights_and_outputs() -> None:
+    """Shapes by hand; strides of 4 at every scale, since audiocraft compares the signal itself at all of them."""
+    signal = noise((1, 2, 400), 2)[0]
+    scales = adversarial.MultiScaleDiscriminator(2, filters=4, max_filters=32, scale_norms=["none", "weight_norm"])
+    logits, features = scales(signal)
+    assert [list(values.shape) for values in logits] == 2 * [[1, 1, 2]] and len(features[0]) == 7
+    names = set(scales.state_dict())
+    assert {"discriminators.0.convs.0.1.conv.weight", "discriminators.1.conv_post.conv.weight_g"} <= names
+    periods = adversarial.MultiPeriodDiscriminator(2, periods=[1, 3], filters=1, filters_scale=2)
+    logits, features = periods(signal)
+    assert [list(values.shape) for values in logits] == [[1, 1, 5, 1], [1, 1, 2, 3]]
+    assert [values.shape[1] for values in features[1]] == [2, 4, 8, 16, 32, 1]
     sizes: dict[str, Any] = {"n_ffts": [128, 64], "hop_lengths": [32, 16], "win_lengths": [128, 64]}
-    module = adversarial.MultiScaleSTFTDiscriminator(2, in_channels=2, sep_channels=True, **sizes)
-    logits, features = module(noise((1, 2, 400), 2)[0])
-    assert len(logits) == len(features) == 2 and logits[0].dim() == 4
+    spectra = adversarial.MultiScaleSTFTDiscriminator(2, in_channels=2, sep_channels=True, **sizes)
+    logits, features = spectra(signal)
+    assert [len(part) for part in (logits, features)] == [2, 2] and logits[0].dim() == 4
+    assert spectra.num_discriminators == 2

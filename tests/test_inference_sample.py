@@ -17,6 +17,7 @@ import soundfile
 import torch
 from matplotlib.image import imread
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 import losses
 from encore.audio import read_audio
@@ -84,6 +85,13 @@ def samples_of(path: Path) -> np.ndarray:
     return samples
 
 
+def assert_plays(played: np.ndarray, expected: np.ndarray) -> None:
+    """The MP3 of a page is as long as what it was made of, with an error of at most 5% of its power."""
+    assert len(played) == len(expected)
+    error = played.astype(float) - expected
+    assert np.square(error).mean() <= 0.05 * np.square(expected.astype(float)).mean()
+
+
 def test_full_wav_is_the_context_and_the_continuation(continued: tuple[Path, str], song: Path) -> None:
     folder, _ = continued
     continuation, full = samples_of(folder / "continuation.wav"), samples_of(folder / "full.wav")
@@ -127,15 +135,15 @@ def test_the_page_has_players_and_spectrograms_of_all_signals(continued: tuple[P
     page = Page(folder / "index.html")
     assert len(page.audio) == len(page.images) == 5
     full, context, continuation, truth, codec = (soundfile.read(io.BytesIO(c), dtype="int16")[0] for c in page.audio)
-    np.testing.assert_allclose(continuation, samples_of(folder / "continuation.wav"), atol=1)
-    np.testing.assert_allclose(full, samples_of(folder / "full.wav"), atol=1)
+    assert_plays(continuation, samples_of(folder / "continuation.wav"))
+    assert_plays(full, samples_of(folder / "full.wav"))
     original, end = soundfile.read(song, dtype="int16")[0], round(START * SAMPLE_RATE)
-    np.testing.assert_allclose(context, original[end - 24000 : end], atol=1)
-    np.testing.assert_allclose(truth, original[end:], atol=1)
+    assert_plays(context, original[end - 24000 : end])
+    assert_plays(truth, original[end:])
     assert len(codec) == len(truth)
     for content in page.images:
-        assert imread(io.BytesIO(content)).std() > 0.05
-    assert imread(folder / "spectrogram.png").shape[0] > 2 * imread(io.BytesIO(page.images[0])).shape[0]
+        assert np.asarray(Image.open(io.BytesIO(content))).std() > 12
+    assert imread(folder / "spectrogram.png").shape[0] > 2 * Image.open(io.BytesIO(page.images[0])).height
     assert song.stem in page.text and "continuation begins at 1.00 s" in page.text
 
 
@@ -191,7 +199,7 @@ def test_at_the_songs_end_there_is_no_truth_unless_a_target_is_given(
     page = Page(tmp_path / "with" / "index.html")
     assert len(page.audio) == 5 and len(page.rows) == 1 + 3
     truth = soundfile.read(io.BytesIO(page.audio[3]), dtype="float32")[0]
-    np.testing.assert_allclose(truth, melody(3, 5)[: len(truth)], atol=1e-4)
+    assert_plays(truth, melody(3, 5)[: len(truth)])
     assert len(truth) == 1.5 * SAMPLE_RATE
     assert "over 1.50 s" in capsys.readouterr().out
 
@@ -211,7 +219,7 @@ def test_candidates_stand_side_by_side_and_the_best_of_each_row_is_marked(
         made, whole = samples_of(tmp_path / name), samples_of(tmp_path / name.replace("continuation", "full"))
         np.testing.assert_array_equal(whole[24000:], made)
         played = soundfile.read(io.BytesIO(page.audio[number]), dtype="int16")[0]
-        np.testing.assert_allclose(played, whole, atol=1)  # all of the context, as it is shorter than 2 s
+        assert_plays(played, whole)  # all of the context, as it is shorter than 2 s
         assert f"Seed {4 + number}, {name}; it begins at 1.00 s" in page.text
     head, *rows = page.rows
     assert head[1:] == ["Candidate 1", "Candidate 2", "Candidate 3", "Truth through the codec", "Copy of the input"]

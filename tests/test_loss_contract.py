@@ -26,6 +26,8 @@ ONE_SIZE: dict[str, dict[str, object]] = {
     "spectral_optimal_transport": {"fft_sizes": (512,), "hop_lengths": (128,)},
     **dict.fromkeys(("audible_energy", "spectral_energy", "loudness", "complex_stft"), {"n_ffts": (512,)}),
 }
+# One draws its sizes, the others are networks and recursive filters, which the compiler would unroll step by step.
+LEFT_EAGER = ("random_resolution_stft", "pesq", "embedding")
 HARD = ("silence", "same", "to silence", "from silence", "DC", "to DC", "clipping", "impulse", "to impulse")
 
 
@@ -124,6 +126,35 @@ def test_bfloat16_under_autocast_is_near_float32(name: str) -> None:
     assert full.tolist() == pytest.approx(expected.tolist(), rel=2e-2)
 
 
+def test_second_derivatives_and_the_transforms_of_torch_func(name: str) -> None:
+    if name in SAME_CODE or name in LEFT_EAGER:
+        pytest.skip("the code of another loss, or not a pure function of torch's operations")
+    prediction, target = (signal.double() for signal in noise(shape_for(name, 2), 13))
+    loss = loss_named(name, **ONE_SIZE.get(name, {})).double()
+
+    def total(signal: Tensor) -> Tensor:
+        value: Tensor = loss(signal, target).sum()
+        return value
+
+    values, gradient = value_and_gradient(loss, prediction, target)
+    direction = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction /= direction.norm()
+    signal = prediction.clone().requires_grad_()
+    (again,) = torch.autograd.grad(loss(signal, target).sum(), signal, create_graph=True)
+    assert (again - gradient).norm() <= 1e-10 * gradient.norm()
+    (curvature,) = torch.autograd.grad((again * direction).sum(), signal)
+    step = 1e-6
+    above, below = (value_and_gradient(loss, prediction + sign * step * direction, target)[1] for sign in (1, -1))
+    difference = (above - below) / (2 * step)
+    assert (curvature - difference).norm() <= 1e-3 * difference.norm()
+
+    assert (torch.func.grad(total)(prediction) - gradient).norm() <= 1e-10 * gradient.norm()
+    value, slope = torch.func.jvp(total, (prediction,), (direction,))[:2]
+    assert torch.allclose(value, values.sum()) and torch.allclose(slope, (gradient * direction).sum(), rtol=1e-8)
+    each = torch.func.vmap(lambda one, other: loss(one[None], other[None])[0])(prediction, target)
+    assert torch.allclose(each, values)
+
+
 @pytest.mark.slow
 def test_compiled_equals_eager(name: str) -> None:
     if name in SAME_CODE:
@@ -131,7 +162,8 @@ def test_compiled_equals_eager(name: str) -> None:
     prediction, target = noise(shape_for(name, 2), 7)
     torch._dynamo.reset()
     eager, compiled = (loss_named(name, **ONE_SIZE.get(name, {})) for _ in range(2))  # they may draw random numbers
-    values, gradient = value_and_gradient(torch.compile(compiled, backend="eager"), prediction, target)
+    module = torch.compile(compiled, backend="aot_eager", fullgraph=name not in LEFT_EAGER)
+    values, gradient = value_and_gradient(module, prediction, target)
     expected, reference = value_and_gradient(eager, prediction, target)
     assert torch.allclose(values, expected, rtol=1e-6)
     assert (gradient - reference).norm() <= 1e-5 * reference.norm()

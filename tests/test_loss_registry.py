@@ -104,9 +104,9 @@ def test_what_cannot_be_registered_is_refused_with_the_reason() -> None:
 
 def test_settings_that_a_loss_does_not_take_are_refused_when_it_is_made() -> None:
     with pytest.raises(TypeError, match="n_mel"):
-        losses.MelLoss(RATE, n_mel=40)
+        losses.MelLoss(RATE, n_mel=40)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="sample_rate"):
-        losses.MelLoss()
+        losses.MelLoss()  # type: ignore[call-arg]
     assert torch.equal(
         losses.MelLoss(RATE, 512)(*noise((1, 1, 900), 1)), losses.MelLoss(RATE, n_fft=512)(*noise((1, 1, 900), 1))
     )
@@ -133,7 +133,7 @@ sys.path.insert(0, sys.argv[2])
 sys.exit(pytest.main(["-q", "-p", "my_loss", "tests/test_loss_contract.py", "-k", "median_error"]))
 """
     result = run_program(program, ROOT, example.parent)
-    assert result.returncode == 0 and re.search(r"\b1\d passed", result.stdout), result.stdout
+    assert result.returncode == 0 and re.search(r"\b[12]\d passed", result.stdout), result.stdout
 
 
 def test_a_module_is_a_plugin_too(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:

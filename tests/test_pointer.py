@@ -169,6 +169,7 @@ def test_a_silent_context_is_continued_with_silence(codec: Codec) -> None:
 
 
 def test_excerpts_are_joined_by_a_fade_that_keeps_the_level(codec: Codec) -> None:
+    fade = 8  # frames: a tenth of a second
     same, centre = torch.randn(2, D, 3), torch.zeros(2, D, 1)
     torch.testing.assert_close(crossfade(same, same, centre), same)
     old, new = torch.randn(1, 1000, 3), torch.randn(1, 1000, 3)
@@ -184,11 +185,11 @@ def test_excerpts_are_joined_by_a_fade_that_keeps_the_level(codec: Codec) -> Non
     second = prior.frames(SIZE, SIZE, torch.cat([history, first], -1))
     for row in range(10):
         begin = int(prior.end[row]) - SIZE
-        assert torch.equal(second[row, :, 3:], context[0, :, begin + 3 : begin + SIZE])
-        if end[row] <= FRAMES - 3:
-            old = context[..., end[row] : end[row] + 3]
-            expected = crossfade(old, context[..., begin : begin + 3], context.mean(-1, keepdim=True))
-            torch.testing.assert_close(second[row, :, :3], expected[0])
+        assert torch.equal(second[row, :, fade:], context[0, :, begin + fade : begin + SIZE])
+        if end[row] <= FRAMES - fade:
+            old = context[..., end[row] : end[row] + fade]
+            expected = crossfade(old, context[..., begin : begin + fade], context.mean(-1, keepdim=True))
+            torch.testing.assert_close(second[row, :, :fade], expected[0])
 
 
 def test_the_pointer_is_part_of_a_model_with_this_prior_only(codec: Codec) -> None:

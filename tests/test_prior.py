@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encore.models.priors import Context, FrameOrder, Replay, draw_lags, lag_probs, replay
+from encore.models.priors import Context, FrameOrder, Replay, draw_lags, lag_probs, preceding, replay
 
 
 def test_what_precedes_a_guess_is_where_it_was_taken_from() -> None:
@@ -13,10 +13,12 @@ def test_what_precedes_a_guess_is_where_it_was_taken_from() -> None:
     given = Context(context, None, lambda: context)  # type: ignore[arg-type]
     prior = Replay(given, torch.tensor([5, 18, 20]))
     assert prior.frames(0, 2, context)[:, 0].tolist() == [[15, 16], [2, 3], [0, 1]]
-    assert prior.lead_in(2)[:, 0].tolist() == [[13, 14], [0, 1], [2, 1]]
+    begin = torch.tensor([15, 2, 0])
+    assert prior.taken is not None and prior.taken[:, 0].tolist() == begin.tolist()
+    assert preceding(begin, 2, 20).tolist() == [[13, 14], [0, 1], [2, 1]]
     # Before the context's first frame it is mirrored.
-    assert prior.lead_in(4)[:, 0].tolist() == [[11, 12, 13, 14], [2, 1, 0, 1], [4, 3, 2, 1]]
-    assert prior.lead_in(20)[2, 0].tolist() == [19, *range(19, 0, -1)]
+    assert preceding(begin, 4, 20).tolist() == [[11, 12, 13, 14], [2, 1, 0, 1], [4, 3, 2, 1]]
+    assert preceding(begin, 20, 20)[2].tolist() == [19, *range(19, 0, -1)]
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 1000])

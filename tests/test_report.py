@@ -153,7 +153,7 @@ def test_finite_values_of_the_model_are_tracked(results: Results) -> None:
 def test_no_number_and_no_name_is_cut(results: Results, width: int) -> None:
     results.values["a_system_with_a_long_name"] = dict(results.values["a"])
     text = io.StringIO()
-    print_tables(results, Console(file=text, width=width, highlight=False))
+    print_tables(results, Console(file=text, width=width, highlight=False, force_terminal=True, color_system=None))
     shown = text.getvalue()
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown

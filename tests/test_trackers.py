@@ -31,10 +31,10 @@ from encore.tracking.groups import first_screen, grouped
         ({"unity_test": True}, "unity test"),
         ({"shuffle_targets": True, "num_workers": 9}, "shuffled targets, energy"),
         ({"objective": "regression", "loss_weight_mel": 0.5, "lr": 1e-3}, "regression, mel 0.5, lr 0.001"),
-        ({"checkpoint_dir": "runs/wide", "d_model": 1024, "prior": "none"}, "wide: energy, prior none, d_model 1024"),
+        ({"checkpoint_dir": "runs/wide", "d_model": 1024, "prior": "none"}, "wide: energy, d_model 1024, prior none"),
         (
             {"loss_weight_mel": 1, "clip_norm": 0.5, "weight_decay": 0.5, "dropout": 0.0, "nhead": 4, "ema_decay": 0.9},
-            "energy, mel 1, weight_decay 0.5, clip_norm 0.5, ema_decay 0.9 +2",
+            "energy, mel 1, nhead 4, dropout 0, weight_decay 0.5 +2",
         ),
         ({"run_name": "mine", "lr": 1e-3}, "mine"),
     ],
@@ -121,7 +121,9 @@ def test_tensorboard_has_one_row_for_each_epoch_and_examples(tmp_path: Path) -> 
     found.Reload()
     rows = {tag: [(row.step, row.value) for row in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
     assert rows["loss/val"] == [(1, 2.0), (2, 1.0), (3, 0.0)]
-    assert rows["baseline/prior_loss"] == [(0, 4.0)] and len(rows["run/learning_rate"]) == 3
+    assert rows.keys() == {"loss/val", "run/learning_rate"} and len(rows["run/learning_rate"]) == 3
+    (baseline,) = found.Tensors("baseline/prior/text_summary")
+    assert b"| baseline/prior_loss | 4.0 |" in baseline.tensor_proto.string_val[0]
     (audio,) = found.Audio("examples/prediction")
     (picture,) = found.Images("examples/spectrograms")
     assert (audio.step, audio.sample_rate, audio.length_frames) == (2, 24000.0, 240)

@@ -56,6 +56,9 @@ def test_the_log_of_energy_has_the_replay_baseline_and_what_has_no_repulsion_ter
     assert re.search(r"^Prior alone: +\d+\.\d{4} \(rms_in: .*, mel: .*\)$", log, re.MULTILINE)
     assert "Without a repulsion term, as they are no distances: spectral\n" in log
     assert log.count("  Val Loss:   ") == 4
+    assert re.search(
+        r"^best validation loss .*\n.* (its|the) prior alone.*\n(.*\n)?next: python evaluate.py --ch", log, re.M
+    )
 
 
 @pytest.mark.slow
@@ -199,7 +202,7 @@ def test_a_signal_in_the_last_step_of_a_run_does_not_leave_out_its_validation(
     flags = (*train_flags, "--objective", "regression", "--grad_accumulation", 2, "--max_steps", 5)
     result = call_command("train_worker.py", *flags, "--tracker", "stopping", "--experiment", "last_step", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert re.search(r"Epoch 3/\d+:\n.*\n  Val Loss: .*\n.*\nbest validation loss", result.stdout)
+    assert re.search(r"Epoch 3/\d+:\n.*\n  Val Loss: .*\n.*\n.*\nbest validation loss", result.stdout)
     assert read(tmp_path / "checkpoints" / "last.pt")["progress"]["step"] == 5
 
 
@@ -297,6 +300,7 @@ def test_unity_reaches_the_codecs_floor(tmp_path: Path, call_command: Command, t
     assert metrics["floor_rms_target"] == [floor]
     assert rms[-1] < 1.1 * floor, (rms, floor)  # below it, even: what a model can do about the codec's errors
     assert rms[0] > 2 * rms[-1]
+    assert re.search(r"Unity test: reached the codec's floor: \S+ against \S+, passed\.$", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def results(scores: dict[str, list[float]] | None, model: dict[str, Interval]) -
         (Interval(-0.012, -0.031, 0.007), "−1% ± 2"),
         (Interval(0.0, 0.0, 0.0), "0% ± 0"),
         (Interval(0.5, None, None), "50%"),
+        (Interval(1e-6, -1e-6, 3e-6), "less than 0.01%"),
         (Interval(0.0213, 0.0211, 0.0215), "2.13% ± 0.02"),
     ],
 )
@@ -117,7 +118,7 @@ def test_the_best_run_is_found_on_the_same_pairs_and_starred_where_intervals_lie
     found = compare({"a": run(0.05, 0.1, 1.1), "b": run(0.2, 0.1, 1.0)}, {"a": 1.0, "b": 1.0}, {})
     assert ablation_verdict.sentences(found) == [
         "The best run is b, by 9% ± 0 ahead of a on the same pairs.",
-        "Better than replaying the input (log-mel): 1. b 20% ± 10, 2. a 5% ± 10.",
+        "Gain over replaying the input (log-mel): 1. b 20% ± 10, 2. a 5% ± 10.",
     ]
     skill = found.metrics[0]
     assert found.best(skill) == set()  # the intervals in the table overlap
@@ -130,7 +131,7 @@ def test_equal_runs_silence_and_failures_have_no_best() -> None:
     found = compare(evaluations, dict.fromkeys([*evaluations, "broken"], 1.0), {"broken": "it broke"})
     assert ablation_verdict.sentences(found) == [
         "No best run: no difference found between any of the runs.",
-        "Better than replaying the input (log-mel): 1. a 20% ± 10, 2. b 20% ± 10.",
+        "Gain over replaying the input (log-mel): 1. a 20% ± 10, 2. b 20% ± 10.",
         "Not ranked: quiet gives silence, −61.0 dB ± 0.1 from the level of music.",
         "Not ranked: broken failed.",
     ]

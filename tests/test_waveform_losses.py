@@ -92,6 +92,26 @@ def test_ratios_are_minus_those_of_auraloss_and_torchmetrics(shape: tuple[int, .
             assert_same(loss, lambda p, t, metric=metric: -metric(p, t, zero_mean=zero_mean), prediction, target)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), AURALOSS[:2])
+def test_ratios_of_energies_are_the_published_ones_however_large(ours: base.Function, theirs: nn.Module) -> None:
+    prediction, target = signals(17)
+    loud, quiet = 30 * prediction + 1, torch.cat([target[:1], 1e-3 * target[1:]])
+    for pair in ((loud, target), (prediction, quiet)):
+        assert ours(*pair).max() > 20
+        assert_same(ours, theirs, *pair)
+        assert_same(losses.ESRLoss() if ours is waveform.esr else losses.DCLoss(), theirs, *pair)
+        assert (partial(ours, **{"bounded": True})(*pair) < ours(*pair)).any()
+
+
+def test_rms_of_ten_minutes_is_exact_in_float32() -> None:
+    prediction, target = (signal.repeat(1, 1, 600) for signal in signals(18, (1, 1, 24077)))
+    expected = (prediction.double() - target.double()).square().mean().sqrt().item()
+    assert waveform.rms(prediction, target).item() == pytest.approx(expected, rel=1e-6)
+    values, gradient = value_and_gradient(waveform.rms, prediction[..., :500_000], target[..., :500_000])
+    error = (prediction - target)[..., :500_000]
+    assert torch.allclose(gradient, error / (500_000 * values), rtol=1e-5)
+
+
 def test_log_cosh_equals_auraloss_for_other_a() -> None:
     for a in (0.5, 5.0):
         prediction, target = signals(3, dtype=torch.float64)

@@ -111,7 +111,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for name, reason in comparison.failures.items():
         console.print(f"{name}: {reason}", style="red", markup=False, soft_wrap=True)
     for warning in comparison.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=not console.is_terminal)
 
 
 def _finite(values: Values) -> dict[str, Interval]:

@@ -181,9 +181,12 @@ class AblationRunner:
         self.runs = runs
         self.evaluation_flags, self.parallel, self.log = list(evaluation_flags), parallel, log
         self.children = ChildProcesses()
+        self.started, self.done, self.tasks = time.monotonic(), 0, 0  # of this call
 
     def run(self) -> int:
         """Completes every run; if one fails, the others continue. Returns the signal that stopped them, or 0."""
+        self.started = time.monotonic()
+        self.tasks = sum(2 if not run.state.trained else not self._is_evaluated(run) for run in self.runs)
         with self.children, ThreadPoolExecutor(self.parallel) as pool:
             for done in [pool.submit(self._complete, run) for run in self.runs]:
                 done.result()
@@ -196,12 +199,14 @@ class AblationRunner:
             run.state.seconds += time.monotonic() - start
             run.state.evaluated_with = None
             run.save()
-        evaluated = run.state.evaluated_with == self.evaluation_flags and run.evaluation_file.is_file()
-        if run.state.trained and not evaluated:
+        if run.state.trained and not self._is_evaluated(run):
             run.evaluation_file.unlink(missing_ok=True)
             if self._execute(run, "evaluation", EVALUATE, self._evaluation_argv(run)):
                 run.state.evaluated_with = self.evaluation_flags
                 run.save()
+
+    def _is_evaluated(self, run: AblationRun) -> bool:
+        return run.state.evaluated_with == self.evaluation_flags and run.evaluation_file.is_file()
 
     def _evaluation_argv(self, run: AblationRun) -> list[str]:
         config = run.config
@@ -226,10 +231,14 @@ class AblationRunner:
         self.log(f"{run.name}: {task} starts, output in {output}")
         status = self.children.run([sys.executable, "-m", module, *argv], output, self._environment(run))
         if status == 0:
-            self.log(f"{run.name}: {task} done in {duration(time.monotonic() - start)}")
+            self.done += 1
+            left = (time.monotonic() - self.started) / self.done * (self.tasks - self.done)
+            end = f"; all will be done in about {duration(left)}" if self.done < self.tasks else ""
+            self.log(f"{run.name}: {task} done in {duration(time.monotonic() - start)}{end}")
         elif self.children.stopped_by:
             self.log(f"{run.name}: {task} stopped")
         else:
+            self.tasks -= 2 if task == "training" else 1
             run.failure = f"{task} ended with status {status}: {last_error(output)}"
             self.log(f"{run.name}: {run.failure}")
         return status == 0

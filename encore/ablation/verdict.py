@@ -22,7 +22,7 @@ def sentences(comparison: Comparison) -> list[str]:
     found = [_best(comparison, order)] if len(order) > 1 else []
     if order:
         places = [f"{n}. {name} {percent(comparison.runs[name][RANKED_BY])}" for n, name in enumerate(order, 1)]
-        found.append(f"Better than replaying the input ({MEASURE}): {', '.join(places)}.")
+        found.append(f"Gain over replaying the input ({MEASURE}): {', '.join(places)}.")
     found += [
         sentence(f"not ranked: {name} gives silence, {quantity(values[LEVEL], ' dB')} from the level of music")
         for name, values in comparison.runs.items()

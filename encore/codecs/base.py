@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from encore.codecs.bands import BANDS, equalize
+from encore.codecs.bands import equalize
 from encore.registry import CODECS
 
 register_codec = CODECS.register
@@ -53,17 +53,21 @@ class Codec(nn.Module):
         """Latents `[B, D, T]` to audio `[B, C, T * hop_length]`, with gradient."""
         raise NotImplementedError(f"{type(self).__name__} has no method decode")
 
-    def render(self, frames: Tensor) -> Tensor:
+    def render(self, frames: Tensor, details: Tensor | None = None) -> Tensor:
         """Audio `[B, C, T * hop_length]` of latents `[B, D, T]`, or of latents and gains `[B, D + BANDS, T]`.
 
         The gains, in nepers, change the levels of bands in the decoded audio; see `encore.codecs.bands.equalize`. If
         all are 0, it is exactly the decoded audio.
+
+        Args:
+            frames: latents, and gains.
+            details: audio that is added to what is decoded, before the gains.
         """
-        if frames.shape[1] == self.latent_dim:
-            return self.decode(frames)
-        latents, gains = frames.split([self.latent_dim, BANDS], 1)
+        latents, gains = frames.split([self.latent_dim, frames.shape[1] - self.latent_dim], 1)
         audio = self.decode(latents)
-        if not (gains.requires_grad or gains.any()):
+        if details is not None:
+            audio = audio + details
+        if not gains.shape[1] or not (gains.requires_grad or gains.any()):
             return audio
         return equalize(audio, gains, self.sample_rate, self.hop_length)
 

@@ -144,7 +144,7 @@ def report(plan: Plan, runs: Sequence[AblationRun], tracked: NestedRuns, output:
     print_verdict(sentences(comparison), console)
     console.print(f"listen: {page}", markup=False, soft_wrap=True)
     failed = [str(run.state.run_id) for run in runs if run.failure is not None]
-    tracked.close("FAILED" if failed else "FINISHED", failed, [page, data])
+    tracked.close("FAILED" if failed else "FINISHED", failed, [page, data], sentences(comparison))
 
 
 app = cli.new_app()

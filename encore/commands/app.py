@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from encore.commands.demo import PRETRAINED_TEMPERATURE
 from encore.config import cli
 from encore.config.knobs import knob, problems_of
 from encore.config.schema import PRECISIONS
 from encore.errors import EncoreError
+from encore.models.model_folder import PRETRAINED, is_model
 from encore.models.precision import AUTO
 
 if TYPE_CHECKING:
@@ -30,10 +32,14 @@ NO_NETWORK = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # rea
 
 @dataclass(frozen=True)
 class AppConfig:
-    """All settings of the interactive page. `checkpoint` has no default: `check` refuses None."""
+    """All settings of the interactive page."""
 
-    checkpoint: Path | None = knob(None, "checkpoint of a training run", common=True)
-    against: Path | None = knob(None, "second checkpoint, whose continuations stand beside the first's", common=True)
+    checkpoint: Path | None = knob(
+        None,
+        "checkpoint of a training run, or a folder that encore export wrote; default: the model that Encore comes with",
+        common=True,
+    )
+    against: Path | None = knob(None, "another one, whose continuations stand beside the first's", common=True)
     port: int = knob(7860, "port on this machine; 0: any free one", minimum=0, maximum=65535, common=True)
     max_megabytes: int = knob(200, "largest file that can be dropped, in MB", minimum=1, maximum=10_000, common=True)
     max_minutes: float = knob(30.0, "longest song, in minutes", minimum=0.1, maximum=1440.0, common=True)
@@ -46,19 +52,17 @@ class AppConfig:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """The checkpoints, by the flags that name them."""
-        given = {"checkpoint": self.checkpoint, "against": self.against}
-        return {flag: path for flag, path in given.items() if path is not None}
+        """The models, by the flags that name them."""
+        models = {"checkpoint": self.checkpoint or PRETRAINED}
+        return models if self.against is None else {**models, "against": self.against}
 
     def check(self) -> None:
         """Raises EncoreError with everything that is wrong with the settings, one line each."""
         problems = [
             f"--{flag} {path}: no such file; training writes CHECKPOINT_DIR/best_model.pt"
             for flag, path in self.paths.items()
-            if not path.is_file()
+            if not is_model(path)
         ]
-        if self.checkpoint is None:
-            problems.append("--checkpoint: missing; name a checkpoint, such as CHECKPOINT_DIR/best_model.pt of a run")
         if importlib.util.find_spec("gradio") is None:
             problems.append(
                 "encore app needs Gradio: pip install 'encore[app]', or pip install -r requirements-app.txt"
@@ -81,9 +85,10 @@ def main(config: AppConfig) -> None:
 
     models = load_models(config)
     limits = Limits(config.max_minutes, config.max_seconds)
+    temperature = 1.0 if config.checkpoint else PRETRAINED_TEMPERATURE
     with tempfile.TemporaryDirectory(prefix="encore_app_") as folder, listening(config.port) as listener:
         os.environ["GRADIO_TEMP_DIR"] = folder  # where it keeps what is dropped
-        application = application_of(models, limits, config.max_megabytes)
+        application = application_of(models, limits, config.max_megabytes, temperature)
         console.print(f"open http://{HOST}:{listener.getsockname()[1]} in a browser; Ctrl-C ends it", soft_wrap=True)
         serve(application, listener)
 
@@ -98,7 +103,7 @@ def load_models(config: AppConfig) -> dict[str, Generator]:
 
     device, models = choose_device(config.device), {}
     for flag, path in config.paths.items():
-        name = "/".join(path.resolve().parts[-2:])
+        name = "the model that Encore comes with" if path == PRETRAINED else "/".join(path.resolve().parts[-2:])
         name = name if name not in models else f"{name} (--{flag})"
         models[name] = load_generator(path, device, config.codec_repository, config.precision)
     return models
@@ -120,8 +125,10 @@ def listening(port: int) -> socket.socket:
     return listener
 
 
-def application_of(models: dict[str, Generator], limits: Limits, max_megabytes: int) -> ASGIApp:
-    """The server's application: the page, and the sounds that it plays."""
+def application_of(
+    models: dict[str, Generator], limits: Limits, max_megabytes: int, temperature: float = 1.0
+) -> ASGIApp:
+    """The server's application: the page, on which `temperature` is set at first, and the sounds that it plays."""
     import gradio as gr
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -135,7 +142,7 @@ def application_of(models: dict[str, Generator], limits: Limits, max_megabytes: 
     server.add_api_route("/live/{name}.wav", store.respond)
     return gr.mount_gradio_app(
         server,
-        build(models, limits, store),
+        build(models, limits, store, temperature),
         path="/",
         server_name=HOST,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -12,6 +13,7 @@ from encore.config import cli
 from encore.config.schema import latents_of
 from encore.data import find_pairs
 from encore.data.pairs import TEST
+from encore.data.songs import is_songs, pairs_of_songs
 from encore.errors import EncoreError, make_folder
 from encore.evaluation.baselines import check_comparable
 from encore.evaluation.config import EvalConfig
@@ -37,7 +39,7 @@ def main(config: EvalConfig) -> None:
     run = None
     if config.mlflow_uri is not None:
         run = open_run(config.mlflow_uri, config.experiment, config.run_id, model.progress.get("run_id"))
-    with timed(console, "finding and encoding the pairs"):
+    with timed(console, what := "finding and encoding the pairs"), console.status(what):
         data = open_data(config, model, device)
     results, samples = Evaluator(model, data, config, console, others, embeddings).run()
     write_json(results, config.output / "evaluation.json")
@@ -47,7 +49,7 @@ def main(config: EvalConfig) -> None:
     print_verdict(sentences(results), tables)
     console.print(f"listen and compare: {config.output / 'index.html'}", soft_wrap=True, markup=False)
     if run is not None:
-        log_evaluation(run, results.tracked(), config.output, model.progress.get("step", 0))
+        log_evaluation(run, results.tracked(), config.output, model.progress.get("step", 0), sentences(results))
         console.print(f"logged to run {run.run_id}", markup=False)
 
 
@@ -70,8 +72,12 @@ def open_data(config: EvalConfig, model: Generator, device: torch.device) -> Eva
         EncoreError: there are no pairs that can be used, or none of --split.
     """
     dataset_format = config.dataset_format or model.config.data.dataset_format
-    cache_dir = config.cache_dir or latents_of(config.dataset_folder)
-    pairs = find_pairs(config.dataset_folder, model.codec.sample_rate, dataset_format, cache_dir)
+    folder = config.dataset_folder
+    if dataset_format == "pairs" and is_songs(folder):
+        rate, channels = model.codec.sample_rate, model.codec.channels
+        folder = pairs_of_songs(folder, config.cache_dir, rate, channels, partial(print, file=sys.stderr))
+    cache_dir = config.cache_dir or latents_of(folder)
+    pairs = find_pairs(folder, model.codec.sample_rate, dataset_format, cache_dir)
     split = config.split or (TEST if len(pairs.get(TEST, ())) else VAL)
     if not len(pairs.get(split, ())):
         raise EncoreError(f"--split {split}: {config.dataset_folder} has no pairs for {split}; use --split {VAL}")

@@ -100,6 +100,9 @@ def print_report(report: PrepareReport, output: Path, console: Console) -> None:
     silent = sum(source.silent for source in originals)
     if silent:
         console.print(f"Pairs dropped as silent (--min_rms): {silent}")
+    gains = [source.gain_db for source in originals if source.gain_db]
+    if gains:
+        console.print(f"Files brought to one loudness (--loudness_lufs), by {min(gains):+.1f} to {max(gains):+.1f} dB")
     attenuated = [source for source in originals if source.scale < 1]
     if attenuated:
         console.print(f"Files attenuated, because their peaks would have clipped: {len(attenuated)}")

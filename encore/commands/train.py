@@ -8,6 +8,7 @@ import encore.codecs
 import encore.data
 import encore.models.pointer_prior
 import encore.tracking  # noqa: F401
+from encore.commands.songs import with_pairs
 from encore.config import cli
 from encore.config.checks import validate
 from encore.config.schema import TrainConfig
@@ -20,6 +21,7 @@ def train(config: TrainConfig) -> None:
     """Train a transformer to continue music, with a weighted sum of losses on the decoded audio."""
     config = config.resolved()
     validate(config)
+    config = with_pairs(config)
     ranks_here(config)
     sys.exit(launch(config))
 

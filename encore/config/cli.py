@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from encore.config.components import WEIGHT
 from encore.config.files import read_flags
@@ -22,11 +24,32 @@ from encore.registry import load_plugins
 from encore.startup import started
 
 USER_ERROR = 2
+PANELS = 80  # columns of a terminal that Typer's panels need, for the longest names and values
 # Of commands that do not keep it in their configuration; `run` loads the plugins of all commands.
 PLUGINS = Knob(
     "plugins", str, "", "modules or files of your own that register building blocks: a,b.py", "Options", common=True
 )
 C = TypeVar("C")
+
+
+class HelpfulCommand(TyperCommand):
+    """A command whose help has every name in full: Typer's panels would cut them on a narrow terminal."""
+
+    def get_params(self, context: Any) -> list[Any]:
+        params = super().get_params(context)
+        for one in params:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""  # Typer would write a type, as if it had a value
+        return params
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        if shutil.get_terminal_size().columns >= PANELS:
+            super().format_help(context, formatter)
+            return
+        self.format_usage(context, formatter)
+        self.format_help_text(context, formatter)
+        write_flags(context, formatter)
+        self.format_epilog(context, formatter)
 
 
 class App(typer.Typer):
@@ -43,6 +66,7 @@ class App(typer.Typer):
         )
         self.build: Callable[[], None] = lambda: None
         self.switches: set[str] = set()  # flags that are true or false, for which no value means true
+        self.has_argument = False  # whether a word without a flag may follow a switch
 
 
 def new_app() -> App:
@@ -57,8 +81,9 @@ def add_command(app: App, config_class: type[C], main: Callable[[C], None]) -> N
 
     def build() -> None:
         app.registered_commands.clear()
-        app.command(epilog=_epilog(config_class))(_command(config_class, main))
+        app.command(cls=HelpfulCommand, epilog=_epilog(config_class))(_command(config_class, main))
         app.switches = {f"--{one.name}" for one in knobs_of(config_class) if one.kind is bool}
+        app.has_argument = any(one.argument for one in knobs_of(config_class))
 
     app.build = build
     build()
@@ -76,7 +101,7 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None, name: str | None = 
             load_plugins(plugins)
             if isinstance(app, App):
                 app.build()
-        app(_with_values(argv, app.switches) if isinstance(app, App) else argv, prog_name=name)
+        app(_with_values(argv, app) if isinstance(app, App) else argv, prog_name=name)
     except EncoreError as error:
         print_error(error)
         sys.exit(USER_ERROR)
@@ -127,13 +152,14 @@ def _plugins_of(argv: Sequence[str]) -> list[str]:
     return []
 
 
-def _with_values(argv: Sequence[str], switches: Collection[str]) -> list[str]:
-    """The arguments with `true` after each of the switches that has no value."""
+def _with_values(argv: Sequence[str], app: App) -> list[str]:
+    """The arguments with `true` after each of the app's switches that has no value."""
     complete = []
     for argument, following in zip(argv, [*argv[1:], "--"], strict=False):
         complete.append(argument)
         name = "--" + argument[2:].replace("-", "_")
-        if argument.startswith("--") and name in switches and following.startswith("-"):
+        bare = following.startswith("-") or (app.has_argument and following.lower() not in ("true", "false"))
+        if argument.startswith("--") and name in app.switches and bare:
             complete.append("true")
     return complete
 
@@ -151,7 +177,8 @@ def _command(config_class: type[C], main: Callable[[C], None]) -> Callable[..., 
     annotations["help_all"] = Annotated[
         bool, typer.Option("--help_all", help="Show all flags and exit.", is_eager=True, callback=_help_all)
     ]
-    command.__doc__ = main.__doc__
+    # Typer keeps single line breaks of all paragraphs but the first.
+    command.__doc__ = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(main.__doc__ or "").split("\n\n"))
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
@@ -215,21 +242,28 @@ def _help_all(context: typer.Context, value: bool) -> None:
     """Prints all flags as plain text, because Typer's panels cut long names on a narrow terminal."""
     if not value:
         return
-    panels: dict[str, list[tuple[str, str]]] = {}
     for parameter in context.command.params:
         parameter.hidden = False  # type: ignore[attr-defined]
-        is_argument = parameter.param_type_name == "argument"
-        name = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
-        panels.setdefault(name, []).append(parameter.get_help_record(context) or ("", ""))
     formatter = context.make_formatter()
     context.command.format_usage(context, formatter)
-    for name, records in panels.items():
-        with formatter.section(name):
-            formatter.write_dl(records)
+    write_flags(context, formatter)
     typer.echo(formatter.getvalue().rstrip())
     raise typer.Exit()
 
 
+def write_flags(context: Any, formatter: Any) -> None:
+    """The flags that are not hidden, in their groups, as plain text."""
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for parameter in context.command.get_params(context):
+        is_argument = parameter.param_type_name == "argument"
+        name = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
+        if (record := parameter.get_help_record(context)) is not None:
+            panels.setdefault(name, []).append(record)
+    for name, records in panels.items():
+        with formatter.section(name):
+            formatter.write_dl(records)
+
+
 def _epilog(config_class: type) -> str | None:
     hidden = sum(not (one.common or one.argument) for one in knobs_of(config_class))
-    return f"{hidden} more flags: --help_all" if hidden else None
+    return f"{hidden} more flag{'s' * (hidden > 1)}: --help_all" if hidden else None

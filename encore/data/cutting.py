@@ -24,6 +24,7 @@ from torch import Tensor
 from encore.audio import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, SHORTEST_SECONDS, read_audio, write_wav
 from encore.config.knobs import MAX_SECONDS, MAX_SEED, knob
 from encore.data.augmentation import Alteration, alter
+from encore.data.loudness import integrated_loudness
 from encore.data.shards import as_flac
 from encore.errors import EncoreError
 from encore.json_files import write_json
@@ -69,6 +70,13 @@ class SegmentConfig:
         common=True,
     )
     augment: int = knob(0, "altered copies of each training file to cut as well", minimum=0, maximum=10000, common=True)
+    loudness_lufs: float | None = knob(
+        None,
+        "loudness that every file is brought to, in LUFS (BS.1770), e.g. -16; default: each keeps its own",
+        minimum=-70,
+        maximum=0,
+        common=True,
+    )
     seed: int = knob(
         0,
         "seed of the choice of files for val and test, and of what is altered",
@@ -146,6 +154,7 @@ class Source:
         starts: first samples of its pairs' inputs.
         silent: number of pairs dropped as silent.
         scale: gain that keeps it from clipping, at most 1.
+        gain_db: gain that brings it to --loudness_lufs.
         altered: what was done to it; empty: nothing.
     """
 
@@ -156,6 +165,7 @@ class Source:
     starts: tuple[int, ...] = ()
     silent: int = 0
     scale: float = 1.0
+    gain_db: float = 0.0
     altered: str = ""
 
     def copy_of(self, original: str) -> Source:
@@ -171,14 +181,15 @@ class Source:
 def cut(job: Cut, config: SegmentConfig) -> tuple[Source, Tensor]:
     """Reads a file and finds its pairs; the audio is `[C, N]`.
 
+    With `loudness_lufs` a file is brought to that loudness as a whole, before it is altered; silence stays as it is.
     A file whose peak is above full scale after resampling is attenuated as a whole, so that nothing clips. A file that
     cannot be read gives a `Source` with its problem.
     """
     none, name = torch.zeros(0), job.name
     try:
-        audio = read_audio(job.path, config.sample_rate, config.channels)
+        audio, gain_db = read_levelled(job.path, config)
         if job.alteration is not None:
-            other = None if job.other is None else read_audio(job.other, config.sample_rate, config.channels)
+            other = None if job.other is None else read_levelled(job.other, config)[0]
             audio = alter(audio, config.sample_rate, job.alteration, other)
     except EncoreError as error:
         return Source(name, str(error).removeprefix(f"{job.path}: "), unreadable=True), none
@@ -199,7 +210,20 @@ def cut(job: Cut, config: SegmentConfig) -> tuple[Source, Tensor]:
     if not starts:
         problem = f"every pair has a segment below --min_rms {config.min_rms:g}"
         return Source(name, problem, silent=silent, altered=altered), none
-    return Source(name, content=content, starts=starts, silent=silent, scale=scale, altered=altered), audio
+    return Source(name, "", False, content, starts, silent, scale, gain_db, altered), audio
+
+
+def read_levelled(path: Path, config: SegmentConfig) -> tuple[Tensor, float]:
+    """The audio of a file `[C, N]` at the loudness of `config`, and the gain in dB that this took.
+
+    Raises:
+        EncoreError: it cannot be read.
+    """
+    audio = read_audio(path, config.sample_rate, config.channels)
+    if config.loudness_lufs is None:
+        return audio, 0.0
+    gain_db = config.loudness_lufs - integrated_loudness(audio, config.sample_rate)
+    return (audio * 10 ** (gain_db / 20), gain_db) if math.isfinite(gain_db) else (audio, 0.0)
 
 
 def pair(audio: Tensor, start: int, config: SegmentConfig) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ def compose(seconds: float, rng: Generator) -> Samples:
 app = cli.new_app()
 
 
-@app.command()
+@app.command(cls=cli.HelpfulCommand)
 def write(
     folder: Annotated[Path, typer.Argument(help="Folder for the files; created if it does not exist.")],
     files: Annotated[int, typer.Option("--files", min=1, help="Number of pieces.")] = 12,

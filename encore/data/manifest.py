@@ -31,7 +31,7 @@ def find_listed(manifest: Path) -> dict[str, list[Pair]]:
     problems = []
     try:
         for line, row in reader(manifest):
-            problem = row if isinstance(row, str) else _problem(row)
+            problem = row if isinstance(row, str) else _problem(row, manifest.parent)
             if problem:
                 problems.append(f"{manifest}: line {line}: {problem}")
             elif not isinstance(row, str):
@@ -66,7 +66,7 @@ def _rows_of_csv(path: Path) -> Iterator[Row]:
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _rows_of_jsonl, ".csv": _rows_of_csv}
 
 
-def _problem(row: dict[str, Any]) -> str:
+def _problem(row: dict[str, Any], folder: Path) -> str:
     """What is wrong with a line; empty: nothing."""
     for column in (*REQUIRED, *OPTIONAL):
         value = row.get(column)
@@ -74,6 +74,8 @@ def _problem(row: dict[str, Any]) -> str:
             return f"column {column}: missing; every line needs {', '.join(REQUIRED)}"
         if value is not None and not isinstance(value, str):
             return f"column {column}: {value!r} is no text"
+        if column in ("input", "output") and not (folder / str(value)).is_file():
+            return f"column {column}: {folder / str(value)}: no such file"
     splits = (*SPLITS, TEST)
     return "" if row["split"] in splits else f"column split: {row['split']}: must be one of {', '.join(splits)}"
 

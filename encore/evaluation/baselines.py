@@ -19,7 +19,7 @@ from encore.evaluation.metrics.repetition import best_lag
 from encore.inference.continuation import Contexts, continue_latents, fade_frames, lead_frames
 from encore.models.generation import make_generators
 from encore.models.loading import Generator
-from encore.models.priors import crossfade, draw_lags, preceding, take
+from encore.models.priors import crossfade, draw_lags, preceding, replayed_frames, take
 from encore.models.priors import replay as repeat
 from encore.registry import PRIORS
 
@@ -118,11 +118,13 @@ def model_continuers(name: str, generator: Generator, temperature: float, own_co
 
     note = "A model that draws continuations." if generative else "A model that was trained by regression."
     own_prior = prior_name(name) if has_prior else None
-    made = [Continuer(name, note, make, not generative, long_form=True, reference=ceiling, prior=own_prior)]
+    # Excerpts are played with what the codec leaves out, so for the critic they go through the codec once more.
+    model = Continuer(name, note, make, not generative, True, recorded=has_prior, reference=ceiling, prior=own_prior)
+    made = [model]
     if own_prior is not None:
         note = f"The prior of {name} ({generator.generation.prior}) without the model, from the same seeds."
         alone = partial(make, prior_alone=True)
-        made.append(Continuer(own_prior, note, alone, deterministic=False, long_form=True, reference=ceiling))
+        made.append(replace(model, name=own_prior, note=note, make=alone, prior=None))
     if own_codec:
         note = f"The truth through the codec of {name}: the best that its latents allow."
         made.append(Continuer(ceiling, note, through_codec, reference=TRUTH))
@@ -153,8 +155,9 @@ class Baselines:
         other = [Continuer(OTHER_MUSIC, note, self.other_music, recorded=True)] if self.partners else []
         note = "The input's last bars, repeated at the lag of its best autocorrelation."
         loop = Continuer("loop", note, self.loop, long_form=True, recorded=True)
-        note = "The input's latents, repeated at a random lag."
-        replayed = Continuer("replay", note, self.replay, deterministic=False, long_form=True)
+        lead = fade_frames(self.codec) * self.codec.hop_length
+        note = "The input, played again from a random lag."
+        replayed = Continuer("replay", note, self.replay, deterministic=False, long_form=True, recorded=True, lead=lead)
         note = "Gaussian noise with the truth's spectrum and level."
         noise = Continuer("noise", note, self.noise, deterministic=False, recorded=True)
         note = "The input's latents in random pieces of a tenth of a second."
@@ -171,7 +174,6 @@ class Baselines:
             Continuer(CODEC, note, self.through_codec, reference=TRUTH),
             Continuer(TRUTH, "The music that really follows.", self.truth, recorded=True, reference=TRUTH),
         ]
-        lead = fade_frames(self.codec) * self.codec.hop_length
         return [one if one.recorded else replace(one, lead=lead) for one in made]
 
     def silence(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
@@ -202,17 +204,19 @@ class Baselines:
         return repeat(audio, lags, 0, frames * self.codec.hop_length)
 
     def replay(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:
-        length = batch.context.shape[-1]
+        length, hop = batch.context.shape[-1], self.codec.hop_length
         lags = torch.cat([draw_lags(1, length, torch.Generator().manual_seed(seed)) for seed in seeds])
-        context = batch.context.repeat_interleave(len(seeds) // len(batch), 0)
-        latents = repeat(context, lags.to(context.device), 0, frames)
-        return self.decode(context, latents, length - lags)
+        before = preceding(length - lags, fade_frames(self.codec), length)
+        index = torch.cat([before, replayed_frames(length, lags, 0, frames)], 1)
+        recorded = batch.input_audio[..., -length * hop :].unflatten(-1, (length, hop))
+        rows = torch.arange(len(seeds)) // (len(seeds) // len(batch))
+        return recorded[rows[:, None], :, index].transpose(1, 2).flatten(2)
 
     def decode(self, context: Tensor, latents: Tensor, begin: Tensor) -> Tensor:
-        """Audio of `latents`, which come from frames `begin [R]` of the context, joined as by `Sampler.lead_in`."""
+        """Audio of `latents`, and before it what lies before frames `begin [R]` of the context."""
         fade = fade_frames(self.codec)
         lead = lead_frames(self.codec, self.margin, context.shape[-1])
-        before = preceding(context, begin.to(context.device), lead)
+        before = take(context, preceding(begin.to(context.device), lead, context.shape[-1]))
         return self.codec.decode_continuation(before, latents, self.margin, fade)
 
     def other_music(self, batch: Batch, frames: int, seeds: Sequence[int]) -> Tensor:

@@ -23,7 +23,9 @@ class EvalConfig:
     """All settings of an evaluation. `checkpoint` and `dataset_folder` have no default: `check` refuses None."""
 
     checkpoint: Path = knob(None, "checkpoint of a training run, or a folder that encore export wrote", common=True)
-    dataset_folder: Path = knob(None, "folder with train/, val/ and perhaps test/ pairs", common=True)
+    dataset_folder: Path = knob(
+        None, "folder with train/, val/ and perhaps test/ pairs, manifest, or folder of songs", common=True
+    )
     dataset_format: str | None = knob(
         None, "how the pairs are stored there; default: as for training", choices=DATASETS
     )
@@ -92,9 +94,9 @@ class EvalConfig:
             if path is not None and not is_model(path)
         ]
         folder = self.dataset_folder
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not folder.exists():
             problems.append(
-                f"--dataset_folder {folder}: no such folder; python prepare_data.py MUSIC --output {folder}"
+                f"--dataset_folder {folder}: no such folder or manifest; python prepare_data.py MUSIC --output {folder}"
             )
         for flag, value in (("--checkpoint", self.checkpoint), ("--dataset_folder", folder)):
             if value is None:

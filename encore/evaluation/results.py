@@ -198,7 +198,7 @@ def print_tables(results: Results, console: Console) -> None:
             console.print(results.caption, markup=False)
             console.print()
     for warning in results.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=not console.is_terminal)
 
 
 def print_verdict(sentences: Sequence[str], console: Console) -> None:
@@ -270,7 +270,7 @@ def _column(results: Results, spec: MetricSpec, names: Sequence[str]) -> Column:
 
 def _cell(interval: Interval | None, best: bool) -> str:
     """A value with its interval: ± half of it, or where its sides differ, from which to which value."""
-    if interval is None:
+    if interval is None or not math.isfinite(interval.value):
         return ABSENT
     text = ("★ " if best else "") + format_value(interval.value)
     if interval.low is None or interval.high is None:

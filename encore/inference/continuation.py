@@ -12,6 +12,7 @@ from torch import Tensor
 from encore.codecs import Codec
 from encore.codecs.base import join
 from encore.errors import EncoreError
+from encore.inference.details import Details
 from encore.models.generation import Sampler, generate, generate_blocks, generate_prior, make_generators
 from encore.models.loading import Generator
 from encore.models.priors import Context, crossfade
@@ -92,8 +93,11 @@ def continue_latents(
     else:
         made = generate(generator.model, sampler, frames, generator.precision)
     codec, fade = generator.codec, fade_frames(generator.codec)
-    past = sampler.lead_in(lead_frames(codec, generator.margin, latents.shape[-1]))
-    return codec.decode_continuation(past, made, generator.margin, fade)
+    lead = lead_frames(codec, generator.margin, latents.shape[-1])
+    past, sources = sampler.lead_in(lead)
+    details = Details(codec, contexts.latents, lambda: contexts.audio, fade)
+    taken = torch.cat([sources, sampler.sources(frames)], -1)
+    return codec.render(join(past, made, fade), details.of(taken))[..., (lead - fade) * codec.hop_length :]
 
 
 def fade_frames(codec: Codec) -> int:
@@ -171,27 +175,30 @@ def stream_batch(generator: Generator, contexts: Tensor, draws: Draws) -> Iterat
     codec, device, hop = generator.codec, generator.codec.device, generator.codec.hop_length
     copies, remaining = len(draws.seeds), round(draws.seconds * codec.sample_rate)
     held = contexts.repeat_interleave(copies, 0)
-    latents = _encode(codec, contexts).repeat_interleave(copies, 0)
+    encoded = _encode(codec, contexts)
+    latents = encoded.repeat_interleave(copies, 0)
     context = Context(latents, codec, lambda: contexts.to(device), copies, generator.model.pointer)
     generators = make_generators([*draws.seeds] * len(contexts))
     sampler = Sampler(generator.generation, context, generators, draws.temperature)
     fade = min(fade_frames(codec), generator.generation.block_frames)
     lead = lead_frames(codec, generator.margin, latents.shape[-1], fade)
+    details = Details(codec, encoded, lambda: contexts.to(device), fade)
     blocks = generate_blocks(generator.model, sampler, generator.precision)
     unit = codec.segment_frames or 1
     frames = math.ceil(remaining / hop / unit) * unit
     for number, made in enumerate(_joined(blocks, math.ceil(DECODED_SECONDS * codec.frame_rate), frames)):
         if number == 0:
-            past = sampler.lead_in(lead)
-        past = join(past, made, fade)
-        audio = codec.render(past).cpu()
+            past, sources = sampler.lead_in(lead)
+        past, sources = join(past, made, fade), torch.cat([sources, sampler.sources(made.shape[-1])], -1)
+        audio = codec.render(past, details.of(sources)).cpu()
         before, audio = audio[..., (lead - fade) * hop : lead * hop], audio[..., lead * hop :]
         # The earlier audio is held back until its end can be cross-faded.
         yield torch.cat([held[..., : -fade * hop], crossfade(held[..., -fade * hop :], before)], -1)
         if remaining <= audio.shape[-1]:
             yield audio[..., :remaining]
             return
-        past, held, remaining = past[..., -lead:], audio, remaining - audio.shape[-1]
+        past, sources = past[..., -lead:], sources[..., -lead:]
+        held, remaining = audio, remaining - audio.shape[-1]
 
 
 def _encode(codec: Codec, contexts: Tensor) -> Tensor:

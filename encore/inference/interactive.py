@@ -80,8 +80,8 @@ class Column:
         return dict(zip(self.pictures, map(picture, take.pictures()), strict=False))
 
 
-def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) -> gr.Blocks:
-    """The page, with a column for each model by its name."""
+def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds, temperature: float) -> gr.Blocks:
+    """The page, with a column for each model by its name; `temperature` is the one that is set at first."""
     generative = any(generator.generation.generative for generator in models.values())
     with gr.Blocks(title="Encore", analytics_enabled=False) as page:
         gr.Markdown("# Encore\nDrop a song, choose where it ends, and listen to how it could go on.")
@@ -90,7 +90,7 @@ def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) ->
                 song = gr.Audio(label="Song", sources=["upload"], type="filepath", editable=False, buttons=[])
                 about = gr.Markdown("wav, flac, ogg or mp3")
             with gr.Column():
-                end, *_ = inputs = settings(limits, generative)
+                end, *_ = inputs = settings(limits, generative, temperature)
         with gr.Row():
             start = gr.Button("Continue", variant="primary", interactive=False)
             stop = gr.Button("Stop")
@@ -129,14 +129,14 @@ def build(models: Mapping[str, Generator], limits: Limits, store: LiveSounds) ->
     return page
 
 
-def settings(limits: Limits, generative: bool) -> list[Any]:
+def settings(limits: Limits, generative: bool, temperature: float) -> list[Any]:
     """Where the song ends, and the settings of what is generated, in the order of `run`'s arguments."""
     return [
         gr.Slider(0, 1, 1, step=0.01, label="Continue from", info="second of the song", interactive=False),
         gr.Slider(1, limits.seconds, min(16, limits.seconds), step=1, label="Seconds to generate"),
         gr.Slider(1, MAX_CANDIDATES, 1, step=1, label="Candidates", visible=generative),
         gr.Slider(
-            *(0, MAX_TEMPERATURE, 1),
+            *(0, MAX_TEMPERATURE, temperature),
             step=0.05,
             label="Temperature",
             info="scale of the noise that the model draws from; 1 is that of training",

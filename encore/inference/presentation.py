@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
 from torch import Tensor
 
 from encore.inference.streaming import CONTINUATION, FULL, WrittenContinuation, wav_name
+from encore.reporting.terminal import Column, folded, narrowed, parts, table
 
 if TYPE_CHECKING:
     from encore.reporting.html import AudioSample, Table
@@ -104,17 +103,18 @@ def summary(table: Table | None) -> str:
     return f"{continuations[first]} {ahead}closer than a copy of the input by {closer} of {count}."
 
 
-def print_table(console: Console, table: Table) -> None:
-    """Prints the losses; the best candidate's value has a star."""
-    grid = RichTable(title=table.caption, box=box.SIMPLE_HEAD, title_justify="left")
-    grid.add_column("loss", no_wrap=True)
-    for column in table.columns:
-        grid.add_column(column, justify="right", min_width=max(len(word) for word in (*column.split(), "0.0000 *")))
-    for name, values in table.rows.items():
-        cells = [f"{value:.4f}" for value in values]
-        if (best := table.best(name)) is not None:
-            cells = [f"[bold]{cell} *[/]" if n == best else f"{cell}  " for n, cell in enumerate(cells)]
-        grid.add_row(name, *cells)
-    # A terminal may be narrower than many candidates need; wrapped lines are better than truncated values.
-    least = console.measure(grid, options=console.options.update_width(10_000)).minimum
-    console.print(grid, width=max(console.width, least), crop=False)
+def print_table(console: Console, losses: Table) -> None:
+    """Prints the losses, in parts as wide as the console; the best candidate's value has a star."""
+    names = [*losses.rows]
+    best = [losses.best(name) for name in names]
+    columns = []
+    for place, heading in enumerate(losses.columns):
+        starred = [place == winner for winner in best]
+        cells = [f"{losses.rows[n][place]:.4f}{' *' if star else '  '}" for n, star in zip(names, starred, strict=True)]
+        styles = {row: "bold" for row, star in enumerate(starred) if star}
+        columns.append(Column(folded(heading), cells, styles=styles))
+    label = narrowed(Column("loss", names, left=True), console.width)
+    console.print(losses.caption)
+    for part in parts(label, columns, console.width):
+        console.print(table(label, part))
+        console.print()

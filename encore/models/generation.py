@@ -12,7 +12,7 @@ from torch import Tensor
 from encore.codecs.bands import band_powers
 from encore.models.band_levels import MATCHED_SECONDS, BandLevels
 from encore.models.precision import FP32, autocast
-from encore.models.priors import Context, Generators, take
+from encore.models.priors import Context, Generators, preceding, take
 from encore.models.transformer import NOISE_CHANNELS, PER_BLOCK, PER_CONTINUATION, ContinuationTransformer, KVCache
 from encore.registry import PRIORS
 
@@ -58,6 +58,8 @@ class Sampler:
     ):
         self.config, self.context, self.generators, self.temperature = config, context, generators, temperature
         self.rows, self.device = len(context.latents), context.latents.device
+        self._sources: list[Tensor] = []
+        self._begin: Tensor | None = None  # frames of the context that the first guesses begin with
         prior = PRIORS.find(config.prior)
         if not config.generative:
             self._prior = prior.fixed(context)
@@ -117,14 +119,42 @@ class Sampler:
         """
         return self._prior.frames(start, steps, history)
 
-    def lead_in(self, frames: int) -> Tensor:
-        """What to decode in front of the first block, `[R, D, frames]`: what lies before the prior's first guess.
+    def record(self, guess: Tensor | None, made: Tensor) -> None:
+        """Keeps where a block `made [R, D, steps]` from the last `prior`'s guess comes from, for `sources`."""
+        taken = self._prior.taken if self.config.generative else None
+        if guess is None or taken is None:
+            self._sources.append(_elsewhere(len(made), made.shape[-1], made.device))
+            return
+        if self._begin is None:
+            self._begin = taken[:, 0]
+        centre = self.context.latents.mean(-1, keepdim=True)
+        one, other = (guess - centre).flatten(1), (made - centre).flatten(1)
+        share = (2 * torch.cosine_similarity(one, other).clamp_min(0).square() - 1).clamp_min(0)
+        self._sources.append(torch.stack([taken.to(made), share[:, None].expand(taken.shape)], 1))
 
-        The end of the recording fades into it, so that the first block begins as it does where it was taken from. A
-        deterministic model, or one without a prior, goes on from the contexts. Called after the first `prior`.
+    def sources(self, frames: int) -> Tensor:
+        """Where the next `frames` frames of the blocks so far come from, `[R, 2, frames]`; all are then forgotten.
+
+        Of each frame the number of the context's frame that was guessed, −1 if none was, and how much of the guess is
+        left: `2 ρ² − 1`, at least 0, ρ the block's correlation with it, both relative to the context's mean. That is 1
+        if nothing has changed, and 0 as soon as the guess explains no more than half of the block.
         """
-        before = self._prior.lead_in(frames) if self.config.generative else None
-        return self.context.latents[..., -frames:] if before is None else before
+        found = torch.cat(self._sources, -1)[..., :frames]
+        self._sources.clear()
+        return found
+
+    def lead_in(self, frames: int) -> tuple[Tensor, Tensor]:
+        """What to decode in front of the first block, `[R, D, frames]`, and its sources, `[R, 2, frames]`.
+
+        It is what lies before the prior's first guess. The end of the recording fades into it, so that the first block
+        begins as it does where it was taken from. A deterministic model, or one without a prior, goes on from the
+        contexts. Called after the first block.
+        """
+        context = self.context.latents
+        if self._begin is None:
+            return context[..., -frames:], _elsewhere(self.rows, frames, self.device)
+        index = preceding(self._begin, frames, context.shape[-1])
+        return take(context, index), torch.stack([index.to(context), torch.ones_like(index).to(context)], 1)
 
     def recent(self, history: Tensor) -> Tensor:
         """The end of `history [R, D, F]`, as much as the prior looks at."""
@@ -137,6 +167,11 @@ class Sampler:
             rows = [torch.randn(channels, length, generator=generator) for generator in self.generators]
             values = torch.stack(rows).to(self.device)
         return self.temperature * values
+
+
+def _elsewhere(rows: int, frames: int, device: torch.device) -> Tensor:
+    """Sources of frames that come from no frame of the context, `[R, 2, frames]`."""
+    return torch.tensor([-1.0, 0.0], device=device)[:, None].expand(rows, 2, frames)
 
 
 def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -164,8 +199,9 @@ def generate_blocks(model: ContinuationTransformer, sampler: Sampler, precision:
         bands = None if powers is None else sampler.bands(powers, start == 0)
         with autocast(precision, device):
             made = model.decode_block(cache, steps, noise, prior, bands=bands).float()
-        yield made
         block, gains = made[:, : context.latents.shape[1]], made[:, context.latents.shape[1] :]
+        sampler.record(prior, block)
+        yield made
         history = sampler.recent(torch.cat([history, block], -1))
         if powers is not None:
             powers = sampler.played(powers.repeat_interleave(len(made) // len(powers), 0), gains)
@@ -194,6 +230,7 @@ def generate_prior(sampler: Sampler, frames: int) -> Tensor:
         guess = sampler.prior(start, steps, history)
         if guess is None:
             raise ValueError(f"the prior {sampler.config.prior!r} makes no guesses")
+        sampler.record(guess, guess)
         blocks.append(guess)
         history = sampler.recent(torch.cat([history, guess], -1))
     return torch.cat(blocks, -1)[..., :frames]

@@ -16,12 +16,12 @@ from encore.models.pointer import (
     place_features,
     stride_of,
 )
-from encore.models.priors import Context, Generators, Prior, crossfade, preceding, register_prior, take
+from encore.models.priors import Context, Generators, Prior, crossfade, register_prior, take
 
 POINTER = "pointer"
 EXCERPT_SECONDS = 1.0  # after so long at most, it chooses again
 MATCHED_SECONDS = 1.0  # before a place, by which its frame is found
-FADE_SECONDS = 0.04  # from one excerpt to the next
+FADE_SECONDS = 0.1  # from one excerpt to the next
 
 
 @register_prior(POINTER)
@@ -52,17 +52,12 @@ class Pointed(Prior):
         self.played = 0  # frames
         # Frame of the context after each row's excerpt; counts on beyond the context while music itself was played.
         self.end = torch.full((self.rows,), self.length)
-        self.begin: Tensor | None = None  # of the first excerpts
 
     @classmethod
     def draw(cls, context: Context, generators: Generators) -> Pointed:
         if context.pointer is None:
             raise ValueError("the prior 'pointer' needs the context's pointer, a part of the model")
         return cls(context, context.pointer, generators)
-
-    def lead_in(self, frames: int) -> Tensor:
-        assert self.begin is not None
-        return preceding(self.context, self.begin.to(self.context.device), frames)
 
     @torch.no_grad()
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
@@ -82,7 +77,6 @@ class Pointed(Prior):
     def _excerpt(self, size: int, history: Tensor) -> Tensor:
         """The next `size` frames; advances `end`."""
         begin = self._draw(size, history)
-        self.begin = begin if self.begin is None else self.begin
         latents = self._take(begin, size)
         jumps = (begin != self.end) & (self.end < self.length)
         if jumps.any():

@@ -72,13 +72,6 @@ class Prior(ABC):
         rows, _, frames = context.latents.shape
         return Replay(context, torch.full((rows,), frames, device=context.latents.device))
 
-    def lead_in(self, frames: int) -> Tensor | None:
-        """What lies before the first guess where it was taken from, `[R, D, frames]`; None if it has no such place.
-
-        The end of the recording is cross-faded with its audio. Called after `frames`.
-        """
-        return None
-
     @abstractmethod
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor | None:
         """The guess at frames `start … start + steps − 1` after the contexts, `[R, D, steps]`; None if it is empty.
@@ -120,10 +113,13 @@ def take(context: Tensor, index: Tensor) -> Tensor:
     return context.gather(-1, index[:, None].expand(-1, context.shape[1], -1))
 
 
-def preceding(context: Tensor, begin: Tensor, frames: int) -> Tensor:
-    """The `frames` frames before frames `begin [R]` of `context [R, D, T]`, which is mirrored at its first frame."""
+def preceding(begin: Tensor, frames: int, length: int) -> Tensor:
+    """Numbers of the `frames` frames before frames `begin [R]` of a context, `[R, frames]`.
+
+    Before its first frame the context, of `length` frames, is mirrored.
+    """
     index = (begin[:, None] + torch.arange(-frames, 0, device=begin.device)).abs()
-    return take(context, index.clamp_max(context.shape[-1] - 1))
+    return index.clamp_max(length - 1)
 
 
 def crossfade(old: Tensor, new: Tensor, centre: Tensor | float = 0.0) -> Tensor:
@@ -201,7 +197,6 @@ class FrameOrder:
         else:
             self.lag = int(draw_lags(1, self.frames, generator))
         self.repeat, self.position = -1, 0
-        self.begin: int | None = None  # first frame of the continuation
 
     def indices(self, start: int, steps: int) -> Tensor:
         """Context frames that stand for frames `start … start + steps − 1` of the continuation, `[steps]`.
@@ -215,8 +210,6 @@ class FrameOrder:
             while self.repeat < repeat:
                 self.repeat, self.position = self.repeat + 1, self._draw_position()
             length = min(self.lag - phase, end - start)
-            if self.begin is None:
-                self.begin = self.position + phase
             parts.append(torch.arange(length) + self.position + phase)
             start += length
         return torch.cat(parts)
@@ -240,10 +233,6 @@ class Rhythm(Prior):
         probs = probs.repeat_interleave(len(context.latents) // len(probs), 0)
         return cls(context, [FrameOrder(row, generator) for row, generator in zip(probs, generators, strict=True)])
 
-    def lead_in(self, frames: int) -> Tensor:
-        begin = torch.tensor([order.begin or 0 for order in self.orders], device=self.latents.device)
-        return preceding(self.latents, begin, frames)
-
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
         index = torch.stack([order.indices(start, steps) for order in self.orders])
         self.taken = index.to(self.latents.device)
@@ -261,9 +250,6 @@ class Replay(Prior):
     def draw(cls, context: Context, generators: Generators) -> Replay:
         lags = torch.cat([draw_lags(1, context.latents.shape[-1], generator) for generator in generators])
         return cls(context, lags.to(context.latents.device))
-
-    def lead_in(self, frames: int) -> Tensor:
-        return preceding(self.latents, self.latents.shape[-1] - self.lags, frames)
 
     def frames(self, start: int, steps: int, history: Tensor) -> Tensor:
         self.taken = replayed_frames(self.latents.shape[-1], self.lags, start, steps)

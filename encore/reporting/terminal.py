@@ -78,7 +78,9 @@ def that_fit(label: Column, columns: Sequence[Column], optional: Sequence[Column
 
 def table(label: Column, columns: Sequence[Column], title: str | None = None, ends: Sequence[int] = ()) -> Table:
     """A table of these columns; after the rows `ends` there is a line."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    made = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for column in (label, *columns):
         side: JustifyMethod = "left" if column.left else "right"
         made.add_column(Text(column.heading), justify=side, style=column.style, no_wrap=True, overflow="fold")

@@ -23,6 +23,8 @@ def quantity(interval: Interval, unit: str) -> str:
     value, low, high = interval.value, interval.low, interval.high
     if low is None or high is None:
         return f"{_number(value, _decimals(value / 10))}{unit}"
+    if 0 < max(abs(value), abs(low), abs(high)) < LEAST:
+        return f"less than {2 * LEAST:g}{unit}"
     half = (high - low) / 2
     digits = max(_decimals(half) if half > LEAST else 0, *(_decimals(end) for end in (low, high) if low * high > 0), 0)
     text = f"{_number(value, digits)}{unit}"

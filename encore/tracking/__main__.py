@@ -19,7 +19,7 @@ def tracking() -> None:
     """What training runs have logged."""
 
 
-@app.command()
+@app.command(cls=cli.HelpfulCommand)
 def upload(
     folder: Annotated[Path, typer.Argument(help="checkpoint folder of a run", metavar="DIR")],
     mlflow_uri: Annotated[

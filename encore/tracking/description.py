@@ -16,7 +16,7 @@ import psutil
 
 from encore.config.components import WEIGHT, component_of
 from encore.config.knobs import knobs_of, to_flags
-from encore.config.schema import CODEC, DATA, MODEL, RunConfig, TrackingConfig, TrainConfig
+from encore.config.schema import CodecConfig, DataConfig, RunConfig, TrackingConfig, TrainConfig
 
 TRAINING = "training"
 MAX_NAME = 64  # characters of a run's name
@@ -27,6 +27,8 @@ UNNAMED = {
     *("metrics", "precision", "recompute", "compile", "objective", "unity_test", "shuffle_targets"),
     *(one.name for config in (RunConfig, TrackingConfig) for one in knobs_of(config) if one.name != "seed"),
 }
+
+AMOUNTS = ("decode_seconds", "epochs", "max_steps", "warmup_steps")  # of training, which a name ends with, as with data
 
 
 def named(config: TrainConfig) -> TrackingConfig:
@@ -41,8 +43,8 @@ def run_name(config: TrainConfig) -> str:
     """
     data, kind = config.data, config.objective.kind
     usual = to_flags(TrainConfig.from_flags(objective=kind, unity_test=data.unity_test).resolved())
-    panels = {one.name: one.panel for one in knobs_of(TrainConfig)}
-    flags = sorted(to_flags(config).items(), key=lambda flag: panels[flag[0]] in (DATA, CODEC, MODEL))  # the last ones
+    last = {*AMOUNTS, *(one.name for group in (DataConfig, CodecConfig) for one in knobs_of(group))}
+    flags = sorted(to_flags(config).items(), key=lambda flag: flag[0] in last)
     changed = {name: value for name, value in flags if name not in UNNAMED and value != usual[name]}
     weights = {component_of(name): value for name, value in changed.items() if name.startswith(WEIGHT) and value}
     others = {name: value for name, value in changed.items() if not name.startswith(WEIGHT)}

@@ -23,6 +23,13 @@ def grouped(name: str) -> str:
     return f"baseline/{name}" if kind in BASELINES and rest else f"run/{name}"
 
 
+def split_constants(values: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The baselines, which do not change in a run, and the metrics that do, under their grouped names."""
+    named = {grouped(name): float(value) for name, value in values.items()}
+    constant = {name: value for name, value in named.items() if name.startswith("baseline/")}
+    return constant, {name: value for name, value in named.items() if name not in constant}
+
+
 def first_screen(values: Mapping[str, float]) -> dict[str, float]:
     """The metrics that runs are compared by first, under their grouped names.
 

@@ -18,6 +18,7 @@ from encore.tracking.mlflow import connect, experiment_id, find_run, log_metrics
 from encore.tracking.sender import reason
 
 PARENT = "mlflow.parentRunId"  # the tag by which MLflow's page nests runs
+DESCRIPTION = "mlflow.note.content"  # the tag that a run's page shows
 RETRIES = 2  # of a request after hours of work
 DOWNLOAD_TIMEOUT = 120  # seconds without an answer; a server may have to fetch the file first
 
@@ -61,18 +62,34 @@ def open_run(uri: str, experiment: str, run_id: str | None, trained: str | None)
     return EvaluationRun(client, uri, created.info.run_id, True)
 
 
-def log_evaluation(run: EvaluationRun, metrics: Mapping[str, float], folder: Path, step: int) -> None:
-    """Logs metrics at a step, and the report in `folder` as artifacts below `evaluation/`.
+def log_evaluation(
+    run: EvaluationRun, metrics: Mapping[str, float], folder: Path, step: int, found: Sequence[str] = ()
+) -> None:
+    """Logs metrics at a step, the report in `folder` as artifacts below `evaluation/`, and what was found in sentences.
+
+    Metrics in groups, `eval/…`, are logged at step 0, as MLflow draws bars of these and courses of others.
 
     Raises:
         EncoreError: the server can no longer be reached.
     """
     with failing_with(f"--mlflow_uri {run.uri}: the report could not be logged; it is in {folder}"):
-        log_metrics(run.client, run.run_id, metrics, step, int(time.time() * 1000))
+        now, grouped = int(time.time() * 1000), {name: value for name, value in metrics.items() if "/" in name}
+        log_metrics(run.client, run.run_id, grouped, 0, now)
+        others = {name: value for name, value in metrics.items() if name not in grouped}
+        log_metrics(run.client, run.run_id, others, step, now)
         for file in ("evaluation.json", "index.html"):
             run.client.log_artifact(run.run_id, str(folder / file), "evaluation")
+        _describe(run.client, run.run_id, "Evaluation", found)
         if run.new:
             run.client.set_terminated(run.run_id, "FINISHED")
+
+
+def _describe(client: Any, run_id: str, title: str, found: Sequence[str]) -> None:
+    """Makes sentences the run's description, unless it has one of the user's."""
+    known = client.get_run(run_id).data.tags.get(DESCRIPTION, "")
+    start = f"**{title}**: "
+    if found and (not known or known.startswith(start)):
+        client.set_tag(run_id, DESCRIPTION, start + " ".join(found))
 
 
 class NestedRuns:
@@ -108,8 +125,10 @@ class NestedRuns:
                 self._client.update_run(child, status="SCHEDULED")
         return child
 
-    def close(self, status: str, failed: Sequence[str] = (), artifacts: Sequence[Path] = ()) -> None:
-        """Ends the parent as FINISHED, FAILED or KILLED, after storing copies of files with it.
+    def close(
+        self, status: str, failed: Sequence[str] = (), artifacts: Sequence[Path] = (), found: Sequence[str] = ()
+    ) -> None:
+        """Ends the parent as FINISHED, FAILED or KILLED, after storing copies of files and what was found with it.
 
         Children that have failed are marked so here, since one that ended before it reached MLflow could not do so.
         """
@@ -118,6 +137,7 @@ class NestedRuns:
                 self._client.set_terminated(run_id, "FAILED")
             for path in artifacts:
                 self._client.log_artifact(self.run_id, str(path))
+            _describe(self._client, self.run_id, "Ablation", found)
             self._client.set_terminated(self.run_id, status)
 
     def _find_or_create(self, name: str, run_id: str | None, tags: Mapping[str, str]) -> str:

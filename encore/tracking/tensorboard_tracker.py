@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.config.schema import TrackingConfig
-from encore.tracking.groups import grouped
+from encore.tracking.groups import split_constants
 from encore.tracking.media import examples
 from encore.tracking.steps import LoggedSteps
 from encore.tracking.tracker import Tracker, register_tracker
@@ -19,7 +19,7 @@ FOLDER = "tensorboard"
 
 @register_tracker("tensorboard")
 class TensorBoardTracker(Tracker):
-    """Writes scalars in groups, settings as text, and examples as audio and pictures to `tensorboard/`.
+    """Writes scalars in groups, settings and baselines as text, and examples as audio and pictures to `tensorboard/`.
 
     Args:
         settings: the tracking flags, of which this one needs none.
@@ -50,10 +50,14 @@ class TensorBoardTracker(Tracker):
         self._table("run", values)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Adds a row for each step. Baselines, which are constants, are a table."""
         self._step = step
         if self._steps.is_new(step):
-            for name, value in values.items():
-                self._writer.add_scalar(grouped(name), value, step)
+            constant, row = split_constants(values)
+            if constant:
+                self._table(next(iter(constant)).partition("_")[0], constant)
+            for name, value in row.items():
+                self._writer.add_scalar(name, value, step)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Shows the audio and pictures of a folder of examples. Other files stay where they are."""

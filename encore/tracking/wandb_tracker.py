@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.config.schema import TrackingConfig
-from encore.tracking.groups import BASELINES, grouped
+from encore.tracking.groups import split_constants
 from encore.tracking.media import examples
 from encore.tracking.sender import reason
 from encore.tracking.steps import LoggedSteps
@@ -58,9 +58,8 @@ class WandbTracker(Tracker):
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Logs a row for each step. Baselines, which are constants, go to the run's summary."""
         self._step = step
-        constant = {grouped(name): value for name, value in values.items() if name.partition("_")[0] in BASELINES}
+        constant, row = split_constants(values)
         self._run.summary.update(constant)
-        row = {grouped(name): float(value) for name, value in values.items() if grouped(name) not in constant}
         if row and self._steps.is_new(step):
             self._run.log(row, step=step, commit=False)
             self._pending = True

@@ -93,9 +93,13 @@ class TrainConsole:
             self.log = None
 
     def print(self, line: str, style: str | None = None, whole: bool = False) -> None:
-        """Writes a line to the terminal, there wrapped between words unless `whole`, and to the log."""
+        """Writes a line to the log and the terminal, there wrapped between words; not if `whole` or with a long word.
+
+        So a command or an address can be copied.
+        """
         self._write(line)
         if self.active:
+            whole = whole or any(len(word) > self.console.width for word in line.split())
             self.console.print(line, style=style, markup=False, soft_wrap=whole or not self.live)
             sys.stdout.flush()
 

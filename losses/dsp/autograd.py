@@ -46,7 +46,7 @@ class Transform(torch.autograd.Function):
             anywhere = gradient.new_zeros(gradient.shape[1], samples).requires_grad_()  # as the transform is linear
             inputs = anywhere, window, n_fft, hop, pad_mode
             return plain.gradients(plain.transform, inputs, gradient, (True, False, False, False, False))
-        bins = torch.complex(gradient[0], gradient[1])
+        bins = torch.complex(*plain.solid(gradient))
         # An inverse real transform counts every bin twice, except the first and (of an even size) the last.
         bins[..., 0] *= 2
         if n_fft % 2 == 0:
@@ -99,7 +99,7 @@ class Magnitude(torch.autograd.Function):
         parts, other, value = ctx.saved_tensors
         if torch.is_grad_enabled():
             return plain.gradients(plain.magnitude, (parts, other, ctx.eps), gradient, ctx.needs_input_grad)
-        factor = _above(gradient / value, value, ctx.eps)
+        factor = _above(plain.solid(gradient) / value, value, ctx.eps)
         slope = parts * factor if other is None else (parts - other).mul_(factor)
         return slope if ctx.needs_input_grad[0] else None, -slope if ctx.needs_input_grad[1] else None, None
 
@@ -151,7 +151,7 @@ class Angle(torch.autograd.Function):
         parts, magnitude = ctx.saved_tensors
         if torch.is_grad_enabled():
             return plain.gradients(plain.angle, (parts, magnitude, ctx.eps), gradient, ctx.needs_input_grad)
-        return _turned(parts, gradient, gradient.new_ones(()), magnitude, ctx.eps), None, None
+        return _turned(parts, plain.solid(gradient), gradient.new_ones(()), magnitude, ctx.eps), None, None
 
 
 def _turned(parts: Tensor, gradient: Tensor, scale: Tensor, magnitude: Tensor, eps: float) -> Tensor:
@@ -203,7 +203,7 @@ class PhaseDistance(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         prediction, target, magnitude, wanted_magnitude, slope = ctx.saved_tensors
-        share, needed = gradient[:, None, None, None], ctx.needs_input_grad
+        share, needed = plain.solid(gradient)[:, None, None, None], ctx.needs_input_grad
         if torch.is_grad_enabled():
             inputs = prediction, target, magnitude, wanted_magnitude, ctx.eps
             return plain.gradients(plain.phase_distance, inputs, gradient, needed)

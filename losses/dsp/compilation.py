@@ -75,10 +75,17 @@ def constant_tensor(function: Function) -> Function:
         if not torch.compiler.is_compiling():
             return made(*arguments)
         *settings, device, dtype = arguments
-        literals = repr(tuple(settings))
+        literals = _literal(tuple(settings))
         return torch.ops.losses.constant(name, literals, _shape(name, literals), device, dtype)
 
     return cast(Function, called)
+
+
+def _literal(value: object) -> str:
+    """`repr`, in a form that makes the compiler take numbers that change from call to call as constants too."""
+    if isinstance(value, tuple):
+        return "(" + "".join(f"{_literal(part)}, " for part in value) + ")"
+    return repr(value) if isinstance(value, str) else f"{value}"
 
 
 @constant

@@ -146,7 +146,7 @@ class _Product(torch.autograd.Function):
         (filters,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated
             return plain.product(gradient, filters.T), None, None
-        rows = gradient.flatten(0, -2)
+        rows = plain.solid(gradient).flatten(0, -2)
         result = rows.new_zeros(len(rows), filters.shape[1])
         for bands, bins in ctx.groups:
             result[:, bins].addmm_(rows[:, bands], filters[bands, bins])

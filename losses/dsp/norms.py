@@ -46,7 +46,7 @@ class _MeanAbs(torch.autograd.Function):
         values, other = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated
             return plain.gradients(plain.mean_abs, (values, other), gradient, ctx.needs_input_grad)
-        share = (gradient / values[0].numel()).view(-1, *[1] * (values.dim() - 1))
+        share = (plain.solid(gradient) / values[0].numel()).view(-1, *[1] * (values.dim() - 1))
         return _to_both(_difference(values, other).sgn().mul_(share), ctx.needs_input_grad)
 
 
@@ -62,7 +62,7 @@ class _NormAlongBins(torch.autograd.Function):
         values, other, norm = ctx.saved_tensors
         if torch.is_grad_enabled():
             return plain.gradients(plain.norm_along_bins, (values, other), gradient, ctx.needs_input_grad)
-        share = (gradient / norm).masked_fill_(norm == 0, 0)
+        share = (plain.solid(gradient) / norm).masked_fill_(norm == 0, 0)
         return _to_both(_difference(values, other) * share[..., None], ctx.needs_input_grad)
 
 

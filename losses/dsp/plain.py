@@ -28,6 +28,11 @@ def gradients(
     return tuple(next(found) if need else None for need in needed)
 
 
+def solid(gradient: Tensor) -> Tensor:
+    """A gradient that can be calculated with in place; in second derivatives torch passes zeros that cannot."""
+    return gradient.clone() if gradient._is_zerotensor() else gradient
+
+
 def transform(signal: Tensor, window: Tensor, n_fft: int, hop: int, pad_mode: str) -> Tensor:
     """Rows of samples `[R, N]` to the real and imaginary parts of their spectra, `[2, R, frames, bins]`."""
     length, left = len(window), (n_fft - len(window)) // 2

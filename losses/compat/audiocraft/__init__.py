@@ -1,5 +1,5 @@
 """audiocraft's loss balancer and adversarial losses: `from losses.compat.audiocraft.losses import Balancer`."""
 
-from losses.compat.audiocraft import adversarial, losses
+from losses.compat.audiocraft import adversarial, discriminators, losses
 
-__all__ = ["adversarial", "losses"]
+__all__ = ["adversarial", "discriminators", "losses"]

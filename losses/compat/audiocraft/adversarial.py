@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from losses.adversarial.losses import _CRITERIA
+from losses.compat.audiocraft.discriminators import (
+    MultiPeriodDiscriminator,
+    MultiScaleDiscriminator,
+    MultiScaleSTFTDiscriminator,
+)
+
+__all__ = [
+    "ADVERSARIAL_LOSSES",
+    "AdversarialLoss",
+    "FeatureMatchingLoss",
+    "MultiPeriodDiscriminator",
+    "MultiScaleDiscriminator",
+    "MultiScaleSTFTDiscriminator",
+    "get_adv_criterion",
+    "get_fake_criterion",
+    "get_real_criterion",
+]
 
 Criterion = Callable[[Tensor], Tensor]
 FeatureLoss = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
@@ -153,27 +169,6 @@ class AdversarialLoss(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         self.optimizer.load_state_dict(state_dict.pop(prefix + "optimizer"))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def MultiScaleSTFTDiscriminator(
-    filters: int, in_channels: int = 1, out_channels: int = 1, sep_channels: bool = False, **kwargs: Any
-) -> nn.Module:
-    """EnCodec's discriminator, from the package `encodec`; its weights have audiocraft's names.
-
-    Args:
-        filters: channels of the convolutions.
-        in_channels: of the signal.
-        out_channels: of the logits.
-        sep_channels: has no effect, as in audiocraft.
-        **kwargs: n_ffts, hop_lengths, win_lengths (samples), and those of one discriminator.
-    """
-    from encodec.msstftd import MultiScaleSTFTDiscriminator as Discriminator
-
-    with warnings.catch_warnings():
-        # The package uses a deprecated weight norm of torch.
-        warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
-        module: nn.Module = Discriminator(filters, in_channels, out_channels, **kwargs)
-    return module
 
 
 def _is_distributed() -> bool:

@@ -141,8 +141,8 @@ class RandomResolutionSTFTLoss(nn.Module):
         self.resolutions, self.windows, self.randomize_rate = resolutions, windows, randomize_rate
         self.min_fft_size, self.max_fft_size = min_fft_size, max_fft_size
         self.min_hop_size, self.max_hop_size = min_hop_size, max_hop_size
-        self.options: Any = (w_sc, w_log_mag, w_lin_mag, w_phs, sample_rate, scale, n_mels)
-        self.kwargs = kwargs
+        self.w_sc, self.w_log_mag, self.w_lin_mag, self.w_phs = w_sc, w_log_mag, w_lin_mag, w_phs
+        self.sample_rate, self.scale, self.n_mels, self.kwargs = sample_rate, scale, n_mels, kwargs
         self.nforwards = 0
         self.randomize_losses()
 
@@ -166,7 +166,8 @@ class RandomResolutionSTFTLoss(nn.Module):
         share = self.min_hop_size + np.random.rand() * (self.max_hop_size - self.min_hop_size)
         win_length = int(fft_size * np.random.choice([1.0, 0.5, 0.25]))
         sizes = fft_size, int(fft_size * share), win_length, str(np.random.choice(list(self.windows)))
-        return STFTLoss(*sizes, *self.options, **self.kwargs)
+        weights = self.w_sc, self.w_log_mag, self.w_lin_mag, self.w_phs
+        return STFTLoss(*sizes, *weights, self.sample_rate, self.scale, self.n_mels, **self.kwargs)
 
 
 class SumAndDifferenceSTFTLoss(nn.Module):
