@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("music", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--picture", type=Path, help="also copy the spectrograms of the first piece to this file")
+    parser.add_argument("--picture", type=Path, help="also draw how the first piece is continued")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     model = encore.load(device="cpu", precision="fp32")
@@ -65,7 +65,7 @@ def main() -> None:
     listed = [{name: value for name, value in asdict(piece).items() if name != "file"} for piece in PIECES]
     (options.output / "pieces.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
     if options.picture is not None:
-        options.picture.write_bytes((options.output / f"{PIECES[0].name}.png").read_bytes())
+        draw_first(options.output, options.picture)
 
 
 def write_piece(folder: Path, piece: Piece, song: Tensor, model: ContinuationPipeline) -> None:
@@ -81,9 +81,19 @@ def write_piece(folder: Path, piece: Piece, song: Tensor, model: ContinuationPip
         path = folder / f"{piece.name}_{kind}.ogg"
         soundfile.write(path, audio.T.numpy(), rate, format="OGG", subtype="VORBIS", compression_level=QUALITY)
     titles = (f"{piece.title}, continued by the model", f"{piece.title}, as it is")
-    picture = folder / f"{piece.name}.png"
-    spectrograms(dict(zip(titles, signals.values(), strict=True)), rate, picture, begins=SHOWN_SECONDS)
-    Image.open(picture).convert("RGB").quantize(COLOURS).save(picture, optimize=True)  # a third of the size
+    draw(dict(zip(titles, signals.values(), strict=True)), rate, folder / f"{piece.name}.png")
+
+
+def draw_first(folder: Path, picture: Path) -> None:
+    """Draws the first piece alone, as it is continued: low enough for the first screen of README.md."""
+    audio, rate = soundfile.read(folder / f"{PIECES[0].name}_continued.ogg", dtype="float32", always_2d=True)
+    draw({f"{PIECES[0].title}, and from the line on Encore": torch.from_numpy(audio.T)}, rate, picture)
+
+
+def draw(signals: dict[str, Tensor], rate: int, picture: Path) -> None:
+    """Writes spectrograms in few colours, a third of the size, with a line where the continuation begins."""
+    spectrograms(signals, rate, picture, begins=SHOWN_SECONDS)
+    Image.open(picture).convert("RGB").quantize(COLOURS).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

@@ -124,9 +124,11 @@ class StepMeter:
         """Makes the spectra of signals without a gradient, which are the targets', a part of their own."""
         spectra = sys.modules.get("losses.dsp.stft")
         for name in SPECTRA:
-            apply = getattr(getattr(spectra, name, None), "apply", None)
-            if apply is not None and not isinstance(apply, partial):  # None in other versions, partial once replaced
-                setattr(spectra, name, SimpleNamespace(apply=partial(self._of_target, apply)))
+            function = getattr(spectra, name, None)  # None in other versions, a namespace once replaced
+            if function is not None and not isinstance(function, SimpleNamespace):
+                ways = {way: getattr(function, way) for way in ("apply", "compute") if hasattr(function, way)}
+                timed = {way: partial(self._of_target, call) for way, call in ways.items()}
+                setattr(spectra, name, SimpleNamespace(**timed))
 
     def _of_target(self, function: Callable[..., Tensor], first: Tensor, *arguments: Any) -> Tensor:
         before = self.part

@@ -92,8 +92,8 @@ def test_runs_are_trained_evaluated_and_compared(ablated: Any) -> None:
     page = Page(output / "index.html")
     assert len(page.audio) == 3 * (1 + len(RUNS)) and not page.elsewhere
     assert ["System", "Plot", "mean_rms"] in page.rows
-    assert page.text.index("Better than replaying the input") < page.text.index("Listen")
-    assert "mean_rms" in result.stdout and "Better than replaying the input" in " ".join(result.stdout.split())
+    assert page.text.index("Gain over replaying the input") < page.text.index("Listen")
+    assert "mean_rms" in result.stdout and "Gain over replaying the input" in " ".join(result.stdout.split())
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_no_template_turns_escaping_off() -> None:
 def test_every_mlflow_command_that_is_given_listens_to_this_machine_alone() -> None:
     given = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*.sh"), *ROOT.glob("encore/**/*.py")]
     lines = [
-        line for path in given for line in path.read_text().splitlines() if re.search(r"mlflow (ui|server)\b", line)
+        line for path in given for line in path.read_text().splitlines() if re.search(r"mlflow (ui|server) ", line)
     ]
     assert len(lines) >= 3
     assert all("--host 127.0.0.1" in line for line in lines), lines

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from encore.audio import start_wav
 from encore.inference.streaming import WavWriter, WrittenContinuation, wav_name, write_stream
+from encore.inference.threads import use_one_thread
 
 RATE, PIECE, PIECES = 8000, 1000, 20
 CONTEXT = torch.linspace(-1, 1, 3000)[None]
@@ -93,3 +94,19 @@ def test_beyond_four_gigabytes_a_wav_is_an_rf64(tmp_path: Path) -> None:
     for samples, name in ((2**30, "RIFF"), (2**31, "RF64")):
         start_wav(tmp_path / "a.wav", 1, 48000, samples)
         assert (tmp_path / "a.wav").read_bytes()[:4].decode() == name
+
+
+def test_playing_uses_one_thread_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        use_one_thread()
+        assert torch.get_num_threads() == 2
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        use_one_thread()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

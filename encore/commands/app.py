@@ -99,8 +99,10 @@ def load_models(config: AppConfig) -> dict[str, Generator]:
     Raises:
         EncoreError: a checkpoint cannot be loaded.
     """
+    from encore.inference.threads import use_one_thread
     from encore.models.loading import choose_device, load_generator
 
+    use_one_thread()
     device, models = choose_device(config.device), {}
     for flag, path in config.paths.items():
         name = "the model that Encore comes with" if path == PRETRAINED else "/".join(path.resolve().parts[-2:])

@@ -21,6 +21,7 @@ from encore.inference.presentation import describe, describe_candidates, print_t
 from encore.inference.songs import SHOWN_SECONDS, Song, read_song
 from encore.inference.streaming import WavWriter, WrittenContinuation, write_stream
 from encore.inference.table import build_table_losses, loss_table
+from encore.inference.threads import use_one_thread
 from encore.models.allocator import keep_freed_memory
 from encore.models.loading import Generator, choose_device, load_generator
 from encore.models.model_folder import PRETRAINED
@@ -43,6 +44,7 @@ def main(config: SampleConfig) -> None:
     """
     config.check()
     keep_freed_memory()
+    use_one_thread()
     make_folder(config.output, "--output")
     device = choose_device(config.device)
     generator = load_model(config, device)

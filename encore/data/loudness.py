@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.signal import lfilter
 from torch import Tensor
 
 BLOCK_SECONDS, STEP_SECONDS = 0.4, 0.1
@@ -18,6 +17,8 @@ HIGH_PASS = 38.13547087602444, 0.5003270373238773
 
 def integrated_loudness(audio: Tensor, sample_rate: int) -> float:
     """Gated loudness of `audio [C, N]` in LUFS; −inf for silence, or for less than 0.4 s."""
+    from scipy.signal import lfilter  # takes half a second, and only preparation with a loudness needs it
+
     block, step = round(BLOCK_SECONDS * sample_rate), round(STEP_SECONDS * sample_rate)
     weighted = audio.double().numpy()
     for numerator, denominator in (_shelf(sample_rate), _high_pass(sample_rate)):
