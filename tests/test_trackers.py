@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,11 @@ def track_twice(name: str, folder: Path, examples: Path) -> tuple[list[str], str
         tracker.close("FINISHED")
         if "wandb" in sys.modules:
             sys.modules["wandb"].teardown()  # as at the end of a process
+            ended = int(
+                time.time()
+            )  # wandb names a run's folder by the second of its start, so the next one needs another
+            while int(time.time()) == ended:
+                time.sleep(0.02)
     assert run_id is not None
     return lines, run_id
 
